@@ -1,0 +1,263 @@
+//! Configuration: a file, then `HOPLINE_*` variables; merged, checked as a whole, all problems reported at once.
+//!
+//! The file is `hopline.toml` in the working directory, or the one that `HOPLINE_CONFIG` names. A variable is
+//! `HOPLINE_<SECTION>_<KEY>`, as in `HOPLINE_AMQP_URL`; with `_FILE` at its end it names a file that holds the
+//! value (for secrets). `config/hopline.toml` shows every key with its meaning, unit and default.
+
+mod duration;
+mod load;
+mod secret;
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    duration::{DurationError, parse_duration},
+    load::ConfigError,
+    secret::AmqpUrl,
+};
+use crate::job::{Kind, QueueName};
+
+/// Everything that can be configured. Each section is one concern.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The broker.
+    pub amqp: Amqp,
+    /// The HTTP front.
+    pub http: Http,
+    /// Worker processes.
+    pub worker: Worker,
+    /// Sizes.
+    pub limits: Limits,
+    /// Ending a process.
+    pub shutdown: Shutdown,
+    /// Logs.
+    pub log: Log,
+    /// Which queue a kind goes to while no worker has announced it: `"image.thumbnail" = "media"`.
+    pub routes: BTreeMap<Kind, QueueName>,
+}
+
+/// `[amqp]`: the broker and how we talk to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Amqp {
+    /// Where the broker is, `amqp://user:password@host:port/vhost`. Default `amqp://127.0.0.1:5672`.
+    pub url: AmqpUrl,
+    /// What the name of every exchange and queue starts with. Default `hopline`.
+    pub prefix: String,
+    /// What the names of the delay ladder start with, where several prefixes of one virtual host share one
+    /// ladder (their queue names must then differ). Empty: the prefix. Default empty.
+    pub ladder_prefix: String,
+    /// Queues that exist from the start, declared by `hopline serve` and by workers. Default `["default"]`.
+    pub queues: Vec<QueueName>,
+    /// Seconds between heartbeats; a peer silent for two of them is gone. 1 to 60. Default 10.
+    pub heartbeat: u16,
+    /// Longest time to connect, TLS and login included. Default 5 s.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// Longest time from handing a message over to the broker's confirm. Default 5 s.
+    #[serde(with = "duration")]
+    pub confirm_timeout: Duration,
+    /// Most publishes that await their confirm on a connection. 1 to 10,000. Default 2,000.
+    pub window: usize,
+    /// Most publishes that wait for room in the window. Default 10,000.
+    pub backlog: usize,
+}
+
+impl Default for Amqp {
+    fn default() -> Self {
+        Self {
+            url: AmqpUrl::default(),
+            prefix: "hopline".to_owned(),
+            ladder_prefix: String::new(),
+            queues: vec![QueueName::parse("default").expect("a literal within the rule")],
+            heartbeat: 10,
+            connect_timeout: Duration::from_secs(5),
+            confirm_timeout: Duration::from_secs(5),
+            window: 2_000,
+            backlog: 10_000,
+        }
+    }
+}
+
+/// `[http]`: the HTTP front.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Address and port. Default `127.0.0.1:8080`. Any other host than loopback needs `allow_unauthenticated`.
+    pub listen: SocketAddr,
+    /// Listen beyond loopback although there are no keys: whoever reaches the port may submit jobs. Default false.
+    pub allow_unauthenticated: bool,
+    /// Names that a request's `Host` may have besides loopback addresses and `localhost`; a guard against DNS
+    /// rebinding. Default none.
+    pub hosts: Vec<String>,
+    /// Longest wait a caller may ask for. Default 60 s.
+    #[serde(with = "duration")]
+    pub max_wait: Duration,
+    /// Most callers that wait for a reply at the same time. Default 10,000.
+    pub max_waiters: usize,
+    /// Most requests whose job awaits its confirm at the same time. Default 10,000.
+    pub max_in_flight: usize,
+    /// Most bytes of all request bodies in memory at the same time. Default 256 MiB.
+    pub max_body_memory: usize,
+    /// Most items in a batch. Default 10,000.
+    pub batch_items: usize,
+    /// Most bytes in a batch. Default 16 MiB.
+    pub batch_bytes: usize,
+    /// Longest time for a client to send its head, and again for its body. Default 30 s.
+    #[serde(with = "duration")]
+    pub read_timeout: Duration,
+    /// Most connections at the same time. Default 20,000.
+    pub max_connections: usize,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            allow_unauthenticated: false,
+            hosts: Vec::new(),
+            max_wait: Duration::from_secs(60),
+            max_waiters: 10_000,
+            max_in_flight: 10_000,
+            max_body_memory: 256 << 20,
+            batch_items: 10_000,
+            batch_bytes: 16 << 20,
+            read_timeout: Duration::from_secs(30),
+            max_connections: 20_000,
+        }
+    }
+}
+
+/// `[worker]`: worker processes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Worker {
+    /// Address of `/healthz`; absent: none. Default none.
+    pub health: Option<SocketAddr>,
+    /// Attempts at the same time per queue, where `queues` says nothing. Default 10.
+    pub concurrency: usize,
+    /// Jobs taken from the broker ahead of being run, per queue, those running included; at least `concurrency`.
+    /// 1 to 65,535. Default 20.
+    pub prefetch: u16,
+    /// Threads for `cx.cpu`. 0: one per core. Default 0.
+    pub cpu_threads: usize,
+    /// How often a message of unknown kind or newer version is tried again before it is dead. Default 5.
+    pub patience: u32,
+    /// The first pause of that patience; each further one is twice as long. Default 2 s.
+    #[serde(with = "duration")]
+    pub patience_initial: Duration,
+    /// Run a job in a child process from this delivery on, because it may be what killed the worker before.
+    /// 0: never. Default 3.
+    pub isolate_from_delivery: u32,
+    /// The broker's consumer timeout: a delivery that is unacknowledged for longer closes the channel. Checked
+    /// against timeouts and prefetch at start. Default 30 min, RabbitMQ's own.
+    #[serde(with = "duration")]
+    pub consumer_timeout: Duration,
+    /// Per queue, what differs.
+    pub queues: BTreeMap<QueueName, WorkerQueue>,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self {
+            health: None,
+            concurrency: 10,
+            prefetch: 20,
+            cpu_threads: 0,
+            patience: 5,
+            patience_initial: Duration::from_secs(2),
+            isolate_from_delivery: 3,
+            consumer_timeout: Duration::from_secs(1800),
+            queues: BTreeMap::new(),
+        }
+    }
+}
+
+/// `[worker.queues.<queue>]`: one queue of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerQueue {
+    /// Attempts at the same time; absent: `worker.concurrency`.
+    pub concurrency: Option<usize>,
+    /// Jobs taken ahead; absent: `worker.prefetch`.
+    pub prefetch: Option<u16>,
+}
+
+impl Worker {
+    /// Attempts at the same time from `queue`.
+    #[must_use]
+    pub fn concurrency_of(&self, queue: &QueueName) -> usize {
+        self.queues.get(queue).and_then(|queue| queue.concurrency).unwrap_or(self.concurrency)
+    }
+
+    /// Jobs taken ahead from `queue`.
+    #[must_use]
+    pub fn prefetch_of(&self, queue: &QueueName) -> u16 {
+        self.queues.get(queue).and_then(|queue| queue.prefetch).unwrap_or(self.prefetch)
+    }
+}
+
+/// `[limits]`: sizes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Most bytes of a job's args, and of the request that submits it. At most 16 MiB, RabbitMQ 4's largest
+    /// message. Default 1 MiB.
+    pub args: usize,
+    /// Most bytes of an output; a longer one is left out and the job still succeeds. Default 1 MiB.
+    pub output: usize,
+    /// Longest delay of a job. At most 310 days. Default 30 days.
+    #[serde(with = "duration")]
+    pub max_delay: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { args: 1 << 20, output: 1 << 20, max_delay: Duration::from_secs(30 * 86_400) }
+    }
+}
+
+/// `[shutdown]`: ending a process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// How long running work may go on after SIGTERM. Default 25 s.
+    #[serde(with = "duration")]
+    pub grace: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(25) }
+    }
+}
+
+/// `[log]`: logs, on standard error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// What is logged: `error`, `warn`, `info`, `debug` or `trace`, also per target as in `info,hopline=debug`.
+    /// Default `info`.
+    pub level: String,
+    /// `text` or `json`. Default `text`.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// The shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines: one JSON object a line.
+    Json,
+}

@@ -1,0 +1,284 @@
+//! Where configuration comes from, and whether it holds together.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use thiserror::Error;
+
+use super::Config;
+use crate::job::QueueName;
+
+/// The file that is read when `HOPLINE_CONFIG` names none.
+const FILE: &str = "hopline.toml";
+const PREFIX: &str = "HOPLINE_";
+/// Variables that are read by themselves and are no keys of the configuration.
+const OTHERS: [&str; 2] = ["HOPLINE_CONFIG", "HOPLINE_ISOLATE"];
+/// Variables of the test and development tools start with one of these.
+const TOOLS: [&str; 3] = ["HOPLINE_TEST_", "HOPLINE_RABBITMQ_", "HOPLINE_URL"];
+
+/// A configuration that cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A file could not be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file or a variable is malformed.
+    #[error("configuration: {0}")]
+    Malformed(String),
+    /// Values that cannot be, or cannot be together: all of them, a line each.
+    #[error("configuration:{}", .0.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
+    Invalid(Vec<String>),
+}
+
+impl Config {
+    /// Reads the configuration: `hopline.toml` (or the file that `HOPLINE_CONFIG` names), then `HOPLINE_*`
+    /// variables, which win.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: a file that cannot be read, an unknown key, a value out of its range.
+    pub fn load() -> Result<Self, ConfigError> {
+        let file = std::env::var_os("HOPLINE_CONFIG").map(PathBuf::from);
+        let file = match file {
+            Some(path) => Some(path),
+            None => Some(PathBuf::from(FILE)).filter(|path| path.exists()),
+        };
+        // Variables that are not UTF-8 are not ours.
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Self::load_from(file.as_deref(), variables)
+    }
+
+    /// Reads the configuration from a given file and given variables.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_from(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = config::Config::builder();
+        if let Some(path) = file {
+            let text =
+                fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+            layers = layers.add_source(config::File::from_str(&text, config::FileFormat::Toml));
+        }
+        let (mut scalars, mut lists) = (HashMap::new(), Vec::new());
+        for (key, value) in keys(variables)? {
+            // A list is written with commas: the layering crate would need to know which keys are lists.
+            match key.as_str() {
+                "amqp.queues" | "http.hosts" => lists.push((key, split(&value))),
+                _ => drop(scalars.insert(key, value)),
+            }
+        }
+        layers = layers.add_source(
+            config::Environment::default()
+                .separator(".")
+                .try_parsing(true)
+                .ignore_empty(false)
+                .source(Some(scalars)),
+        );
+        for (key, value) in lists {
+            layers = layers.set_override(key, value).map_err(malformed)?;
+        }
+        let config: Self = layers.build().and_then(config::Config::try_deserialize).map_err(malformed)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks each value and the relations between them, and reports all that is wrong.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with a line for each problem.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let mut problems = Vec::new();
+        let mut demand = |holds: bool, problem: String| {
+            if !holds {
+                problems.push(problem);
+            }
+        };
+        let url = self.amqp.url.expose();
+        demand(
+            url.starts_with("amqp://") || url.starts_with("amqps://"),
+            "amqp.url must start with amqp:// or amqps://".into(),
+        );
+        demand(
+            cfg!(feature = "tls") || !self.amqp.url.is_tls(),
+            "amqp.url asks for TLS, which this program is built without: enable hopline's feature `tls`"
+                .into(),
+        );
+        demand(
+            QueueName::parse(self.amqp.prefix.as_str()).is_ok(),
+            "amqp.prefix must be 1 to 60 of a-z, 0-9, _ and -".into(),
+        );
+        demand(
+            self.amqp.ladder_prefix.is_empty() || QueueName::parse(self.amqp.ladder_prefix.as_str()).is_ok(),
+            "amqp.ladder_prefix must be empty or 1 to 60 of a-z, 0-9, _ and -".into(),
+        );
+        let within = |name: &str, value: usize, low: usize, high: usize| {
+            ((low..=high).contains(&value), format!("{name} must be {low} to {high}, not {value}"))
+        };
+        let ranges = [
+            within("amqp.heartbeat", self.amqp.heartbeat.into(), 1, 60),
+            within("amqp.window", self.amqp.window, 1, 10_000),
+            within("amqp.backlog", self.amqp.backlog, 1, 1_000_000),
+            within("http.max_waiters", self.http.max_waiters, 0, 1_000_000),
+            within("http.max_in_flight", self.http.max_in_flight, 1, 1_000_000),
+            within("http.batch_items", self.http.batch_items, 1, 100_000),
+            within("http.batch_bytes", self.http.batch_bytes, 1 << 10, 256 << 20),
+            within("http.max_body_memory", self.http.max_body_memory, 1 << 20, 1 << 40),
+            within("http.max_connections", self.http.max_connections, 1, 1_000_000),
+            within("limits.args", self.limits.args, 1 << 10, 16 << 20),
+            within("limits.output", self.limits.output, 0, 16 << 20),
+            within("worker.cpu_threads", self.worker.cpu_threads, 0, 1024),
+            within("worker.patience", self.worker.patience as usize, 0, 20),
+        ];
+        for (holds, problem) in ranges {
+            demand(holds, problem);
+        }
+        demand(
+            self.http.max_body_memory >= self.http.batch_bytes.max(self.limits.args),
+            "http.max_body_memory must hold at least one batch (http.batch_bytes) and one job (limits.args)"
+                .into(),
+        );
+        let durations = [
+            ("amqp.connect_timeout", self.amqp.connect_timeout, 1, 300),
+            ("amqp.confirm_timeout", self.amqp.confirm_timeout, 1, 300),
+            ("http.max_wait", self.http.max_wait, 1, 3600),
+            ("http.read_timeout", self.http.read_timeout, 1, 3600),
+            ("limits.max_delay", self.limits.max_delay, 0, 310 * 86_400),
+            ("shutdown.grace", self.shutdown.grace, 0, 86_400),
+            ("worker.patience_initial", self.worker.patience_initial, 0, 86_400),
+            ("worker.consumer_timeout", self.worker.consumer_timeout, 60, 100 * 86_400),
+        ];
+        for (name, value, low, high) in durations {
+            let range = Duration::from_secs(low)..=Duration::from_secs(high);
+            demand(range.contains(&value), format!("{name} must be {low} s to {high} s"));
+        }
+        let shared = [("worker", self.worker.concurrency, self.worker.prefetch)];
+        let each =
+            self.worker.queues.keys().map(|queue| {
+                (queue.as_str(), self.worker.concurrency_of(queue), self.worker.prefetch_of(queue))
+            });
+        for (name, concurrency, prefetch) in shared.into_iter().chain(each) {
+            demand(concurrency >= 1, format!("{name}: concurrency must be at least 1"));
+            demand(
+                usize::from(prefetch) >= concurrency,
+                format!("{name}: prefetch ({prefetch}) must be at least concurrency ({concurrency})"),
+            );
+        }
+        if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "fits map_err")]
+fn malformed(error: config::ConfigError) -> ConfigError {
+    ConfigError::Malformed(error.to_string())
+}
+
+fn split(value: &str) -> Vec<String> {
+    value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+}
+
+/// `HOPLINE_HTTP_MAX_WAIT` → `http.max_wait`: sections have no underscore, so the first one is the dot. With
+/// `_FILE` at the end the value is what the file holds.
+fn keys(
+    variables: impl IntoIterator<Item = (String, String)>,
+) -> Result<BTreeMap<String, String>, ConfigError> {
+    let mut found = BTreeMap::new();
+    for (name, value) in variables {
+        if OTHERS.contains(&name.as_str()) || TOOLS.iter().any(|tool| name.starts_with(tool)) {
+            continue;
+        }
+        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        let (rest, value) = match rest.strip_suffix("_FILE") {
+            Some(rest) => (rest, read_secret(&value)?),
+            None => (rest, value),
+        };
+        found.insert(rest.to_ascii_lowercase().replacen('_', ".", 1), value);
+    }
+    Ok(found)
+}
+
+fn read_secret(path: &str) -> Result<String, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(toml: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let file = std::env::temp_dir().join(format!("hopline-config-{}.toml", crate::JobId::new()));
+        fs::write(&file, toml).unwrap();
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let result = Config::load_from(Some(&file), variables);
+        fs::remove_file(&file).unwrap();
+        result
+    }
+
+    #[test]
+    fn nothing_gives_the_defaults() {
+        assert_eq!(Config::load_from(None, []).unwrap(), Config::default());
+        assert_eq!(load("", &[]).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn a_variable_wins_over_the_file() {
+        let toml = "[http]\nmax_wait = \"5s\"\n[amqp]\nprefix = \"a\"\nqueues = [\"x\"]\n[routes]\n\"image.thumbnail\" = \"media\"\n";
+        let config = load(
+            toml,
+            &[("HOPLINE_HTTP_MAX_WAIT", "1m"), ("HOPLINE_AMQP_QUEUES", "default, media"), ("PATH", "/bin")],
+        )
+        .unwrap();
+        assert_eq!(config.http.max_wait, Duration::from_secs(60));
+        assert_eq!(config.amqp.prefix, "a");
+        assert_eq!(
+            config.amqp.queues.iter().map(QueueName::as_str).collect::<Vec<_>>(),
+            ["default", "media"]
+        );
+        assert_eq!(config.routes.len(), 1);
+    }
+
+    #[test]
+    fn a_secret_may_be_in_a_file() {
+        let file = std::env::temp_dir().join(format!("hopline-secret-{}", crate::JobId::new()));
+        fs::write(&file, "amqp://u:p@h\n").unwrap();
+        let config = load("", &[("HOPLINE_AMQP_URL_FILE", file.to_str().unwrap())]).unwrap();
+        fs::remove_file(&file).unwrap();
+        assert_eq!(config.amqp.url.expose(), "amqp://u:p@h");
+        assert!(!format!("{config:?}").contains("u:p"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        for (toml, variables) in [
+            ("[http]\nlisen = \"x\"\n", vec![]),
+            ("", vec![("HOPLINE_HTTP_LISEN", "x")]),
+            ("[htpp]\n", vec![]),
+        ] {
+            let error = load(toml, &variables).unwrap_err().to_string();
+            assert!(error.contains("unknown field") && error.contains("expected"), "{error}");
+        }
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let toml = "[amqp]\nheartbeat = 0\nurl = \"http://x\"\n[worker]\nconcurrency = 30\nprefetch = 10\n";
+        let error = load(toml, &[]).unwrap_err().to_string();
+        for part in ["amqp.heartbeat", "amqp.url", "prefetch (10) must be at least concurrency (30)"] {
+            assert!(error.contains(part), "{part} not in {error}");
+        }
+    }
+}

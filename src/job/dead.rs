@@ -1,0 +1,168 @@
+//! Dead letters: the marks that a dead job's message carries in its dead-letter queue.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::wire::{HeaderValue, Headers, Message};
+
+/// Longest error text in a header, in bytes: header frames are bounded, and a longer one closes the connection.
+pub const ERROR_MAX: usize = 4096;
+
+/// The marks. A message with [`mark::REASON`] on a work queue was moved back by hand: a replay.
+pub mod mark {
+    /// Why the job is dead, see [`super::Reason`].
+    pub const REASON: &str = "hopline-reason";
+    /// The error's code.
+    pub const CODE: &str = "hopline-error-code";
+    /// The error's text.
+    pub const ERROR: &str = "hopline-error";
+    /// How many attempts were made.
+    pub const ATTEMPTS: &str = "hopline-attempts";
+    /// The worker that gave up.
+    pub const WORKER: &str = "hopline-worker";
+    /// When, in ms since the epoch.
+    pub const DIED_AT: &str = "hopline-died-at";
+}
+
+const MARKS: [&str; 6] = [mark::REASON, mark::CODE, mark::ERROR, mark::ATTEMPTS, mark::WORKER, mark::DIED_AT];
+
+/// Why a run ended dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// All attempts failed.
+    Exhausted,
+    /// The handler said that trying again is pointless.
+    Fatal,
+    /// The job killed the process that ran it.
+    Poison,
+    /// The message is not a job: no kind, args that are not JSON, headers of a wrong type.
+    Undecodable,
+    /// No worker of its queue knows its kind.
+    UnknownKind,
+    /// Written by a newer Hopline.
+    UnsupportedVersion,
+    /// Args or headers over the limit.
+    Oversize,
+}
+
+impl Reason {
+    /// The reason's name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exhausted => "exhausted",
+            Self::Fatal => "fatal",
+            Self::Poison => "poison",
+            Self::Undecodable => "undecodable",
+            Self::UnknownKind => "unknown_kind",
+            Self::UnsupportedVersion => "unsupported_version",
+            Self::Oversize => "oversize",
+        }
+    }
+}
+
+/// What is known of a job's death.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Death<'a> {
+    /// Why.
+    pub reason: Reason,
+    /// The error's code.
+    pub code: &'a str,
+    /// The error's text.
+    pub error: &'a str,
+    /// Attempts made.
+    pub attempts: u32,
+    /// The worker that gave up.
+    pub worker: &'a str,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Marks `message` as dead. Its body stays as it is.
+#[must_use]
+pub fn mark(mut message: Message, death: &Death<'_>) -> Message {
+    for (name, value) in [
+        (mark::REASON, HeaderValue::from(death.reason.as_str())),
+        (mark::CODE, clip(death.code, 100).into()),
+        (mark::ERROR, clip(death.error, ERROR_MAX).into()),
+        (mark::ATTEMPTS, death.attempts.into()),
+        (mark::WORKER, clip(death.worker, 200).into()),
+        (mark::DIED_AT, death.at.as_millisecond().into()),
+    ] {
+        message.headers.insert(name.to_owned(), value);
+    }
+    message
+}
+
+/// Whether these are the headers of a dead job.
+#[must_use]
+pub fn is_marked(headers: &Headers) -> bool {
+    headers.contains_key(mark::REASON)
+}
+
+/// Takes the marks off.
+pub fn unmark(headers: &mut Headers) {
+    headers.retain(|name, _| !MARKS.contains(&name.as_str()));
+}
+
+/// The first `max` bytes of `text`, at a character's boundary.
+#[must_use]
+pub fn clip(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_error_is_cut_at_a_character() {
+        assert_eq!(clip("äöü", 3), "ä");
+        assert_eq!(clip("abc", 10), "abc");
+        let text = "é".repeat(ERROR_MAX);
+        let death = Death {
+            reason: Reason::Fatal,
+            code: "c",
+            error: &text,
+            attempts: 1,
+            worker: "w",
+            at: Timestamp::UNIX_EPOCH,
+        };
+        let marked = mark(Message::default(), &death);
+        assert!(is_marked(&marked.headers));
+        assert!(matches!(&marked.headers[mark::ERROR], HeaderValue::Text(text) if text.len() == ERROR_MAX));
+    }
+
+    #[test]
+    fn unmark_leaves_nothing_of_the_death() {
+        let death = Death {
+            reason: Reason::Poison,
+            code: "",
+            error: "",
+            attempts: 3,
+            worker: "w",
+            at: Timestamp::now(),
+        };
+        let mut marked = mark(Message::default(), &death);
+        marked.headers.insert("mine".into(), 1_i64.into());
+        unmark(&mut marked.headers);
+        assert_eq!(marked.headers.keys().collect::<Vec<_>>(), ["mine"]);
+    }
+
+    #[test]
+    fn a_reason_reads_the_same_in_json_and_in_headers() {
+        for reason in [
+            Reason::Exhausted,
+            Reason::Fatal,
+            Reason::Poison,
+            Reason::Undecodable,
+            Reason::UnknownKind,
+            Reason::UnsupportedVersion,
+            Reason::Oversize,
+        ] {
+            assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+        }
+    }
+}

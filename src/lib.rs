@@ -1,0 +1,9 @@
+#![doc = include_str!("lib.md")]
+
+pub mod config;
+pub mod job;
+pub mod retry;
+
+pub use config::Config;
+pub use job::{Envelope, Job, JobError, JobId, JobResult, Kind, Options, QueueName, ResultExt};
+pub use retry::RetryPolicy;
