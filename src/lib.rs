@@ -5,8 +5,18 @@ pub mod client;
 pub mod config;
 pub mod job;
 pub mod retry;
+#[cfg(feature = "worker")]
+pub mod shutdown;
+#[cfg(feature = "worker")]
+pub mod telemetry;
+#[cfg(feature = "worker")]
+pub mod testing;
+#[cfg(feature = "worker")]
+pub mod worker;
 
 pub use client::{Client, EnqueueOptions};
 pub use config::Config;
 pub use job::{Envelope, Job, JobError, JobId, JobResult, Kind, Options, QueueName, ResultExt};
 pub use retry::RetryPolicy;
+#[cfg(feature = "worker")]
+pub use worker::{Context, FromRef, Stop, Worker};

@@ -27,10 +27,11 @@ use lapin::{
     types::FieldTable,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    runtime::Handle,
+    sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info};
 
 use super::{
@@ -68,11 +69,6 @@ impl Receipt {
         !self.epoch.over.is_cancelled()
     }
 
-    /// Resolves when the broker no longer counts on this delivery.
-    pub(crate) fn lost(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.epoch.over.clone().cancelled_owned()
-    }
-
     /// Tells the broker that the message is done with. A no-op once the epoch is over.
     pub(crate) fn ack(mut self) {
         self.settle(Settle::Ack(self.tag));
@@ -81,17 +77,6 @@ impl Receipt {
     /// Gives the message back to its queue.
     pub(crate) fn hand_back(mut self) {
         self.settle(Settle::HandBack(self.tag));
-    }
-
-    /// Resolves when everything settled on this epoch so far is written to the broker.
-    pub(crate) fn flushed(&self) -> impl Future<Output = ()> + Send + use<> {
-        let (done, written) = oneshot::channel();
-        let sent = self.epoch.settle.send(Settle::Flush(done));
-        async move {
-            if sent.is_ok() {
-                drop(written.await);
-            }
-        }
     }
 
     fn settle(&mut self, settle: Settle) {
@@ -114,7 +99,6 @@ impl Drop for Receipt {
 enum Settle {
     Ack(u64),
     HandBack(u64),
-    Flush(oneshot::Sender<()>),
 }
 
 /// One channel that delivered, as long as it lives.
@@ -128,10 +112,10 @@ struct Epoch {
 }
 
 impl Epoch {
-    fn start(channel: Channel, runtime: &tokio::runtime::Handle) -> Arc<Self> {
+    fn start(channel: Channel, runtime: &Handle, acknowledging: &TaskTracker) -> Arc<Self> {
         let (settle, requests) = mpsc::unbounded_channel();
         let over = CancellationToken::new();
-        runtime.spawn(acknowledge(channel, requests, over.clone()));
+        acknowledging.spawn_on(acknowledge(channel, requests, over.clone()), runtime);
         Arc::new(Self { over, unsettled: AtomicUsize::new(0), settle })
     }
 
@@ -197,8 +181,7 @@ async fn acknowledge(
             () = sleep_until(straggle), if straggle_at.is_some() => {}
             () = over.cancelled() => break,
         }
-        let mut flushes = Vec::new();
-        let told = tell(&channel, &mut ledger, batch.drain(..), &mut flushes, &mut straggle_at);
+        let told = tell(&channel, &mut ledger, batch.drain(..), &mut straggle_at);
         match timeout(REQUEST_TIMEOUT, told).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -206,9 +189,6 @@ async fn acknowledge(
                 break;
             }
             Err(_) => break,
-        }
-        for done in flushes {
-            let _ = done.send(());
         }
     }
     over.cancel();
@@ -218,7 +198,6 @@ async fn tell(
     channel: &Channel,
     ledger: &mut Ledger,
     batch: impl Iterator<Item = Settle>,
-    flushes: &mut Vec<oneshot::Sender<()>>,
     straggle_at: &mut Option<Instant>,
 ) -> Result<(), lapin::Error> {
     for settle in batch {
@@ -228,14 +207,13 @@ async fn tell(
                 channel.basic_nack(tag, BasicNackOptions { requeue: true, multiple: false }).await?;
                 ledger.told.insert(tag);
             }
-            Settle::Flush(done) => flushes.push(done),
         }
     }
     if let Some(tag) = ledger.contiguous() {
         channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
     }
     let due = straggle_at.is_some_and(|at| at <= Instant::now());
-    if due || !flushes.is_empty() {
+    if due {
         for tag in ledger.stragglers() {
             channel.basic_ack(tag, BasicAckOptions { multiple: false }).await?;
         }
@@ -269,6 +247,15 @@ pub(crate) trait Source: Send + 'static {
     fn ended(&mut self) {}
 }
 
+/// A queue that the topology declares.
+pub(crate) struct DeclaredQueue(pub(crate) String);
+
+impl Source for DeclaredQueue {
+    async fn prepare(&mut self, _: &Channel, _: u64) -> Result<(String, FieldTable), LinkDown> {
+        Ok((self.0.clone(), FieldTable::default()))
+    }
+}
+
 /// What a consumer needs besides its source.
 pub(crate) struct Consuming {
     pub(crate) link: Link,
@@ -278,6 +265,8 @@ pub(crate) struct Consuming {
     pub(crate) stop: CancellationToken,
     /// Whether a consumer is registered on a live channel.
     pub(crate) consuming: Arc<AtomicBool>,
+    /// The tasks that acknowledge; each ends when all it has to tell is written.
+    pub(crate) acknowledging: TaskTracker,
 }
 
 /// Consumes, epoch after epoch, until told to stop.
@@ -331,7 +320,7 @@ async fn one_epoch(consuming: &Consuming, source: &mut impl Source, round: u64) 
     let consumed = channel.basic_consume(short(&queue), "".into(), BasicConsumeOptions::default(), arguments);
     let mut consumer = in_time("consume", consumed).await?;
     let tag = consumer.tag();
-    let epoch = Epoch::start(channel.clone(), &link.runtime());
+    let epoch = Epoch::start(channel.clone(), &link.runtime(), &consuming.acknowledging);
     consuming.consuming.store(true, Ordering::Relaxed);
     source.started();
     let mut quiet = Instant::now() + QUIET;

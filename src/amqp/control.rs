@@ -22,7 +22,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -142,6 +142,7 @@ impl Catalogue {
             deliveries,
             stop: stop.clone(),
             consuming: Arc::new(AtomicBool::new(false)),
+            acknowledging: TaskTracker::new(),
         };
         let barrier = JobId::new().to_string();
         link.runtime().spawn(consume(consuming, source));

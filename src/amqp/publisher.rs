@@ -18,6 +18,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
 };
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tracing::{debug, warn};
 
 use super::{
@@ -75,7 +76,36 @@ struct Request {
     target: Target,
     message: Message,
     deadline: Instant,
-    done: oneshot::Sender<Result<(), PublishError>>,
+    done: Done,
+}
+
+/// Who wants to know what became of a publish.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// A caller that waits.
+    Caller(oneshot::Sender<Result<(), PublishError>>),
+    /// Nobody: it is only counted as being on its way.
+    Counted(TaskTrackerToken),
+}
+
+impl Done {
+    /// Whether the caller has given up.
+    fn is_abandoned(&self) -> bool {
+        matches!(self, Self::Caller(caller) if caller.is_closed())
+    }
+
+    fn tell(self, result: Result<(), PublishError>) {
+        match self {
+            // The caller may have given up.
+            Self::Caller(caller) => drop(caller.send(result)),
+            Self::Counted(token) => {
+                drop(token);
+                if let Err(error) = result {
+                    debug!(%error, "not confirmed");
+                }
+            }
+        }
+    }
 }
 
 /// A handle on the publishing task; cheap to clone.
@@ -104,7 +134,8 @@ impl Publisher {
         message: Message,
         deadline: Instant,
     ) -> Result<(), PublishError> {
-        let answer = self.hand_over(target, message, deadline)?;
+        let (done, answer) = oneshot::channel();
+        self.hand_over(target, message, deadline, Done::Caller(done))?;
         await_answer(answer, deadline).await
     }
 
@@ -118,7 +149,7 @@ impl Publisher {
         let up = self.link.wait_up(deadline).await;
         up.map_err(|down| PublishError::Unavailable(down.0))?;
         let (done, answer) = oneshot::channel();
-        let request = Request { target, message, deadline, done };
+        let request = Request { target, message, deadline, done: Done::Caller(done) };
         match timeout_at(deadline, self.requests.send(request)).await {
             Ok(Ok(())) => await_answer(answer, deadline).await,
             Ok(Err(_)) => Err(PublishError::Unavailable("closed".to_owned())),
@@ -126,29 +157,28 @@ impl Publisher {
         }
     }
 
-    /// Hands a message over; the answer comes through the receiver.
+    /// Hands a message over, without waiting for what becomes of it.
     pub(crate) fn hand_over(
         &self,
         target: Target,
         message: Message,
         deadline: Instant,
-    ) -> Result<oneshot::Receiver<Result<(), PublishError>>, PublishError> {
+        done: Done,
+    ) -> Result<(), PublishError> {
         let up = self.link.up().map_err(|down| PublishError::Unavailable(down.0))?;
         if up.is_blocked() {
             return Err(PublishError::Blocked);
         }
-        let (done, answer) = oneshot::channel();
         let request = Request { target, message, deadline, done };
         self.requests.try_send(request).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => PublishError::Full,
             mpsc::error::TrySendError::Closed(_) => PublishError::Unavailable("closed".to_owned()),
-        })?;
-        Ok(answer)
+        })
     }
 }
 
 /// The answer to a message that was handed over.
-pub(crate) async fn await_answer(
+async fn await_answer(
     answer: oneshot::Receiver<Result<(), PublishError>>,
     deadline: Instant,
 ) -> Result<(), PublishError> {
@@ -199,8 +229,7 @@ async fn refuse_until_up(link: &Link, requests: &mut mpsc::Receiver<Request>) ->
                 tokio::select! {
                     changed = state.changed() => changed.ok()?,
                     request = requests.recv() => {
-                        // The caller may be gone.
-                        let _ = request?.done.send(Err(PublishError::Unavailable(down.0)));
+                        request?.done.tell(Err(PublishError::Unavailable(down.0)));
                     }
                     // A connection that died unnoticed is found by the supervisor, which changes the state.
                     () = tokio::time::sleep(Duration::from_millis(100)) => {}
@@ -214,7 +243,7 @@ async fn refuse_until_up(link: &Link, requests: &mut mpsc::Receiver<Request>) ->
 type InFlight = BoxFuture<'static, (usize, Result<Confirmation, lapin::Error>)>;
 
 struct Slot {
-    done: Option<oneshot::Sender<Result<(), PublishError>>>,
+    done: Done,
     target: Target,
     message_id: String,
     bytes: usize,
@@ -305,12 +334,12 @@ impl Lane {
     /// Starts a publish; it is written when the set is polled next.
     fn begin(&mut self, request: Request) {
         let Request { target, message, deadline, done } = request;
-        if done.is_closed() || deadline <= Instant::now() {
+        if done.is_abandoned() || deadline <= Instant::now() {
             // The caller has given up and was told that it may happen; it need not.
             return;
         }
         if self.up.is_blocked() {
-            let _ = done.send(Err(PublishError::Blocked));
+            done.tell(Err(PublishError::Blocked));
             return;
         }
         let index = self.next_slot;
@@ -330,7 +359,7 @@ impl Lane {
         };
         self.bytes += bytes;
         self.in_flight.push(publish.boxed());
-        self.slots.insert(index, Slot { done: Some(done), target, message_id, bytes, since: Instant::now() });
+        self.slots.insert(index, Slot { done, target, message_id, bytes, since: Instant::now() });
     }
 
     /// Takes all answers that are there and passes them on; an error ends the channel.
@@ -400,8 +429,7 @@ impl Lane {
             }
             Err(error) => Err(failure(&error, &slot.target.exchange)),
         };
-        // The caller may have given up.
-        let _ = slot.done.map(|done| done.send(result));
+        slot.done.tell(result);
     }
 
     /// Gives the last answers a moment to arrive; the fate of the rest is unknown.
@@ -414,7 +442,7 @@ impl Lane {
         };
         drop(timeout(LAST_ANSWERS, last).await);
         for slot in self.slots.into_values() {
-            let _ = slot.done.map(|done| done.send(Err(PublishError::Lost(why.to_owned()))));
+            slot.done.tell(Err(PublishError::Lost(why.to_owned())));
         }
     }
 }

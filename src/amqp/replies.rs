@@ -18,7 +18,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
 use super::{
@@ -73,6 +73,7 @@ impl Replies {
             deliveries,
             stop: inner.stop.clone(),
             consuming: Arc::new(AtomicBool::new(false)),
+            acknowledging: TaskTracker::new(),
         };
         let queue = ResultQueue {
             names: names.clone(),
@@ -117,12 +118,6 @@ impl Replies {
         place.push((number, sender));
         drop(waiters);
         Ok(Waiter { id, number, reply_to, receiver, replies: self.clone() })
-    }
-
-    /// How many jobs are waited for.
-    #[cfg(test)]
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiters().len()
     }
 
     pub(crate) fn close(&self) {
