@@ -1,6 +1,8 @@
 #![doc = include_str!("lib.md")]
 
 pub mod config;
+#[cfg(feature = "server")]
+pub mod http;
 pub mod job;
 pub mod retry;
 
