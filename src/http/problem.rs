@@ -121,12 +121,19 @@ pub(super) struct Problem {
     pub(super) errors: Vec<FieldError>,
     /// The job it is about: set where one exists or may exist.
     pub(super) job: Option<JobId>,
-    /// RPC: the job's record, without args and output.
-    pub(super) record: Option<Value>,
-    /// RPC: the job's error.
-    pub(super) error: Option<Value>,
+    /// RPC: how the job ended.
+    pub(super) end: Option<Box<End>>,
     /// How long to stay away.
     pub(super) retry_after: Option<Duration>,
+}
+
+/// How a job ended whose output was waited for.
+#[derive(Debug)]
+pub(super) struct End {
+    /// Its record, without args and output.
+    pub(super) job: Value,
+    /// Its error, if it did not succeed.
+    pub(super) error: Option<Value>,
 }
 
 /// A problem as it is written.
@@ -155,7 +162,7 @@ impl Problem {
             _ => None,
         };
         let detail = detail.into();
-        Self { code, detail, errors: Vec::new(), job: None, record: None, error: None, retry_after }
+        Self { code, detail, errors: Vec::new(), job: None, end: None, retry_after }
     }
 
     /// What is wrong with a body that is no acceptable JSON.
@@ -247,8 +254,8 @@ impl Problem {
             detail: &self.detail,
             code: self.code.as_str(),
             errors: &self.errors,
-            job: self.record.as_ref().or(id.as_ref()),
-            error: self.error.as_ref(),
+            job: self.end.as_ref().map(|end| &end.job).or(id.as_ref()),
+            error: self.end.as_ref().and_then(|end| end.error.as_ref()),
         };
         serde_json::to_value(shape).unwrap_or_default()
     }

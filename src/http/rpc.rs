@@ -20,7 +20,7 @@ use super::{
     body::{self, Inbound, Media},
     fields::Errors,
     jobs::{say_applied, wait_of},
-    problem::{Code, Problem},
+    problem::{Code, End, Problem},
     submission::{self, Draft, ERRORS_MAX, trace_context},
     wait::{Prefer, Wait},
 };
@@ -160,8 +160,10 @@ fn read_args(bytes: Bytes, errors: &mut Errors) -> Result<Bytes, Problem> {
 fn ended(job: &Envelope, reply: &Reply) -> Result<Response, Problem> {
     let about = |problem: Problem| Problem {
         job: Some(job.id),
-        record: serde_json::to_value(Record::new(job, reply).brief()).ok(),
-        error: answer::failure(reply).and_then(|error| serde_json::to_value(error).ok()),
+        end: Some(Box::new(End {
+            job: serde_json::to_value(Record::new(job, reply).brief()).unwrap_or_default(),
+            error: answer::failure(reply).and_then(|error| serde_json::to_value(error).ok()),
+        })),
         ..problem
     };
     match reply.status {
@@ -197,8 +199,7 @@ fn no_reply(job: &Envelope, wait: &Wait) -> Problem {
     let error = serde_json::json!({ "code": Code::WaitTimeout.as_str(), "message": detail });
     Problem {
         job: Some(job.id),
-        record: Some(record),
-        error: Some(error),
+        end: Some(Box::new(End { job: record, error: Some(error) })),
         ..Problem::new(Code::WaitTimeout, detail)
     }
 }

@@ -65,22 +65,24 @@ pub(super) async fn run(
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS)));
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
-    let mut shutdown = pin!(shutdown);
-    loop {
-        let stream = tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            stream = accept(&listener) => stream,
-        };
+    let take = |stream| {
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
             let work = connection(stream, router.clone(), settings, stopping.clone(), place);
             connections.spawn(work);
         } else if let Ok(place) = Arc::clone(&refusals).try_acquire_owned() {
             connections.spawn(refuse(stream, place));
         }
+    };
+    let mut shutdown = pin!(shutdown);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            stream = accept(&listener) => take(stream),
+        }
     }
     stopping.begun.cancel();
-    drop(listener);
+    arrived(listener).into_iter().for_each(take);
     connections.close();
     drain(&connections, settings.grace, stopping).await;
 }
@@ -99,6 +101,17 @@ async fn drain(connections: &TaskTracker, grace: Duration, stopping: &Stopping) 
     tracing::warn!(http.connections = connections.len(), "cutting connections at the end of the grace time");
     stopping.cut.cancel();
     connections.wait().await;
+}
+
+/// Connections that the system has taken for us already: to close the listener over them would reset them.
+fn arrived(listener: TcpListener) -> Vec<TcpStream> {
+    let Ok(listener) = listener.into_std() else { return Vec::new() };
+    std::iter::from_fn(|| listener.accept().ok())
+        .filter_map(|(stream, _)| {
+            stream.set_nonblocking(true).ok()?;
+            TcpStream::from_std(stream).ok()
+        })
+        .collect()
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
@@ -143,7 +156,9 @@ async fn connection(
             .max_buf_size(BUFFER_MAX)
             .serve_connection(io, service),
     );
+    // Biased: what has arrived is read before the connection is told to end.
     let result = tokio::select! {
+        biased;
         result = connection.as_mut() => result,
         () = stopping.cut.cancelled() => return,
         () = stopping.begun.cancelled() => {
@@ -206,3 +221,7 @@ fn raw(problem: &Problem) -> String {
         id.to_str().unwrap_or_default(),
     )
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;
