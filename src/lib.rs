@@ -3,6 +3,8 @@
 pub mod amqp;
 pub mod client;
 pub mod config;
+#[cfg(feature = "server")]
+pub mod http;
 pub mod job;
 pub mod retry;
 #[cfg(feature = "worker")]
