@@ -1,14 +1,25 @@
 //! `hopline node run`: a private RabbitMQ node for as long as something runs, as the tests need it.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::{
+    process::Child,
+    signal::unix::{SignalKind, signal},
+};
 
 use super::{
     say,
     up::{Node, NodeOptions, files},
 };
+
+/// From SIGTERM to SIGKILL for the command.
+const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -18,9 +29,9 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {
-    /// The node's folder; made if missing.
+    /// The node's folder; made if missing. Default: a temporary one, removed at the end.
     #[arg(long)]
-    dir: PathBuf,
+    dir: Option<PathBuf>,
     /// Write `HOPLINE_TEST_AMQP_URL=…` and `HOPLINE_TEST_MANAGEMENT_URL=…` (both with login) to this file once
     /// the node is ready.
     #[arg(long)]
@@ -31,30 +42,30 @@ pub(super) struct Run {
 }
 
 pub(super) async fn run(Command::Run(run): Command) -> anyhow::Result<ExitCode> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let asked_to_end = async {
-        tokio::select! {
-            _ = term.recv() => 143,
-            _ = interrupt.recv() => 130,
-            _ = hangup.recv() => 129,
-        }
-    };
-    tokio::pin!(asked_to_end);
+    let mut signals = Signals::install()?;
+    let dir = run
+        .dir
+        .clone()
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("hopline-node-{}", crate::JobId::new())));
+    let result = with_node(&run, &dir, &mut signals).await;
+    if run.dir.is_none() {
+        // What cannot be removed is in the system's folder for such things.
+        let _ = std::fs::remove_dir_all(&dir);
+    }
+    result
+}
+
+async fn with_node(run: &Run, dir: &Path, signals: &mut Signals) -> anyhow::Result<ExitCode> {
     let mut node = tokio::select! {
-        node = Node::start(NodeOptions::new(&run.dir)) => node?,
-        code = &mut asked_to_end => return Ok(ExitCode::from(code)),
+        node = Node::start(NodeOptions::new(dir)) => node?,
+        code = signals.any() => return Ok(ExitCode::from(code)),
     };
-    let result = tokio::select! {
-        result = while_up(&run, &node) => result,
-        code = &mut asked_to_end => Ok(ExitCode::from(if run.command.is_empty() { 0 } else { code })),
-    };
+    let result = while_up(run, &node, signals).await;
     node.stop().await;
     result
 }
 
-async fn while_up(run: &Run, node: &Node) -> anyhow::Result<ExitCode> {
+async fn while_up(run: &Run, node: &Node, signals: &mut Signals) -> anyhow::Result<ExitCode> {
     let variables = variables(node);
     if let Some(file) = &run.env_file {
         let text: String = variables.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
@@ -62,20 +73,64 @@ async fn while_up(run: &Run, node: &Node) -> anyhow::Result<ExitCode> {
     }
     let Some((program, arguments)) = run.command.split_first() else {
         say::line(format_args!("RabbitMQ is up at {}", node.management_url()));
-        // Its end, or an error that is as good as its end.
-        let _ =
-            tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await;
+        // The end of input, or an error that is as good as that.
+        let input = || std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        tokio::select! {
+            _ = tokio::task::spawn_blocking(input) => {}
+            _ = signals.any() => {}
+        }
         return Ok(ExitCode::SUCCESS);
     };
-    let status = tokio::process::Command::new(program)
+    let mut child = tokio::process::Command::new(program)
         .args(arguments)
         .envs(variables)
         .kill_on_drop(true)
-        .status()
-        .await
+        // A group of its own, so that what it started ends with it.
+        .process_group(0)
+        .spawn()
         .with_context(|| format!("cannot run {}", program.display()))?;
-    // Ended by a signal: no code of its own.
-    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+    tokio::select! {
+        status = child.wait() => {
+            // Ended by a signal: no code of its own.
+            let code = status?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+            Ok(ExitCode::from(code))
+        }
+        code = signals.any() => {
+            end_group(&mut child, group).await;
+            Ok(ExitCode::from(code))
+        }
+    }
+}
+
+async fn end_group(child: &mut Child, group: Option<Pid>) {
+    // Either error means that nobody is left.
+    let Some(group) = group else { return };
+    let _ = kill_process_group(group, Signal::TERM);
+    let _ = tokio::time::timeout(GRACE, child.wait()).await;
+    let _ = kill_process_group(group, Signal::KILL);
+}
+
+struct Signals([(tokio::signal::unix::Signal, u8); 3]);
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        Ok(Self([
+            (signal(SignalKind::terminate())?, 143),
+            (signal(SignalKind::interrupt())?, 130),
+            (signal(SignalKind::hangup())?, 129),
+        ]))
+    }
+
+    /// The exit code for the one that came.
+    async fn any(&mut self) -> u8 {
+        let [(term, a), (interrupt, b), (hangup, c)] = &mut self.0;
+        tokio::select! {
+            _ = term.recv() => *a,
+            _ = interrupt.recv() => *b,
+            _ = hangup.recv() => *c,
+        }
+    }
 }
 
 fn variables(node: &Node) -> [(&'static str, String); 2] {
