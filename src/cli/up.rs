@@ -39,6 +39,8 @@ use crate::Config;
 
 /// Longest time for a running supervisor to get ready or to carry out a wish.
 const PATIENCE: Duration = Duration::from_secs(240);
+/// Ended by a signal before all was ready.
+const INTERRUPTED: u8 = 130;
 const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, clap::Args)]
@@ -85,7 +87,8 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return detach::start(&layout, &scale).await;
     }
     say::line("Starting; Ctrl-C ends all of it.");
-    supervise(layout, scale, lock).await.map(|()| ExitCode::SUCCESS)
+    let was_ready = supervise(layout, scale, lock).await?;
+    Ok(if was_ready { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
 }
 
 /// `hopline down`.
@@ -120,11 +123,11 @@ async fn supervise_detached(layout: Layout, scale: Scale) -> anyhow::Result<()> 
     rustix::process::setsid().context("cannot begin a session")?;
     let lock = wait_for_lock(&layout, Duration::from_secs(5)).await?;
     let lock = lock.context("another `hopline up` has just begun there")?;
-    supervise(layout, scale, lock).await
+    supervise(layout, scale, lock).await.map(drop)
 }
 
-/// Runs everything until a signal asks for the end.
-async fn supervise(layout: Layout, scale: Scale, lock: File) -> anyhow::Result<()> {
+/// Runs everything until a signal asks for the end. Whether all was ready before.
+async fn supervise(layout: Layout, scale: Scale, lock: File) -> anyhow::Result<bool> {
     let signals = Signals::install()?;
     let config = Config::load()?;
     crate::telemetry::init(&config.log)?;
@@ -135,6 +138,7 @@ async fn supervise(layout: Layout, scale: Scale, lock: File) -> anyhow::Result<(
     let prefix = config.amqp.prefix.clone();
     let supervisor = Supervisor::new(layout.clone(), config, &scale)?;
     let announce = async |state: &State| {
+        say::line("Hopline is up.");
         say::line(report::up(&layout, state, &prefix).await);
         detach::announced();
     };
@@ -175,7 +179,7 @@ async fn join(layout: &Layout, state: State, scale: &Scale) -> anyhow::Result<()
     let prefix = Config::load()?.amqp.prefix;
     let differs = scale.iter().any(|(name, count)| state.scale.get(name) != Some(count));
     let state = if differs { rescale(layout, &state, scale).await? } else { state };
-    say::line(if differs { "Scaled." } else { "Hopline is already up." });
+    say::line(if differs { "Hopline is up, and scaled." } else { "Hopline is up already." });
     say::line(report::up(layout, &state, &prefix).await);
     Ok(())
 }

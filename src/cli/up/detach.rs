@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    files::{self, tail},
+    files::{self, Since},
     process::Process,
     say,
     state::{Layout, Scale},
@@ -59,6 +59,7 @@ pub(super) fn announced() {
 pub(super) async fn start(layout: &Layout, scale: &Scale) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut term = signal(SignalKind::terminate())?;
+    let log = Since::now(layout.log(LOG));
     let mut child = spawn(layout, scale)?;
     let process = child.id().and_then(Process::of);
     let output = child.stdout.take().context("the supervisor has no output")?;
@@ -82,8 +83,11 @@ pub(super) async fn start(layout: &Layout, scale: &Scale) -> anyhow::Result<Exit
             if stopped {
                 return Ok(ExitCode::from(130));
             }
-            let log = layout.log(LOG);
-            anyhow::bail!("the supervisor ended ({status}); its log is {}:\n{}", log.display(), tail(&log, 8))
+            anyhow::bail!(
+                "the supervisor ended ({status}); its log is {}:\n{}",
+                log.path().display(),
+                log.tail(8)
+            )
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -75,20 +75,44 @@ pub(crate) fn lock(path: &Path) -> Result<Option<fs::File>, FileError> {
     }
 }
 
-/// The last lines of a log, at most 4 KiB of it; empty if there is none.
-pub(crate) fn tail(path: &Path, lines: usize) -> String {
-    use std::io::{Read, Seek, SeekFrom};
-    const MOST: u64 = 4096;
-    let mut bytes = Vec::new();
-    let read = fs::File::open(path).and_then(|mut file| {
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(MOST)))?;
-        file.take(MOST).read_to_end(&mut bytes)
-    });
-    if read.is_err() {
-        return String::new();
+/// What has been written to a log since a moment.
+#[derive(Debug, Clone)]
+pub(crate) struct Since {
+    path: PathBuf,
+    length: u64,
+}
+
+impl Since {
+    /// From now on.
+    pub(crate) fn now(path: PathBuf) -> Self {
+        let length = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        Self { path, length }
     }
-    let text = String::from_utf8_lossy(&bytes);
-    let all: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
+
+    /// The log.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its end, at most 64 KiB; empty if there is none.
+    pub(crate) fn read(&self) -> String {
+        const MOST: u64 = 64 << 10;
+        let mut bytes = Vec::new();
+        let read = fs::File::open(&self.path).and_then(|mut file| {
+            let length = file.metadata()?.len();
+            // Shorter than before: it was begun anew.
+            let start = if length < self.length { 0 } else { self.length };
+            file.seek(SeekFrom::Start(start.max(length.saturating_sub(MOST))))?;
+            file.take(MOST).read_to_end(&mut bytes)
+        });
+        if read.is_ok() { String::from_utf8_lossy(&bytes).into_owned() } else { String::new() }
+    }
+
+    /// Its last lines, none of them longer than 300 characters.
+    pub(crate) fn tail(&self, lines: usize) -> String {
+        let text = self.read();
+        let all: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        let last = all[all.len().saturating_sub(lines)..].iter();
+        last.map(|line| line.chars().take(300).collect::<String>()).collect::<Vec<_>>().join("\n")
+    }
 }

@@ -21,7 +21,7 @@ use tokio::process::{Child, Command};
 
 use self::files::{Files, Record};
 use super::{
-    files::{FileError, append, lock, tail},
+    files::{FileError, Since, append, lock},
     ports::{self, PortError},
     process::{Lifeline, Process},
 };
@@ -30,6 +30,9 @@ use super::{
 pub(super) const USER: &str = "hopline";
 /// The same in every folder: each node has its own port mapper, and its data lies under its name.
 const NAME: &str = "hopline@localhost";
+/// What RabbitMQ and the port mapper say when somebody was quicker to take a port.
+const PORT_TAKEN: &[&str] = &["eaddrinuse", "already in use", "already_in_use", "in use by another"];
+const DISK_FULL: &[&str] = &["enospc", "No space left on device"];
 /// Starts with other ports, when somebody was quicker to take the chosen ones.
 const TRIES: usize = 3;
 
@@ -182,6 +185,8 @@ pub struct Node {
     broker: Option<Child>,
     epmd: Option<Child>,
     lifeline: Lifeline,
+    /// What RabbitMQ has written since it was started: its log, and what it writes where it has none.
+    written: [Since; 2],
     _lock: File,
 }
 
@@ -211,13 +216,14 @@ impl Node {
             broker: None,
             epmd: None,
             lifeline,
+            written: [Since::now(files.log()), Since::now(files.output())],
             options,
             files,
             _lock: lock,
         };
         for tries_left in (0..TRIES).rev() {
             match node.launch().await {
-                Err(NodeError::Ended { tail, .. }) if tries_left > 0 && is_port_taken(&tail) => {
+                Err(NodeError::Ended { .. }) if tries_left > 0 && node.says(PORT_TAKEN) => {
                     tracing::info!("a port was taken meanwhile; choosing others");
                     node.ports = Ports::choose(node.options.ports)?;
                 }
@@ -335,12 +341,14 @@ impl Node {
     async fn spawn_and_wait(&mut self) -> Result<(), NodeError> {
         let Self { files, ports, password, options, .. } = &*self;
         files.write_config(ports, password, options.consumer_timeout, &options.extra_conf)?;
+        let written = [Since::now(files.log()), Since::now(files.output())];
         let sbin = locate::sbin()?;
         let mut epmd = Command::new(locate::epmd(&sbin)?);
         // In the foreground and our own child, so that it can be ended: `epmd -kill` refuses while nodes are known.
         epmd.args(["-address", "127.0.0.1", "-port", &ports.epmd.to_string()]);
         let mut broker = Command::new(sbin.join("rabbitmq-server"));
         self.environment(&mut broker);
+        self.written = written;
         self.epmd = Some(self.spawn(epmd)?);
         self.record()?;
         self.broker = Some(self.spawn(broker)?);
@@ -420,8 +428,13 @@ impl Node {
     }
 
     fn last_lines(&self) -> String {
-        let log = tail(&self.files.log(), 12);
-        if log.is_empty() { tail(&self.files.output(), 12) } else { log }
+        let hint = if self.says(DISK_FULL) { "the disk is full; the log ends:\n" } else { "" };
+        let tails = self.written.iter().map(|log| log.tail(12));
+        format!("{hint}{}", tails.filter(|tail| !tail.is_empty()).collect::<Vec<_>>().join("\n"))
+    }
+
+    fn says(&self, words: &[&str]) -> bool {
+        self.written.iter().map(Since::read).any(|text| words.iter().any(|word| text.contains(word)))
     }
 }
 
@@ -439,10 +452,6 @@ fn signal(child: &Child, signal: Signal) {
         // It is our child and not yet reaped, so the id is its own; that it ended already shows at the wait.
         let _ = rustix::process::kill_process(pid, signal);
     }
-}
-
-fn is_port_taken(log: &str) -> bool {
-    log.contains("eaddrinuse") || log.contains("already in use") || log.contains("already_in_use")
 }
 
 async fn end_recorded(files: &Files, patience: Duration) -> Result<bool, FileError> {

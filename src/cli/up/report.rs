@@ -15,7 +15,7 @@ struct Queue {
 
 /// Addresses, login, queues and where the logs are.
 pub(super) async fn up(layout: &Layout, state: &State, prefix: &str) -> String {
-    let mut text = String::from("Hopline is up.\n");
+    let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         // Writing to a string does not fail.
         let _ = writeln!(text, "  {name:<12}{value}");

@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    files::{append, tail},
+    files::{Since, append},
     ports,
     process::{Lifeline, Process},
     state::{Board, Running},
@@ -72,7 +72,7 @@ pub(super) enum Readiness {
 #[derive(Debug)]
 pub(super) struct Service {
     name: String,
-    log: PathBuf,
+    log: Since,
     stop: CancellationToken,
     readiness: watch::Receiver<Readiness>,
     task: JoinHandle<()>,
@@ -82,7 +82,7 @@ impl Service {
     pub(super) fn start(spec: Spec, shared: Shared) -> Self {
         let (sender, readiness) = watch::channel(Readiness::Starting);
         let stop = CancellationToken::new();
-        let (name, log) = (spec.name.clone(), spec.log.clone());
+        let (name, log) = (spec.name.clone(), Since::now(spec.log.clone()));
         let task = tokio::spawn(Keeper { spec, shared, stop: stop.clone(), readiness: sender }.keep());
         Self { name, log, stop, readiness, task }
     }
@@ -98,7 +98,7 @@ impl Service {
             Ok(Err(_)) => "is being ended".to_owned(),
             Err(_) => format!("was not ready within {} s", patience.as_secs()),
         };
-        Err(format!("{} {why}; its log is {}:\n{}", self.name, self.log.display(), tail(&self.log, 8)))
+        Err(format!("{} {why}; its log is {}:\n{}", self.name, self.log.path().display(), self.log.tail(8)))
     }
 
     /// Asks it to end; [`ended`](Self::ended) waits for that.

@@ -132,12 +132,12 @@ impl Supervisor {
     }
 
     /// Starts everything, calls `ready` once, and goes on until a signal asks for the end. Whatever the outcome,
-    /// nothing is left running.
+    /// nothing is left running. Whether it ever was ready.
     pub(super) async fn run(
         mut self,
         mut signals: Signals,
         ready: impl AsyncFnOnce(&State),
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let started = tokio::select! {
             result = self.start() => result.map(|()| true),
             () = signals.end() => Ok(false),
@@ -158,7 +158,7 @@ impl Supervisor {
                 () = signals.end() => hurry.cancel(),
             }
         }
-        started.map(drop)
+        started
     }
 
     async fn start(&mut self) -> anyhow::Result<()> {
