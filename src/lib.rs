@@ -1,6 +1,8 @@
 #![doc = include_str!("lib.md")]
 
 pub mod amqp;
+#[cfg(feature = "server")]
+pub mod cli;
 pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
@@ -16,6 +18,8 @@ pub mod testing;
 #[cfg(feature = "worker")]
 pub mod worker;
 
+#[cfg(feature = "server")]
+pub use cli::up;
 pub use client::{Client, EnqueueOptions};
 pub use config::Config;
 pub use job::{Envelope, Job, JobError, JobId, JobResult, Kind, Options, QueueName, ResultExt};

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `hopline` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hopline::cli::main()
+}

@@ -8,7 +8,7 @@ use thiserror::Error;
 use tracing::{Dispatch, level_filters::LevelFilter};
 use tracing_subscriber::{
     Layer, Registry,
-    filter::{ParseError, Targets},
+    filter::{self, Targets},
     fmt::{self, MakeWriter},
     layer::SubscriberExt,
 };
@@ -23,13 +23,12 @@ const WITH_BODIES: &str = "lapin::returned_messages";
 #[non_exhaustive]
 pub enum TelemetryError {
     /// `log.level` is not understood.
-    #[error("log.level `{level}` is neither a level nor a list such as `info,hopline=debug`")]
+    #[error("log.level `{level}` is neither a level nor a list such as `info,hopline=debug`: {reason}")]
     Level {
         /// What was given.
         level: String,
-        /// Which part of it, and why.
-        #[source]
-        source: ParseError,
+        /// What is wrong with it.
+        reason: String,
     },
     /// Another subscriber is in place already.
     #[error("logs have already been set up")]
@@ -50,8 +49,11 @@ fn subscriber<W>(log: &Log, to: W, colour: bool) -> Result<Dispatch, TelemetryEr
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let targets: Targets =
-        log.level.parse().map_err(|source| TelemetryError::Level { level: log.level.clone(), source })?;
+    let parsed = log.level.parse();
+    let targets: Targets = parsed.map_err(|error: filter::ParseError| TelemetryError::Level {
+        level: log.level.clone(),
+        reason: error.to_string(),
+    })?;
     let targets = targets.with_target(WITH_BODIES, LevelFilter::OFF);
     // A log that cannot be written must not bring the process down, which the default's complaint on the very
     // same standard error would.

@@ -194,7 +194,7 @@ impl Problem {
                 let errors = vec![FieldError::at("/queue", "no worker has declared it")];
                 Self { errors, ..Self::new(Code::UnknownQueue, detail) }
             }
-            SubmitError::TooLarge => {
+            SubmitError::TooLarge { .. } => {
                 Self::new(Code::TooLarge, "the job is longer than the broker takes in one message")
             }
             SubmitError::DelayTooLong => {

@@ -1,0 +1,43 @@
+# What developers do. `make` by itself lists it.
+# Recipes work from any folder (make -C) and with spaces in its path.
+
+HERE := $(CURDIR)
+TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
+CARGO ?= cargo
+DIR := $(HERE)/var
+
+.PHONY: help setup build up down test check bench
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+
+setup: ## install what is missing (RabbitMQ; needs root or sudo only then)
+	@scripts/setup
+
+build: setup
+	$(CARGO) build --release --workspace --bins --features server
+
+up: build ## build, start broker, HTTP front and workers, and run a first job
+	@"$(TARGET)/release/hopline" up --detach --dir "$(DIR)"
+	@echo
+	@echo 'A first job, image.thumbnail of workers/media/pictures/sample.jpg:'
+	@scripts/first-job "$(TARGET)/release/hopline"
+
+down: ## end all that `make up` started
+	@if [ -x "$(TARGET)/release/hopline" ]; then "$(TARGET)/release/hopline" down --dir "$(DIR)"; else echo 'Nothing is up: nothing is built.'; fi
+
+test: setup ## all tests, with a broker of their own
+	$(CARGO) build --workspace --bins --all-features
+	scripts/with-broker "$(TARGET)/debug/hopline" $(CARGO) test --workspace --all-features
+
+check: setup ## what CI runs: format, lints, docs, advisories, a worker outside the workspace, all tests
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --all-features --no-deps
+	@if $(CARGO) deny --version > /dev/null 2>&1; then $(CARGO) deny check; else echo 'skipped: cargo deny (cargo install cargo-deny)'; fi
+	scripts/outside-worker
+	@$(MAKE) test
+
+bench: setup ## compare Hopline with the bare broker, on a broker of its own
+	$(CARGO) build --release --workspace --bins --features server
+	scripts/with-broker "$(TARGET)/release/hopline" sh -c 'HOPLINE_AMQP_URL=$$HOPLINE_TEST_AMQP_URL exec "$$0" bench' "$(TARGET)/release/hopline"

@@ -1,0 +1,242 @@
+//! `hopline up` and `hopline down`: all of Hopline on a developer's machine.
+//!
+//! Owns the two commands: who supervises, who only talks to a supervisor, what is printed. The supervisor itself
+//! is in [`supervisor`], the private broker in [`node`].
+
+mod detach;
+pub(crate) mod files;
+mod node;
+mod ports;
+mod process;
+mod report;
+mod service;
+mod state;
+mod supervisor;
+mod workers;
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::Signal;
+use tokio::time::Instant;
+
+pub use self::{
+    files::FileError,
+    node::{Node, NodeError, NodeOptions, PortChoice, Ports},
+    ports::PortError,
+};
+use self::{
+    state::{Layout, Phase, Scale, State, Wish},
+    supervisor::{Signals, Supervisor, end_left_overs, grace},
+};
+use super::say;
+use crate::Config;
+
+/// Longest time for a running supervisor to get ready or to carry out a wish.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// Ended by a signal before all was ready.
+const INTERRUPTED: u8 = 130;
+const LOOK: Duration = Duration::from_millis(100);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Return when all is ready, and leave it running until `hopline down`.
+    #[arg(long)]
+    detach: bool,
+    /// How many processes of a worker, as in `media=4`; may be given several times. Default: one of each. Given
+    /// while Hopline is up, it changes their number.
+    #[arg(long = "scale", value_name = "NAME=N", value_parser = workers::parse)]
+    scale: Vec<(String, u32)>,
+    #[command(flatten)]
+    place: Place,
+    /// The background half of `--detach`.
+    #[arg(long, hide = true)]
+    supervise: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Place {
+    /// The folder of the broker's data, the logs and the state; one Hopline at a time uses it.
+    #[arg(long, default_value = "var")]
+    dir: PathBuf,
+}
+
+impl Place {
+    fn layout(&self) -> anyhow::Result<Layout> {
+        let dir = std::path::absolute(&self.dir).context("--dir is no path")?;
+        Ok(Layout { dir })
+    }
+}
+
+/// `hopline up`.
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let layout = arguments.place.layout()?;
+    let scale: Scale = arguments.scale.iter().cloned().collect();
+    if arguments.supervise {
+        return Ok(detach::in_background(supervise_detached(layout, scale)).await);
+    }
+    layout.make_dirs()?;
+    let Some(lock) = lock_or_join(&layout, &scale).await? else { return Ok(ExitCode::SUCCESS) };
+    if arguments.detach {
+        drop(lock);
+        return detach::start(&layout, &scale).await;
+    }
+    say::line("Starting; Ctrl-C ends all of it.");
+    let was_ready = supervise(layout, scale, lock).await?;
+    Ok(if was_ready { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
+}
+
+/// `hopline down`.
+pub(super) async fn down(place: Place) -> anyhow::Result<ExitCode> {
+    let layout = place.layout()?;
+    let dir = layout.dir.display();
+    if !layout.lock().exists() {
+        say::line(format_args!("Nothing is up in {dir}."));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let grace = grace(&Config::load().unwrap_or_default());
+    let asked = end_supervisor(&layout, grace).await?;
+    let _lock = files::lock(&layout.lock())?.context("another `hopline up` is starting there")?;
+    match (asked, end_left_overs(&layout, grace).await?) {
+        (true, _) => say::line("All ended."),
+        (false, 0) => say::line(format_args!("Nothing is up in {dir}.")),
+        (false, count) => {
+            say::line(format_args!("Ended {count} processes that a killed `hopline up` had left."));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The address of the HTTP front of the `hopline up` of this folder, if it runs.
+pub(super) fn running_http(dir: &Path) -> Option<String> {
+    let state = Layout { dir: dir.to_owned() }.read_state()?;
+    if state.supervisor.is_alive() { state.http().map(str::to_owned) } else { None }
+}
+
+async fn supervise_detached(layout: Layout, scale: Scale) -> anyhow::Result<()> {
+    // Its own session: the end of the terminal is not its end.
+    rustix::process::setsid().context("cannot begin a session")?;
+    let lock = wait_for_lock(&layout, Duration::from_secs(5)).await?;
+    let lock = lock.context("another `hopline up` has just begun there")?;
+    supervise(layout, scale, lock).await.map(drop)
+}
+
+/// Runs everything until a signal asks for the end. Whether all was ready before.
+async fn supervise(layout: Layout, scale: Scale, lock: File) -> anyhow::Result<bool> {
+    let signals = Signals::install()?;
+    let config = Config::load()?;
+    crate::telemetry::init(&config.log)?;
+    let left = end_left_overs(&layout, grace(&config)).await?;
+    if left > 0 {
+        tracing::warn!(processes = left, "ended what a killed supervisor had left");
+    }
+    let prefix = config.amqp.prefix.clone();
+    let supervisor = Supervisor::new(layout.clone(), config, &scale)?;
+    let announce = async |state: &State| {
+        say::line("Hopline is up.");
+        say::line(report::up(&layout, state, &prefix).await);
+        detach::announced();
+    };
+    let result = supervisor.run(signals, announce).await;
+    drop(lock);
+    result
+}
+
+/// The folder's lock; `None`: a supervisor is up there, has been told what is wanted, and was shown.
+async fn lock_or_join(layout: &Layout, scale: &Scale) -> anyhow::Result<Option<File>> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut told = false;
+    loop {
+        if let Some(lock) = files::lock(&layout.lock())? {
+            return Ok(Some(lock));
+        }
+        match living(layout) {
+            Some(state) if state.phase == Phase::Ready => break join(layout, state, scale).await?,
+            Some(state) if !told => {
+                told = true;
+                let what = if state.phase == Phase::Starting { "starting" } else { "ending" };
+                say::line(format_args!("Hopline is {what} in {}; waiting for it.", layout.dir.display()));
+            }
+            _ => {}
+        }
+        ensure!(Instant::now() < deadline, "the `hopline up` of {} does not get ready", layout.dir.display());
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(None)
+}
+
+/// The state of a supervisor that runs.
+fn living(layout: &Layout) -> Option<State> {
+    layout.read_state().filter(|state| state.supervisor.is_alive())
+}
+
+async fn join(layout: &Layout, state: State, scale: &Scale) -> anyhow::Result<()> {
+    let prefix = Config::load()?.amqp.prefix;
+    let differs = scale.iter().any(|(name, count)| state.scale.get(name) != Some(count));
+    let state = if differs { rescale(layout, &state, scale).await? } else { state };
+    say::line(if differs { "Hopline is up, and scaled." } else { "Hopline is up already." });
+    say::line(report::up(layout, &state, &prefix).await);
+    Ok(())
+}
+
+async fn rescale(layout: &Layout, state: &State, scale: &Scale) -> anyhow::Result<State> {
+    let wish = Wish { id: crate::JobId::new().to_string(), scale: scale.clone() };
+    layout.write_wish(&wish)?;
+    state.supervisor.signal(Signal::USR1);
+    let deadline = Instant::now() + PATIENCE;
+    while let Some(state) = living(layout) {
+        match &state.answered {
+            Some((id, None)) if *id == wish.id => return Ok(state),
+            Some((id, Some(error))) if *id == wish.id => bail!("{error}"),
+            _ => {}
+        }
+        ensure!(Instant::now() < deadline, "the supervisor does not answer");
+        tokio::time::sleep(LOOK).await;
+    }
+    bail!("Hopline has ended meanwhile")
+}
+
+/// Ends a supervisor that holds the folder, by force if need be. Whether there was one.
+async fn end_supervisor(layout: &Layout, grace: Duration) -> anyhow::Result<bool> {
+    let mut asked = false;
+    // Workers, front and broker end one after the other.
+    let deadline = Instant::now() + grace * 2 + Duration::from_secs(60);
+    loop {
+        if let Some(lock) = files::lock(&layout.lock())? {
+            drop(lock);
+            return Ok(asked);
+        }
+        if let Some(state) = living(layout) {
+            if !asked {
+                asked = true;
+                say::line("Ending workers, HTTP front and broker …");
+                state.supervisor.signal(Signal::TERM);
+            } else if Instant::now() > deadline {
+                state.supervisor.signal(Signal::KILL);
+            }
+        }
+        ensure!(
+            Instant::now() < deadline + grace,
+            "somebody holds {} and does not end",
+            layout.lock().display()
+        );
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn wait_for_lock(layout: &Layout, patience: Duration) -> anyhow::Result<Option<File>> {
+    let deadline = Instant::now() + patience;
+    loop {
+        // Whoever only looks holds it for a moment.
+        let lock = files::lock(&layout.lock())?;
+        if lock.is_some() || Instant::now() >= deadline {
+            return Ok(lock);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

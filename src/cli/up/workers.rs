@@ -1,0 +1,84 @@
+//! Which worker binaries there are, and how many of each are wanted.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail, ensure};
+
+use super::state::Scale;
+
+const PREFIX: &str = "hopline-worker-";
+/// Most processes of one worker on one machine: more is a slip of the finger.
+const MOST: u32 = 64;
+
+/// The worker binaries beside `hopline`, by name: `media` for `hopline-worker-media`.
+pub(super) fn beside(hopline: &Path) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let dir = hopline.parent().context("`hopline` lies in no folder")?;
+    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let named = entries.filter_map(|entry| {
+        let path = entry.ok()?.path();
+        let name = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.to_owned();
+        // Beside them lie the compiler's own files, as `hopline-worker-media.d`.
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        (plain && !name.is_empty() && path.is_file()).then_some((name, path))
+    });
+    Ok(named.collect())
+}
+
+/// `media=4`.
+pub(super) fn parse(text: &str) -> Result<(String, u32), String> {
+    let (name, count) = text.split_once('=').ok_or("write it as name=number, as in media=4")?;
+    let count = count.parse().map_err(|_| format!("`{count}` is no number"))?;
+    if count > MOST { Err(format!("at most {MOST}")) } else { Ok((name.to_owned(), count)) }
+}
+
+/// One of each, where nothing else is asked for.
+pub(super) fn initial(found: &BTreeMap<String, PathBuf>, asked: &Scale) -> anyhow::Result<Scale> {
+    check(found, asked)?;
+    Ok(found.keys().map(|name| (name.clone(), asked.get(name).copied().unwrap_or(1))).collect())
+}
+
+pub(super) fn check(found: &BTreeMap<String, PathBuf>, asked: &Scale) -> anyhow::Result<()> {
+    for name in asked.keys() {
+        let names = found.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        ensure!(
+            !found.is_empty(),
+            "there is no worker `{name}`: no {PREFIX}* lies beside hopline; build them first"
+        );
+        if !found.contains_key(name) {
+            bail!("there is no worker `{name}`; there is {names}");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_found_by_name_and_scaled_by_it() {
+        let dir = std::env::temp_dir().join(format!("hopline workers {}", crate::JobId::new()));
+        std::fs::create_dir(&dir).unwrap();
+        for name in ["hopline", "hopline-worker-media", "hopline-worker-media.d", "hopline-worker-demo"] {
+            std::fs::write(dir.join(name), "").unwrap();
+        }
+        let found = beside(&dir.join("hopline")).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["demo", "media"]);
+        let scale = initial(&found, &Scale::from([("media".to_owned(), 4)])).unwrap();
+        assert_eq!(scale, Scale::from([("demo".to_owned(), 1), ("media".to_owned(), 4)]));
+        let error = initial(&found, &Scale::from([("medai".to_owned(), 4)])).unwrap_err().to_string();
+        assert_eq!(error, "there is no worker `medai`; there is demo, media");
+    }
+
+    #[test]
+    fn a_scale_is_a_name_and_a_number() {
+        assert_eq!(parse("media=4"), Ok(("media".to_owned(), 4)));
+        for bad in ["media", "media=", "media=-1", "media=four", "media=1000"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}
