@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use hopline::{Context, Job, JobError, JobResult};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
-/// Returns its args.
+/// Returns its args, byte for byte: a raw value keeps the digits of numbers and the order of keys.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Echo(Value);
+pub(crate) struct Echo(Box<RawValue>);
 
 impl Job for Echo {
     const KIND: &'static str = "demo.echo";
     const QUEUE: &'static str = "demo";
-    type Output = Value;
+    type Output = Box<RawValue>;
 }
 
-pub(crate) async fn echo(job: Echo, _cx: Context) -> JobResult<Value> {
+pub(crate) async fn echo(job: Echo, _cx: Context) -> JobResult<Box<RawValue>> {
     Ok(job.0)
 }
 
