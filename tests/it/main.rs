@@ -1,1 +1,9 @@
-fn main() {}
+//! Tests against a real RabbitMQ, one binary. `make test` starts a private broker for them and names it in
+//! `HOPLINE_TEST_AMQP_URL` and `HOPLINE_TEST_MANAGEMENT_URL`; without these they fail, they do not skip.
+//!
+//! Each test has its own prefix and its own queue names. The delay ladder (28 queues) is shared by all, which
+//! `amqp.ladder_prefix` is for. Nothing here kills a process: that is `process*.rs` and `faults*.rs`.
+
+mod http;
+mod layering;
+mod support;

@@ -1,0 +1,35 @@
+//! What the tests stand on.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`rabbit`] | the broker under test: its addresses, its management API, a raw AMQP connection |
+//! | [`stage`] | one test's prefix, processes and clean-up |
+//! | [`front`] | an HTTP front and what it answers |
+//! | [`probe`] | a job whose args say what is to happen |
+
+pub(crate) mod front;
+pub(crate) mod probe;
+pub(crate) mod rabbit;
+pub(crate) mod stage;
+
+use std::{future::Future, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+/// Longest time to wait for something that must happen. Generous: the machine may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Asks again and again until the answer is `Some`; panics when it does not become so in [`PATIENCE`].
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "did not happen in {PATIENCE:?}: {what}");
+        sleep(Duration::from_millis(25)).await;
+    }
+}
