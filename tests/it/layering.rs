@@ -23,13 +23,14 @@ fn without_texts(line: &str) -> String {
     line.split('"').step_by(2).collect()
 }
 
-/// Whether `line` has `word` as a word: followed by no letter of a name, preceded by none.
+/// Whether `line` has `word` as a word: no part of a longer name. One that ends in `::` may be followed by anything.
 fn contains_word(line: &str, word: &str) -> bool {
     let part = |c: char| c.is_alphanumeric() || c == '_';
+    let whole = word.ends_with(part);
     line.match_indices(word).any(|(at, _)| {
         let before = line[..at].chars().next_back();
         let after = line[at + word.len()..].chars().next();
-        !before.is_some_and(part) && !after.is_some_and(part)
+        !before.is_some_and(part) && !(whole && after.is_some_and(part))
     })
 }
 
@@ -116,6 +117,9 @@ fn backoff_is_one_files_affair() {
 fn words_are_found_as_words() {
     assert!(
         contains_word("use lapin::Channel;", "lapin") && contains_word("deadpool_lapin", "deadpool_lapin")
+    );
+    assert!(
+        contains_word("    worker::Worker,", "worker::") && !contains_word("coworker::Worker", "worker::")
     );
     assert!(!contains_word("deadpool_lapin", "lapin") && !contains_word("lapins", "lapin"));
 }

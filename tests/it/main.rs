@@ -5,5 +5,6 @@
 //! `amqp.ladder_prefix` is for. Nothing here kills a process: that is `process*.rs` and `faults*.rs`.
 
 mod http;
+mod http_refusals;
 mod layering;
 mod support;

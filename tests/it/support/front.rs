@@ -1,6 +1,6 @@
 //! An HTTP front under test, and what it answers.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use hopline::Client;
 use reqwest::{RequestBuilder, header::HeaderMap};
@@ -77,7 +77,13 @@ impl Front {
 
     /// A `POST` of JSON, for more headers.
     pub(crate) fn request(&self, path: &str, body: impl Into<String>) -> RequestBuilder {
-        self.http.post(self.url(path)).header("content-type", "application/json").body(body.into())
+        self.request_of(path, "application/json", body)
+    }
+
+    /// A `POST` of another content type; an empty one is left out.
+    pub(crate) fn request_of(&self, path: &str, media: &str, body: impl Into<String>) -> RequestBuilder {
+        let request = self.http.post(self.url(path)).body(body.into());
+        if media.is_empty() { request } else { request.header("content-type", media) }
     }
 
     /// A `POST` of JSON.
@@ -119,6 +125,3 @@ impl Front {
         answer.text
     }
 }
-
-/// A pause that is part of a test's input, not of its waiting.
-pub(crate) const SHORT: Duration = Duration::from_millis(200);

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::FutureExt;
 use hopline::{
-    Client, Config, Kind, QueueName, Worker,
+    Client, Config, Kind, Options, QueueName, Worker,
     amqp::Names,
     job::{Job, JobId},
     worker::{Report, WorkerError},
@@ -17,7 +17,12 @@ use hopline::{
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{eventually, front::Front, probe::Probe, rabbit::Rabbit};
+use super::{
+    eventually,
+    front::Front,
+    probe::{self, Log, Probe, quick},
+    rabbit::Rabbit,
+};
 
 /// What the names of the ladder start with: it is shared.
 pub(crate) const LADDER: &str = "hltest";
@@ -131,6 +136,17 @@ impl Stage {
         let until = stop.clone();
         let task = self.tasks.spawn(async move { worker.run_until(until.cancelled()).await });
         Working { stop, task }
+    }
+
+    /// A worker that runs probes from the test's queue.
+    pub(crate) fn probes(&self) -> (Working, Log) {
+        self.probes_with(&self.config, quick())
+    }
+
+    pub(crate) fn probes_with(&self, config: &Config, options: Options) -> (Working, Log) {
+        let (notes, log) = probe::notes();
+        let options = options.queue(self.queue.as_str());
+        (self.work(Worker::new(config.clone()).state(notes).register_with(probe::probe, options)), log)
     }
 
     /// Waits until a client sends a kind to a queue because a worker announced it.
