@@ -203,6 +203,8 @@ async fn a_queue_that_exists_nowhere_is_refused() {
 async fn a_broker_that_is_away_is_said_at_once() {
     stage(async |stage| {
         let mut config = stage.config.clone();
+        // Whoever waited for this would wait longer than the test.
+        config.amqp.confirm_timeout = Duration::from_secs(600);
         // Nothing listens on port 1.
         config.amqp.url = serde_json::from_value(json!("amqp://127.0.0.1:1")).expect("an address");
         let front = stage.front_unready(&config).await;
