@@ -4,7 +4,12 @@
 //! Each test has its own prefix and its own queue names. The delay ladder (28 queues) is shared by all, which
 //! `amqp.ladder_prefix` is for. Nothing here kills a process: that is `process*.rs` and `faults*.rs`.
 
+mod dead;
+mod foreign;
+mod hostile;
 mod http;
 mod http_refusals;
+mod ladder;
 mod layering;
+mod python;
 mod support;
