@@ -298,12 +298,7 @@ async fn limits_refuse_and_hold_nobody_up() {
 async fn a_full_queue_is_refused_and_counted_right() {
     stage(async |stage| {
         let front = stage.front().await;
-        let policy = format!("policies/{{vhost}}/{}", stage.config.amqp.prefix);
-        let rule = json!({
-            "pattern": format!("^{}$", stage.work_queue().replace('.', "\\.")), "apply-to": "queues",
-            "definition": {"max-length": 5},
-        });
-        stage.rabbit.done(Method::PUT, &policy, Some(rule)).await;
+        stage.rabbit.limit(&stage.config.amqp.prefix, &stage.work_queue(), 5).await;
         let mut accepted = 0;
         eventually("a refusal", async || {
             let answer = front.post("/v1/jobs", r#"{"kind":"test.probe"}"#).await;
@@ -316,7 +311,6 @@ async fn a_full_queue_is_refused_and_counted_right() {
         })
         .await;
         let found = stage.rabbit.count(&stage.work_queue()).await;
-        stage.rabbit.done(Method::DELETE, &policy, None).await;
         assert_eq!(found, Some(accepted), "what was accepted is there, what was refused is not");
     })
     .await;

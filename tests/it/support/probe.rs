@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -70,6 +73,24 @@ pub(crate) struct Start {
     pub(crate) at: Timestamp,
     pub(crate) args: String,
     pub(crate) tags: Vec<String>,
+    /// How many run at this moment, this one included.
+    pub(crate) running: usize,
+}
+
+/// Counts a start as running until it is dropped.
+struct Running(Arc<AtomicUsize>);
+
+impl Running {
+    fn begin(count: &Arc<AtomicUsize>) -> (Self, usize) {
+        let running = count.fetch_add(1, Ordering::SeqCst) + 1;
+        (Self(Arc::clone(count)), running)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// What a probe's handler writes down; its state.
@@ -78,6 +99,7 @@ pub(crate) struct Notes {
     starts: mpsc::UnboundedSender<Start>,
     seen: Arc<Mutex<HashMap<(JobId, u32), usize>>>,
     gate: Arc<Semaphore>,
+    running: Arc<AtomicUsize>,
 }
 
 /// The test's end of the notes.
@@ -90,7 +112,10 @@ pub(crate) struct Log {
 pub(crate) fn notes() -> (Notes, Log) {
     let (sender, starts) = mpsc::unbounded_channel();
     let gate = Arc::new(Semaphore::new(0));
-    (Notes { starts: sender, seen: Arc::default(), gate: Arc::clone(&gate) }, Log { starts, gate })
+    (
+        Notes { starts: sender, seen: Arc::default(), gate: Arc::clone(&gate), running: Arc::default() },
+        Log { starts, gate },
+    )
 }
 
 impl Log {
@@ -146,6 +171,7 @@ pub(crate) async fn probe(job: Probe, cx: Context<Notes>) -> JobResult<Box<RawVa
         *turn += 1;
         *turn
     };
+    let (_running, running) = Running::begin(&notes.running);
     // The test may have seen enough.
     let _ = notes.starts.send(Start {
         id: cx.job_id(),
@@ -156,6 +182,7 @@ pub(crate) async fn probe(job: Probe, cx: Context<Notes>) -> JobResult<Box<RawVa
         at: Timestamp::now(),
         args: args.clone(),
         tags: cx.tags().to_vec(),
+        running,
     });
     let Script { script } = serde_json::from_str(&args).unwrap_or_default();
     match script.get(turn - 1).or(script.last()) {

@@ -190,6 +190,23 @@ impl Rabbit {
         drop(channel.close(200, "done".into()).await);
     }
 
+    /// Limits a queue's length by the policy `name`.
+    pub(crate) async fn limit(&self, name: &str, queue: &str, length: u32) {
+        let pattern = format!("^{}$", queue.replace('.', "\\."));
+        let rule = json!({"pattern": pattern, "apply-to": "queues", "definition": {"max-length": length}});
+        self.done(Method::PUT, &format!("policies/{{vhost}}/{name}"), Some(rule)).await;
+        eventually("the policy applies", async || {
+            let queue = self.done(Method::GET, &format!("queues/{{vhost}}/{queue}"), None).await;
+            (queue["policy"] == name).then_some(())
+        })
+        .await;
+    }
+
+    /// Takes the policy `name` away, if it is there.
+    pub(crate) async fn unlimit(&self, name: &str) {
+        self.ask(Method::DELETE, &format!("policies/{{vhost}}/{name}"), None).await;
+    }
+
     /// Closes, from the broker's side, the connections whose name contains all of `words`; waits until there are
     /// some.
     pub(crate) async fn cut_connections(&self, words: &[&str]) -> usize {

@@ -11,7 +11,9 @@ use futures_util::FutureExt;
 use hopline::{
     Client, Config, Kind, Options, QueueName, Worker,
     amqp::Names,
+    config,
     job::{Job, JobId},
+    telemetry,
     worker::{Report, WorkerError},
 };
 use tokio::{task::JoinHandle, time::timeout};
@@ -45,6 +47,11 @@ pub(crate) struct Stage {
 
 /// Runs a test on a stage of its own, in bounded time, and cleans up however it ends.
 pub(crate) async fn stage(test: impl AsyncFnOnce(&Stage)) {
+    // `HOPLINE_TEST_LOG=hopline=debug` shows what all processes of all tests log.
+    if let Ok(level) = std::env::var("HOPLINE_TEST_LOG") {
+        // The first test installs it.
+        drop(telemetry::init(&config::Log { level, ..config::Log::default() }));
+    }
     let stage = Stage::new();
     let played = timeout(TEST_MAX, AssertUnwindSafe(test(&stage)).catch_unwind()).await;
     stage.clear().await;
@@ -163,6 +170,7 @@ impl Stage {
         for client in clients {
             client.close().await;
         }
+        self.rabbit.unlimit(&self.config.amqp.prefix).await;
         self.rabbit.sweep(&self.config.amqp.prefix).await;
         assert!(ended.is_ok(), "something that the test started did not end in {END_MAX:?}");
     }
