@@ -5,6 +5,7 @@
 mod jobs;
 mod node_run;
 mod say;
+mod serve;
 pub mod up;
 
 use std::{process::ExitCode, time::Duration};
@@ -24,6 +25,8 @@ enum Command {
     /// Submit jobs and call them, over HTTP.
     #[command(subcommand)]
     Jobs(jobs::Command),
+    /// Serve HTTP: jobs are submitted and called here.
+    Serve,
     /// Start all of Hopline on this machine: a private RabbitMQ node, the HTTP front, the workers.
     Up(up::Arguments),
     /// End what `hopline up` started.
@@ -46,6 +49,7 @@ pub fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match command {
+            Command::Serve => Box::pin(serve::run()).await,
             Command::Jobs(command) => Box::pin(jobs::run(command)).await,
             Command::Up(arguments) => Box::pin(up::run(arguments)).await,
             Command::Down(place) => Box::pin(up::down(place)).await,
