@@ -25,7 +25,7 @@ enum Command {
     /// Submit jobs and call them, over HTTP.
     #[command(subcommand)]
     Jobs(jobs::Command),
-    /// The HTTP front: takes jobs and hands them to RabbitMQ. Configured by hopline.toml and HOPLINE_* variables.
+    /// Serve HTTP: jobs are submitted and called here.
     Serve,
     /// Start all of Hopline on this machine: a private RabbitMQ node, the HTTP front, the workers.
     Up(up::Arguments),
@@ -49,8 +49,8 @@ pub fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match command {
-            Command::Jobs(command) => Box::pin(jobs::run(command)).await,
             Command::Serve => Box::pin(serve::run()).await,
+            Command::Jobs(command) => Box::pin(jobs::run(command)).await,
             Command::Up(arguments) => Box::pin(up::run(arguments)).await,
             Command::Down(place) => Box::pin(up::down(place)).await,
             Command::Node(command) => Box::pin(node_run::run(command)).await,
