@@ -273,6 +273,7 @@ fn unreadable(error: ImageError) -> MediaError {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "fits map_err")]
 fn bad(why: impl ToString) -> MediaError {
     MediaError::BadPicture(why.to_string())
 }
