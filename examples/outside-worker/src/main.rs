@@ -19,5 +19,6 @@ async fn greet(job: Greet, _cx: Context) -> JobResult<String> {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    Worker::new(Config::load()?).register(greet).run().await
+    Worker::new(Config::load()?).register(greet).run().await?;
+    Ok(())
 }
