@@ -156,6 +156,10 @@ pub struct Worker {
     /// against timeouts and prefetch at start. Default 30 min, RabbitMQ's own.
     #[serde(with = "duration")]
     pub consumer_timeout: Duration,
+    /// Reply queues of foreign callers that may be answered through the default exchange, besides
+    /// `amq.rabbitmq.reply-to`; a `*` at the end stands for anything. The default exchange reaches every queue,
+    /// so a job's `reply_to` is not followed blindly. Default none.
+    pub reply_queues: Vec<String>,
     /// Per queue, what differs.
     pub queues: BTreeMap<QueueName, WorkerQueue>,
 }
@@ -171,6 +175,7 @@ impl Default for Worker {
             patience_initial: Duration::from_secs(2),
             isolate_from_delivery: 3,
             consumer_timeout: Duration::from_secs(1800),
+            reply_queues: Vec::new(),
             queues: BTreeMap::new(),
         }
     }

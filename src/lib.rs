@@ -1,9 +1,24 @@
 #![doc = include_str!("lib.md")]
 
+pub mod amqp;
+pub mod client;
 pub mod config;
+#[cfg(feature = "server")]
+pub mod http;
 pub mod job;
 pub mod retry;
+#[cfg(feature = "worker")]
+pub mod shutdown;
+#[cfg(feature = "worker")]
+pub mod telemetry;
+#[cfg(feature = "worker")]
+pub mod testing;
+#[cfg(feature = "worker")]
+pub mod worker;
 
+pub use client::{Client, EnqueueOptions};
 pub use config::Config;
 pub use job::{Envelope, Job, JobError, JobId, JobResult, Kind, Options, QueueName, ResultExt};
 pub use retry::RetryPolicy;
+#[cfg(feature = "worker")]
+pub use worker::{Context, FromRef, Stop, Worker};

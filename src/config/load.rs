@@ -77,7 +77,7 @@ impl Config {
         for (key, value) in keys(variables)? {
             // A list is written with commas: the layering crate would need to know which keys are lists.
             match key.as_str() {
-                "amqp.queues" | "http.hosts" => lists.push((key, split(&value))),
+                "amqp.queues" | "http.hosts" | "worker.reply_queues" => lists.push((key, split(&value))),
                 _ => drop(scalars.insert(key, value)),
             }
         }

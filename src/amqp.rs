@@ -1,0 +1,33 @@
+//! The broker: the only place that names lapin. Connections that come back by themselves, topology, a publisher
+//! that confirms, consumers that are rebuilt, the delay ladder, replies, the control log.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`names`] | the name of every exchange, queue and binding key |
+//! | [`delay`] | the arithmetic of the delay ladder |
+//! | [`topology`] | declaring what [`names`] names |
+//! | [`connection`] | one supervised connection ([`connection::Link`]) and its runtime |
+//! | [`publisher`] | one confirming channel with one owner task |
+//! | [`consumer`] | consumers, channel epochs, acknowledgements |
+//! | [`replies`] | the result queue of a process that waits |
+//! | [`control`] | the control log: which worker runs which kind |
+//! | [`version`] | what broker answers |
+//! | [`admin`] | short-lived questions, on pooled connections |
+//! | [`pause`] | pauses between attempts to connect: the only file that names `backoff` |
+
+pub(crate) mod admin;
+pub(crate) mod connection;
+pub(crate) mod consumer;
+pub(crate) mod control;
+pub mod delay;
+pub(crate) mod message;
+pub mod names;
+pub(crate) mod pause;
+pub(crate) mod publisher;
+pub(crate) mod replies;
+pub mod topology;
+mod version;
+
+pub use self::names::Names;
+pub use self::publisher::PublishError;
+pub use self::topology::TopologyError;

@@ -1,0 +1,352 @@
+//! One connection to the broker that comes back by itself.
+//!
+//! A [`Link`] is a named connection and the task that keeps it: connect, check the broker's version, declare the
+//! topology, hand the connection out, and start over with jittered pauses when it is lost. lapin's own recovery
+//! stays off: it declares every binding twice at each reconnect. Users of a link open channels of their own and
+//! rebuild them when they fail; after a channel error they ask for [`Link::repair`], because the usual cause is
+//! an object that someone deleted.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use async_rs::Runtime;
+use futures_util::StreamExt;
+use lapin::{Channel, Connection, ConnectionProperties, Event, options::ConfirmSelectOptions};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+    time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    pause::Pauses,
+    topology::{Plan, TopologyError},
+    version::{self, BrokerVersion},
+};
+use crate::config::Amqp;
+
+/// How often a connection's state is looked at, besides the events it sends.
+const LOOK: Duration = Duration::from_millis(500);
+/// Longest time for one request on a channel: open, declare, consume, cancel.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The runtime of lapin's tasks and ours: of its own, so that busy handlers starve no heartbeat.
+#[derive(Debug)]
+pub(crate) struct AmqpRuntime(Option<tokio::runtime::Runtime>);
+
+impl AmqpRuntime {
+    pub(crate) fn start() -> std::io::Result<Arc<Self>> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(4) // name look-ups
+            .thread_name("hopline-amqp")
+            .enable_all()
+            .build()?;
+        Ok(Arc::new(Self(Some(runtime))))
+    }
+
+    pub(crate) fn handle(&self) -> Handle {
+        // Taken only by Drop, after which nobody can call this.
+        self.0.as_ref().expect("the runtime lives until drop").handle().clone()
+    }
+}
+
+impl Drop for AmqpRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // Dropping a runtime blocks, which panics inside another one.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Why a link gives no channel.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct LinkDown(pub(crate) String);
+
+/// A connection as it is now.
+#[derive(Clone)]
+pub(crate) enum LinkState {
+    /// Not connected; why.
+    Down(String),
+    /// Connected, and the topology is declared.
+    Up(Up),
+    /// Closed for good.
+    Closed,
+}
+
+/// A live connection.
+#[derive(Clone)]
+pub(crate) struct Up {
+    connection: Arc<Connection>,
+    /// Which connection of this link, from 1.
+    pub(crate) epoch: u64,
+}
+
+impl Up {
+    /// Whether an alarm (memory, disk) keeps this connection from publishing. The broker says so only after a
+    /// connection has published during the alarm.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
+    fn is_alive(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    pub(crate) async fn channel(&self) -> Result<Channel, LinkDown> {
+        in_time("open a channel", self.connection.create_channel()).await
+    }
+
+    pub(crate) async fn confirming_channel(&self) -> Result<Channel, LinkDown> {
+        let channel = self.channel().await?;
+        in_time("turn confirms on", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        Ok(channel)
+    }
+}
+
+/// Runs a request to the broker within [`REQUEST_TIMEOUT`].
+pub(crate) async fn in_time<T>(
+    what: &str,
+    request: impl Future<Output = Result<T, lapin::Error>>,
+) -> Result<T, LinkDown> {
+    match timeout(REQUEST_TIMEOUT, request).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(LinkDown(format!("could not {what}: {error}"))),
+        Err(_) => {
+            Err(LinkDown(format!("could not {what}: no answer within {} s", REQUEST_TIMEOUT.as_secs())))
+        }
+    }
+}
+
+/// A supervised connection; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Link(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    url: String,
+    connect_timeout: Duration,
+    plan: Plan,
+    state: watch::Sender<LinkState>,
+    runtime: Arc<AmqpRuntime>,
+    version: OnceLock<BrokerVersion>,
+    kick: Notify,
+    closing: CancellationToken,
+}
+
+impl Link {
+    /// Starts to keep a connection under `name`, which the management UI shows.
+    pub(crate) fn start(config: &Amqp, name: String, plan: Plan, runtime: &Arc<AmqpRuntime>) -> Self {
+        let url = with_heartbeat(config.url.expose(), config.heartbeat);
+        let inner = Arc::new(Inner {
+            name,
+            url,
+            connect_timeout: config.connect_timeout,
+            plan,
+            state: watch::Sender::new(LinkState::Down("connecting".to_owned())),
+            runtime: Arc::clone(runtime),
+            version: OnceLock::new(),
+            kick: Notify::new(),
+            closing: CancellationToken::new(),
+        });
+        runtime.handle().spawn(supervise(Arc::clone(&inner)));
+        Self(inner)
+    }
+
+    pub(crate) fn runtime(&self) -> Handle {
+        self.0.runtime.handle()
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<LinkState> {
+        self.0.state.subscribe()
+    }
+
+    /// The live connection, or why there is none.
+    pub(crate) fn up(&self) -> Result<Up, LinkDown> {
+        match &*self.0.state.borrow() {
+            LinkState::Up(up) if up.is_alive() => Ok(up.clone()),
+            LinkState::Up(_) => Err(LinkDown("connection lost".to_owned())),
+            LinkState::Down(why) => Err(LinkDown(why.clone())),
+            LinkState::Closed => Err(LinkDown("closed".to_owned())),
+        }
+    }
+
+    /// The live connection as soon as there is one.
+    pub(crate) async fn wait_up(&self, deadline: Instant) -> Result<Up, LinkDown> {
+        let mut watch = self.watch();
+        loop {
+            match self.up() {
+                Ok(up) => return Ok(up),
+                Err(down) if matches!(*watch.borrow_and_update(), LinkState::Closed) => return Err(down),
+                Err(down) => match timeout_at(deadline, watch.changed()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => return Err(down),
+                },
+            }
+        }
+    }
+
+    /// The state in a word or a sentence.
+    pub(crate) fn describe(&self) -> String {
+        match self.up() {
+            Ok(up) if up.is_blocked() => "blocked by an alarm of the broker (memory or disk)".to_owned(),
+            Ok(_) => "connected".to_owned(),
+            Err(LinkDown(why)) => why,
+        }
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.up().is_ok_and(|up| !up.is_blocked())
+    }
+
+    /// Declares the topology again: after a channel error that says something is missing.
+    pub(crate) async fn repair(&self) -> Result<(), LinkDown> {
+        declare(&self.up()?, &self.0.plan).await
+    }
+
+    /// Declares `queue` and its company once more; an error where it is none of this process's queues.
+    pub(crate) fn declares(&self, queue: &crate::job::QueueName) -> bool {
+        self.0.plan.queues.contains(queue)
+    }
+
+    /// Gives the connection up and makes a new one: it answers heartbeats but nothing else.
+    pub(crate) fn kick(&self) {
+        self.0.kick.notify_one();
+    }
+
+    /// Closes the connection for good.
+    pub(crate) async fn close(&self) {
+        self.0.closing.cancel();
+        let mut watch = self.watch();
+        let closed = watch.wait_for(|state| matches!(state, LinkState::Closed));
+        drop(timeout(Duration::from_secs(5), closed).await);
+    }
+}
+
+/// The address with the heartbeat asked for, unless it names one itself.
+pub(super) fn with_heartbeat(url: &str, seconds: u16) -> String {
+    if url.contains("heartbeat=") {
+        return url.to_owned();
+    }
+    let separator = if url.contains('?') { '&' } else { '?' };
+    format!("{url}{separator}heartbeat={seconds}")
+}
+
+/// Keeps the connection until the link is closed.
+async fn supervise(inner: Arc<Inner>) {
+    let mut pauses = Pauses::new();
+    let mut epoch = 0;
+    let mut last_error = String::new();
+    while !inner.closing.is_cancelled() {
+        epoch += 1;
+        match establish(&inner, epoch).await {
+            Ok(up) => {
+                info!(
+                    link = inner.name,
+                    epoch,
+                    broker = inner.version.get().map(|broker| broker.version.as_str()),
+                    "connected"
+                );
+                pauses.reset();
+                last_error.clear();
+                inner.state.send_replace(LinkState::Up(up.clone()));
+                let why = until_lost(&inner, &up).await;
+                if inner.closing.is_cancelled() {
+                    drop(timeout(Duration::from_secs(2), up.connection.close(200, "bye".into())).await);
+                    break;
+                }
+                warn!(link = inner.name, epoch, reason = why, "connection lost");
+                inner.state.send_replace(LinkState::Down(why));
+            }
+            Err(LinkDown(why)) => {
+                // Once per cause: a broker that is away for an hour is one line, not a thousand.
+                if why != last_error {
+                    warn!(link = inner.name, reason = why, "cannot connect, trying again");
+                    last_error.clone_from(&why);
+                }
+                inner.state.send_replace(LinkState::Down(why));
+            }
+        }
+        let pause = pauses.next();
+        drop(timeout(pause, inner.closing.cancelled()).await);
+    }
+    inner.state.send_replace(LinkState::Closed);
+}
+
+async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
+    check_version(inner).await?;
+    let properties = ConnectionProperties::default()
+        .with_connection_name(inner.name.as_str().into())
+        .with_client_property("product".into(), "Hopline".into())
+        .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+    let runtime = Runtime::tokio_with_handle(inner.runtime.handle());
+    let connecting = Connection::connect_with_runtime(&inner.url, properties, runtime);
+    let connection = match timeout(inner.connect_timeout, connecting).await {
+        Ok(Ok(connection)) => Arc::new(connection),
+        Ok(Err(error)) => return Err(LinkDown(format!("cannot connect: {error}"))),
+        Err(_) => {
+            return Err(LinkDown(format!("cannot connect: no answer within {:?}", inner.connect_timeout)));
+        }
+    };
+    let up = Up { connection, epoch };
+    declare(&up, &inner.plan).await?;
+    Ok(up)
+}
+
+async fn check_version(inner: &Inner) -> Result<(), LinkDown> {
+    if inner.version.get().is_some() {
+        return Ok(());
+    }
+    let Some(found) = version::ask(&inner.url, inner.connect_timeout).await else { return Ok(()) };
+    found.check().map_err(LinkDown)?;
+    // Set once per link; a race would set the same.
+    let _ = inner.version.set(found);
+    Ok(())
+}
+
+async fn declare(up: &Up, plan: &Plan) -> Result<(), LinkDown> {
+    let channel = up.channel().await?;
+    let declared = timeout(REQUEST_TIMEOUT * 3, plan.declare(&channel)).await;
+    // Closing is politeness; a refused declare has closed it already.
+    drop(timeout(REQUEST_TIMEOUT, channel.close(200, "declared".into())).await);
+    match declared {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(LinkDown(TopologyError::to_string(&error))),
+        Err(_) => Err(LinkDown("cannot declare the topology: no answer".to_owned())),
+    }
+}
+
+/// Waits until the connection is lost, given up or closed, and says why.
+async fn until_lost(inner: &Inner, up: &Up) -> String {
+    // lapin's listeners share events, so there is one: this.
+    let mut events = Box::pin(up.connection.events_listener());
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = inner.closing.cancelled() => return "closed".to_owned(),
+            () = inner.kick.notified() => {
+                drop(timeout(Duration::from_secs(1), up.connection.close(200, "starting over".into())).await);
+                return "given up: the broker stopped answering".to_owned();
+            }
+            event = events.next() => match event {
+                Some(Event::Error(error)) => return error.to_string(),
+                Some(Event::ConnectionBlocked(reason)) => warn!(link = inner.name, reason, "blocked by the broker"),
+                Some(Event::ConnectionUnblocked) => info!(link = inner.name, "no longer blocked"),
+                Some(_) => {}
+                None => return "connection ended".to_owned(),
+            },
+            _ = look.tick() => {
+                if !up.is_alive() {
+                    return format!("connection is {:?}", up.connection.status());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The control log: which worker runs which kind from which queue.
+//!
+//! Workers announce their kinds on `hopline.control` before they consume, and again at each reconnect; the
+//! announcements stay in a stream. An HTTP process reads that stream from its beginning, so that it routes a
+//! kind to its queue although no worker runs at the moment. The newest announcement of a kind holds.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use lapin::{
+    Channel,
+    types::{AMQPValue, FieldTable},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, info, warn};
+
+use super::{
+    connection::{Link, LinkDown},
+    consumer::{Consuming, Delivery, Source, consume},
+    names::Names,
+    publisher::{Publisher, Target},
+};
+use crate::job::{
+    JobId, Kind, QueueName,
+    wire::{HeaderValue, Incoming, Message},
+};
+
+/// Message type of an announcement.
+const KINDS: &str = "hopline.kinds";
+/// Message type of a barrier: a mark by which a reader knows that it has read what was there before.
+const BARRIER: &str = "hopline.barrier";
+/// Most kinds remembered; more than that are not routed by announcement.
+const KINDS_MAX: usize = 100_000;
+/// Records read ahead.
+const PREFETCH: u16 = 1000;
+/// Pause between attempts to write to the log.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// One kind of an announcement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Announced {
+    pub(crate) kind: Kind,
+    pub(crate) queue: QueueName,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Announcement {
+    worker: String,
+    kinds: Vec<Announced>,
+}
+
+fn message(kind: &str, body: Vec<u8>) -> Message {
+    Message {
+        message_id: Some(JobId::new().to_string()),
+        kind: Some(kind.to_owned()),
+        content_type: Some("application/json".to_owned()),
+        body: body.into(),
+        ..Message::default()
+    }
+}
+
+/// Announces a worker's kinds at each connection of `publisher`'s link, until told to stop. `announced` turns
+/// true when the log has them for the first time.
+pub(crate) async fn announce(
+    publisher: Publisher,
+    names: Names,
+    worker: String,
+    kinds: Vec<Announced>,
+    announced: watch::Sender<bool>,
+    stop: CancellationToken,
+) {
+    // Serialising names cannot fail.
+    let body = serde_json::to_vec(&Announcement { worker: worker.clone(), kinds }).unwrap_or_default();
+    let mut state = publisher.link().watch();
+    let mut told_epoch = 0;
+    loop {
+        state.borrow_and_update();
+        let pause = match publisher.link().up() {
+            Ok(up) if up.epoch == told_epoch => Duration::MAX,
+            Ok(up) => {
+                let target =
+                    Target { exchange: names.control(), key: format!("kinds.{worker}"), mandatory: true };
+                let deadline = Instant::now() + Duration::from_secs(5);
+                match publisher.publish(target, message(KINDS, body.clone()), deadline).await {
+                    Ok(()) => {
+                        told_epoch = up.epoch;
+                        announced.send_replace(true);
+                        Duration::MAX
+                    }
+                    Err(error) => {
+                        debug!(%error, "cannot announce kinds");
+                        AGAIN
+                    }
+                }
+            }
+            Err(_) => Duration::MAX,
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = state.changed() => if changed.is_err() { return },
+            () = sleep(pause.min(Duration::from_secs(86_400))) => {}
+        }
+    }
+}
+
+/// What is known of kinds, kept up to date; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Catalogue(Arc<Inner>);
+
+struct Inner {
+    kinds: Mutex<BTreeMap<Kind, QueueName>>,
+    caught_up: AtomicBool,
+    stop: CancellationToken,
+}
+
+impl Catalogue {
+    /// Starts to read the control log over `link`; `publisher` writes the barrier that marks its end.
+    pub(crate) fn start(link: &Link, publisher: Publisher, names: &Names) -> Self {
+        let stop = CancellationToken::new();
+        let catalogue = Self(Arc::new(Inner {
+            kinds: Mutex::default(),
+            caught_up: AtomicBool::new(false),
+            stop: stop.clone(),
+        }));
+        let (deliveries, incoming) = mpsc::channel(PREFETCH.into());
+        let next = Arc::new(Mutex::new(None));
+        let source = ControlLog { queue: names.control_log(), next: Arc::clone(&next) };
+        let consuming = Consuming {
+            link: link.clone(),
+            prefetch: PREFETCH,
+            deliveries,
+            stop: stop.clone(),
+            consuming: Arc::new(AtomicBool::new(false)),
+            acknowledging: TaskTracker::new(),
+        };
+        let barrier = JobId::new().to_string();
+        link.runtime().spawn(consume(consuming, source));
+        link.runtime().spawn(write_barrier(publisher, names.control(), barrier.clone(), catalogue.clone()));
+        link.runtime().spawn(catalogue.clone().read(incoming, next, barrier));
+        catalogue
+    }
+
+    /// The queue that workers take `kind` from.
+    pub(crate) fn queue_of(&self, kind: &Kind) -> Option<QueueName> {
+        self.kinds().get(kind).cloned()
+    }
+
+    /// Whether all announcements made before this process started are known.
+    pub(crate) fn is_caught_up(&self) -> bool {
+        self.0.caught_up.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn close(&self) {
+        self.0.stop.cancel();
+    }
+
+    async fn read(
+        self,
+        mut incoming: mpsc::Receiver<Delivery>,
+        next: Arc<Mutex<Option<i64>>>,
+        barrier: String,
+    ) {
+        while let Some(Delivery { incoming: record, receipt }) = incoming.recv().await {
+            if let Some(HeaderValue::Int(offset)) = record.message.headers.get("x-stream-offset") {
+                *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(offset + 1);
+            }
+            self.apply(&record, &barrier);
+            receipt.ack();
+        }
+    }
+
+    fn apply(&self, record: &Incoming, barrier: &str) {
+        let message = &record.message;
+        match message.kind.as_deref() {
+            Some(KINDS) => match serde_json::from_slice::<Announcement>(&message.body) {
+                Ok(announcement) => self.learn(announcement),
+                Err(error) => warn!(%error, "an announcement cannot be read"),
+            },
+            Some(BARRIER) if message.message_id.as_deref() == Some(barrier) => {
+                self.0.caught_up.store(true, Ordering::Relaxed);
+                info!(kinds = self.kinds().len(), "caught up with the control log");
+            }
+            // Others' barriers, and what later versions write.
+            _ => {}
+        }
+    }
+
+    fn learn(&self, announcement: Announcement) {
+        let mut kinds = self.kinds();
+        for Announced { kind, queue } in announcement.kinds {
+            if kinds.len() < KINDS_MAX || kinds.contains_key(&kind) {
+                kinds.insert(kind, queue);
+            }
+        }
+    }
+
+    fn kinds(&self) -> MutexGuard<'_, BTreeMap<Kind, QueueName>> {
+        // The map is whole after every statement.
+        self.0.kinds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes the barrier, again until it is seen: the log has no mark of its end.
+async fn write_barrier(publisher: Publisher, exchange: String, barrier: String, catalogue: Catalogue) {
+    while !catalogue.is_caught_up() && !catalogue.0.stop.is_cancelled() {
+        let target = Target { exchange: exchange.clone(), key: "barrier".to_owned(), mandatory: true };
+        let mut record = message(BARRIER, b"{}".to_vec());
+        record.message_id = Some(barrier.clone());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        if let Err(error) = publisher.publish_patiently(target, record, deadline).await {
+            debug!(%error, "cannot write the barrier of the control log");
+        }
+        tokio::select! {
+            () = catalogue.0.stop.cancelled() => return,
+            () = sleep(AGAIN) => {}
+        }
+    }
+}
+
+/// Reads the stream from its first record, and after a reconnect from where it stopped.
+struct ControlLog {
+    queue: String,
+    next: Arc<Mutex<Option<i64>>>,
+}
+
+impl Source for ControlLog {
+    async fn prepare(&mut self, _: &Channel, _: u64) -> Result<(String, FieldTable), LinkDown> {
+        let next = *self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let offset = next.map_or_else(|| AMQPValue::LongString("first".into()), AMQPValue::LongLongInt);
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-stream-offset".into(), offset);
+        Ok((self.queue.clone(), arguments))
+    }
+
+    fn is_drained(&self) -> bool {
+        false
+    }
+}

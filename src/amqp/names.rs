@@ -1,0 +1,186 @@
+//! The name of every exchange, queue, routing and binding key: made here and nowhere else.
+
+use crate::job::{Kind, QueueName};
+
+use super::delay::{self, LEVELS};
+
+/// The lane of jobs submitted without one. Lanes are not shown to users yet.
+const LANE: &str = "normal";
+
+/// Names under a prefix (`amqp.prefix`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    prefix: String,
+    ladder: String,
+}
+
+impl Names {
+    /// Names that start with `prefix`; those of the delay ladder with `ladder`, or with `prefix` where that is
+    /// empty.
+    #[must_use]
+    pub fn new(prefix: &str, ladder: &str) -> Self {
+        let ladder = if ladder.is_empty() { prefix } else { ladder };
+        Self { prefix: prefix.to_owned(), ladder: ladder.to_owned() }
+    }
+
+    /// Topic exchange: jobs to be run now.
+    #[must_use]
+    pub fn jobs(&self) -> String {
+        format!("{}.jobs", self.prefix)
+    }
+
+    /// Topic exchange: dead jobs.
+    #[must_use]
+    pub fn dead(&self) -> String {
+        format!("{}.dead", self.prefix)
+    }
+
+    /// Topic exchange: announcements.
+    #[must_use]
+    pub fn control(&self) -> String {
+        format!("{}.control", self.prefix)
+    }
+
+    /// Stream: the control log.
+    #[must_use]
+    pub fn control_log(&self) -> String {
+        format!("{}.control.log", self.prefix)
+    }
+
+    /// Direct exchange: replies to our own callers.
+    #[must_use]
+    pub fn replies(&self) -> String {
+        format!("{}.replies", self.prefix)
+    }
+
+    /// The result queue of one connection of one process. A new connection gets a new name: RabbitMQ keeps an
+    /// exclusive one locked for a while after its connection was cut.
+    #[must_use]
+    pub fn reply_queue(&self, instance: &str, epoch: u64) -> String {
+        format!("{}.replies.{instance}.{epoch}", self.prefix)
+    }
+
+    /// Whether a reply address is one of our result queues.
+    #[must_use]
+    pub fn is_reply_queue(&self, reply_to: &str) -> bool {
+        reply_to.strip_prefix(self.prefix.as_str()).is_some_and(|rest| rest.starts_with(".replies."))
+    }
+
+    /// Fanout exchange and queue: what the broker moved by itself. Of the work queues.
+    #[must_use]
+    pub fn strays(&self) -> String {
+        format!("{}.strays", self.prefix)
+    }
+
+    /// Fanout exchange and queue: what fell off the ladder because its queue is gone.
+    #[must_use]
+    pub fn ladder_strays(&self) -> String {
+        format!("{}.strays", self.ladder)
+    }
+
+    /// Quorum queue: jobs waiting.
+    #[must_use]
+    pub fn queue(&self, queue: &QueueName) -> String {
+        format!("{}.q.{queue}", self.prefix)
+    }
+
+    /// Quorum queue: dead jobs of a queue.
+    #[must_use]
+    pub fn dead_queue(&self, queue: &QueueName) -> String {
+        format!("{}.q.{queue}.dead", self.prefix)
+    }
+
+    /// Exchange and queue of one level of the ladder.
+    #[must_use]
+    pub fn delay(&self, level: u32) -> String {
+        format!("{}.delay.{level:02}", self.ladder)
+    }
+
+    /// Topic exchange: the foot of the ladder.
+    #[must_use]
+    pub fn ready(&self) -> String {
+        format!("{}.delay.ready", self.ladder)
+    }
+
+    /// The address of a job: its routing key at [`Names::jobs`], and what follows the bits on the ladder.
+    #[must_use]
+    pub fn address(queue: &QueueName, kind: &str) -> String {
+        format!("{queue}.{LANE}.{kind}")
+    }
+
+    /// Routing key of a dead job.
+    #[must_use]
+    pub fn dead_key(queue: &QueueName, kind: Option<&Kind>) -> String {
+        format!("{queue}.{}", kind.map_or("unknown", Kind::as_str))
+    }
+
+    /// Binding of a work queue at [`Names::jobs`].
+    #[must_use]
+    pub fn jobs_binding(queue: &QueueName) -> String {
+        format!("{queue}.{LANE}.#")
+    }
+
+    /// Binding of a work queue at the foot of the ladder: exactly the bits, then the address. A plain `#` would
+    /// also match an address that ends like this one.
+    #[must_use]
+    pub fn ready_binding(queue: &QueueName) -> String {
+        format!("{}{queue}.{LANE}.#", "*.".repeat(LEVELS as usize))
+    }
+
+    /// Binding of a dead-letter queue at [`Names::dead`].
+    #[must_use]
+    pub fn dead_binding(queue: &QueueName) -> String {
+        format!("{queue}.#")
+    }
+
+    /// Where a job is published that is to run after `ticks` of the ladder: exchange and routing key.
+    #[must_use]
+    pub fn route(&self, queue: &QueueName, kind: &str, ticks: u32) -> (String, String) {
+        let address = Self::address(queue, kind);
+        match delay::entry_level(ticks) {
+            None => (self.jobs(), address),
+            Some(level) => (self.delay(level), delay::key(ticks, &address)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::name::{KIND_MAX, QUEUE_MAX};
+
+    #[test]
+    fn the_names_of_the_wire_contract() {
+        let (names, media) = (Names::new("hopline", ""), QueueName::parse("media").unwrap());
+        assert_eq!(names.queue(&media), "hopline.q.media");
+        assert_eq!(names.dead_queue(&media), "hopline.q.media.dead");
+        assert_eq!(names.delay(3), "hopline.delay.03");
+        assert_eq!(names.ready(), "hopline.delay.ready");
+        assert_eq!(names.reply_queue("web-1", 7), "hopline.replies.web-1.7");
+        assert_eq!(
+            names.route(&media, "image.thumbnail", 0),
+            ("hopline.jobs".into(), "media.normal.image.thumbnail".into())
+        );
+        assert_eq!(Names::jobs_binding(&media), "media.normal.#");
+        assert_eq!(Names::ready_binding(&media).matches("*.").count(), 28);
+        assert_eq!(Names::new("a", "b").delay(0), "b.delay.00");
+    }
+
+    #[test]
+    fn only_our_own_result_queues_are_ours() {
+        let names = Names::new("hopline", "");
+        assert!(names.is_reply_queue("hopline.replies.web.1"));
+        for other in
+            ["hopline.q.media", "amq.rabbitmq.reply-to.x", "hoplines.replies.x", "", "hopline.replies"]
+        {
+            assert!(!names.is_reply_queue(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_longest_names_fit_a_routing_key() {
+        let (queue, kind) = (QueueName::parse("q".repeat(QUEUE_MAX)).unwrap(), "k".repeat(KIND_MAX));
+        let (_, key) = Names::new("hopline", "").route(&queue, &kind, u32::MAX >> 4);
+        assert!(key.len() <= 255, "{}", key.len());
+    }
+}

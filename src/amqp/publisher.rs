@@ -1,0 +1,458 @@
+//! Publishing with confirms: one channel, owned by one task.
+//!
+//! Why one task: several tasks publishing with confirms on one lapin channel get wrong answers (the delivery tag
+//! is taken and the frames are queued under two different locks; measured: one false ack in a hundred where the
+//! broker refuses). A false ack is a lost job reported as accepted.
+//!
+//! The task polls all publishes in flight as one set, so those that arrive together are written together; it
+//! keeps at most `window` of them unconfirmed. A publish whose caller has given up stays in the set until the
+//! broker answers: it may still happen. Every publish is `mandatory` unless it is a reply; lapin hangs a returned
+//! message on whichever confirm comes next, so returns are matched by message id and routing key.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use lapin::{Channel, Confirmation, message::BasicReturnMessage, options::BasicPublishOptions};
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
+};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::{debug, warn};
+
+use super::{
+    admin::is_not_found,
+    connection::{Link, LinkState, Up},
+    message::{properties, short},
+    pause::Pauses,
+};
+use crate::job::wire::Message;
+
+/// Most bytes of bodies that await their confirm on one channel.
+const WINDOW_BYTES: usize = 64 << 20;
+/// A confirm outstanding for this long on a connection that is not blocked means that the broker is stuck.
+const STALLED: Duration = Duration::from_secs(60);
+/// How long the answers that are already on their way are waited for when a channel ends.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+
+/// Why a publish was not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// No queue is bound for the routing key. Not stored.
+    #[error("no queue takes this message")]
+    Unroutable,
+    /// The broker refused it (a queue's length limit). Not stored.
+    #[error("the broker refused the message: a queue is full")]
+    Refused,
+    /// There is no connection, or what it was published to is missing. Not stored.
+    #[error("the broker is not available: {0}")]
+    Unavailable(String),
+    /// A memory or disk alarm of the broker stops all publishing. Not stored.
+    #[error("the broker is blocked by a memory or disk alarm")]
+    Blocked,
+    /// Too many publishes wait already. Not stored.
+    #[error("too many messages wait to be published")]
+    Full,
+    /// No confirm in time. It may still be stored.
+    #[error("the broker did not confirm in time; the message may still arrive")]
+    Timeout,
+    /// The connection or channel broke before the confirm. It may be stored.
+    #[error("the connection was lost before the confirm; the message may have arrived: {0}")]
+    Lost(String),
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) exchange: String,
+    pub(crate) key: String,
+    /// Whether a message that no queue takes is an error.
+    pub(crate) mandatory: bool,
+}
+
+struct Request {
+    target: Target,
+    message: Message,
+    deadline: Instant,
+    done: Done,
+}
+
+/// Who wants to know what became of a publish.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// A caller that waits.
+    Caller(oneshot::Sender<Result<(), PublishError>>),
+    /// Nobody: it is only counted as being on its way.
+    Counted(TaskTrackerToken),
+}
+
+impl Done {
+    /// Whether the caller has given up.
+    fn is_abandoned(&self) -> bool {
+        matches!(self, Self::Caller(caller) if caller.is_closed())
+    }
+
+    fn tell(self, result: Result<(), PublishError>) {
+        match self {
+            // The caller may have given up.
+            Self::Caller(caller) => drop(caller.send(result)),
+            Self::Counted(token) => {
+                drop(token);
+                if let Err(error) = result {
+                    debug!(%error, "not confirmed");
+                }
+            }
+        }
+    }
+}
+
+/// A handle on the publishing task; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Publisher {
+    requests: mpsc::Sender<Request>,
+    link: Link,
+}
+
+impl Publisher {
+    /// Starts the owner of one channel on `link`: at most `window` unconfirmed, at most `backlog` waiting.
+    pub(crate) fn start(link: &Link, window: usize, backlog: usize) -> Self {
+        let (requests, queue) = mpsc::channel(backlog);
+        link.runtime().spawn(own(link.clone(), queue, window));
+        Self { requests, link: link.clone() }
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Publishes and awaits the confirm. Fails at once where there is no connection, no room, or an alarm.
+    pub(crate) async fn publish(
+        &self,
+        target: Target,
+        message: Message,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        let (done, answer) = oneshot::channel();
+        self.hand_over(target, message, deadline, Done::Caller(done))?;
+        await_answer(answer, deadline).await
+    }
+
+    /// As [`Publisher::publish`], but waits for a connection and for room until the deadline.
+    pub(crate) async fn publish_patiently(
+        &self,
+        target: Target,
+        message: Message,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        let up = self.link.wait_up(deadline).await;
+        up.map_err(|down| PublishError::Unavailable(down.0))?;
+        let (done, answer) = oneshot::channel();
+        let request = Request { target, message, deadline, done: Done::Caller(done) };
+        match timeout_at(deadline, self.requests.send(request)).await {
+            Ok(Ok(())) => await_answer(answer, deadline).await,
+            Ok(Err(_)) => Err(PublishError::Unavailable("closed".to_owned())),
+            Err(_) => Err(PublishError::Full),
+        }
+    }
+
+    /// Hands a message over, without waiting for what becomes of it.
+    pub(crate) fn hand_over(
+        &self,
+        target: Target,
+        message: Message,
+        deadline: Instant,
+        done: Done,
+    ) -> Result<(), PublishError> {
+        let up = self.link.up().map_err(|down| PublishError::Unavailable(down.0))?;
+        if up.is_blocked() {
+            return Err(PublishError::Blocked);
+        }
+        let request = Request { target, message, deadline, done };
+        self.requests.try_send(request).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => PublishError::Full,
+            mpsc::error::TrySendError::Closed(_) => PublishError::Unavailable("closed".to_owned()),
+        })
+    }
+}
+
+/// The answer to a message that was handed over.
+async fn await_answer(
+    answer: oneshot::Receiver<Result<(), PublishError>>,
+    deadline: Instant,
+) -> Result<(), PublishError> {
+    match timeout_at(deadline, answer).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(PublishError::Lost("the publisher ended".to_owned())),
+        Err(_) => Err(PublishError::Timeout),
+    }
+}
+
+/// Owns channel after channel until the link is closed.
+async fn own(link: Link, mut requests: mpsc::Receiver<Request>, window: usize) {
+    let mut pauses = Pauses::new();
+    loop {
+        let Some(up) = refuse_until_up(&link, &mut requests).await else { return };
+        let opened = Instant::now();
+        let why = match up.confirming_channel().await {
+            Ok(channel) => Lane::new(channel, up.clone(), window).run(&link, &mut requests).await,
+            Err(down) => down.0,
+        };
+        if requests.is_closed() && requests.is_empty() {
+            return;
+        }
+        debug!(reason = why, "publishing channel ended");
+        if link.up().is_ok_and(|now| now.epoch == up.epoch) {
+            // The connection lives, so it was the channel: most likely something it publishes to is gone.
+            if let Err(down) = link.repair().await {
+                warn!(reason = down.0, "cannot declare the topology again");
+            }
+            if opened.elapsed() > STALLED {
+                pauses.reset();
+            }
+            tokio::time::sleep(pauses.next()).await;
+        }
+    }
+}
+
+/// Answers requests with a refusal until there is a connection; `None` when the link or all handles are closed.
+async fn refuse_until_up(link: &Link, requests: &mut mpsc::Receiver<Request>) -> Option<Up> {
+    let mut state = link.watch();
+    loop {
+        match link.up() {
+            Ok(up) => return Some(up),
+            Err(down) => {
+                if matches!(*state.borrow_and_update(), LinkState::Closed) {
+                    requests.close();
+                }
+                tokio::select! {
+                    changed = state.changed() => changed.ok()?,
+                    request = requests.recv() => {
+                        request?.done.tell(Err(PublishError::Unavailable(down.0)));
+                    }
+                    // A connection that died unnoticed is found by the supervisor, which changes the state.
+                    () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                }
+            }
+        }
+    }
+}
+
+/// What becomes of one publish: where it is in the table, and what the broker said.
+type InFlight = BoxFuture<'static, (usize, Result<Confirmation, lapin::Error>)>;
+
+struct Slot {
+    done: Done,
+    target: Target,
+    message_id: String,
+    bytes: usize,
+    since: Instant,
+}
+
+/// One channel's life.
+struct Lane {
+    channel: Channel,
+    up: Up,
+    window: usize,
+    in_flight: FuturesUnordered<InFlight>,
+    slots: HashMap<usize, Slot>,
+    next_slot: usize,
+    bytes: usize,
+    /// Returned messages whose own confirm has not been seen: how many per message id and routing key.
+    returned: HashMap<(String, String), u32>,
+}
+
+impl Lane {
+    fn new(channel: Channel, up: Up, window: usize) -> Self {
+        Self {
+            channel,
+            up,
+            window,
+            in_flight: FuturesUnordered::new(),
+            slots: HashMap::new(),
+            next_slot: 0,
+            bytes: 0,
+            returned: HashMap::new(),
+        }
+    }
+
+    /// Publishes until the channel fails or there is nobody left to publish for; says why it ended.
+    async fn run(mut self, link: &Link, requests: &mut mpsc::Receiver<Request>) -> String {
+        let mut state = link.watch();
+        let mut look = interval(STALLED / 12);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let why = loop {
+            while self.has_room() {
+                match requests.try_recv() {
+                    Ok(request) => self.begin(request),
+                    Err(_) => break,
+                }
+            }
+            tokio::select! {
+                Some(first) = self.in_flight.next() => {
+                    if let Err(why) = self.settle(first) {
+                        break why;
+                    }
+                }
+                request = requests.recv(), if self.has_room() => match request {
+                    Some(request) => self.begin(request),
+                    None if self.in_flight.is_empty() => break "closed".to_owned(),
+                    // No more will come: let those in flight end.
+                    None => {
+                        let Some(next) = self.in_flight.next().await else { break "closed".to_owned() };
+                        if let Err(why) = self.settle(next) {
+                            break why;
+                        }
+                    }
+                },
+                _ = state.changed() => {
+                    if !link.up().is_ok_and(|now| now.epoch == self.up.epoch) {
+                        break link.describe();
+                    }
+                }
+                _ = look.tick() => {
+                    if self.is_stalled() {
+                        link.kick();
+                        break "confirms stopped coming".to_owned();
+                    }
+                }
+            }
+        };
+        self.end(&why).await;
+        why
+    }
+
+    fn has_room(&self) -> bool {
+        self.in_flight.len() < self.window && self.bytes < WINDOW_BYTES
+    }
+
+    fn is_stalled(&self) -> bool {
+        !self.up.is_blocked() && self.slots.values().any(|slot| slot.since.elapsed() > STALLED)
+    }
+
+    /// Starts a publish; it is written when the set is polled next.
+    fn begin(&mut self, request: Request) {
+        let Request { target, message, deadline, done } = request;
+        if done.is_abandoned() || deadline <= Instant::now() {
+            // The caller has given up and was told that it may happen; it need not.
+            return;
+        }
+        if self.up.is_blocked() {
+            done.tell(Err(PublishError::Blocked));
+            return;
+        }
+        let index = self.next_slot;
+        self.next_slot += 1;
+        let (channel, bytes) = (self.channel.clone(), message.body.len());
+        let (exchange, key) = (short(&target.exchange), short(&target.key));
+        let options = BasicPublishOptions { mandatory: target.mandatory, immediate: false };
+        let message_id = message.message_id.clone().unwrap_or_default();
+        let publish = async move {
+            // The delivery tag is taken and the frames are queued in the first poll, without a pause between.
+            let written =
+                channel.basic_publish(exchange, key, options, &message.body, properties(&message)).await;
+            match written {
+                Ok(confirm) => (index, confirm.await),
+                Err(error) => (index, Err(error)),
+            }
+        };
+        self.bytes += bytes;
+        self.in_flight.push(publish.boxed());
+        self.slots.insert(index, Slot { done, target, message_id, bytes, since: Instant::now() });
+    }
+
+    /// Takes all answers that are there and passes them on; an error ends the channel.
+    fn settle(&mut self, first: (usize, Result<Confirmation, lapin::Error>)) -> Result<(), String> {
+        let mut answers = vec![first];
+        self.take_ready(&mut answers);
+        let mut failure = None;
+        while !answers.is_empty() {
+            // A return may hang on the confirm of another message in the same broker frame. Waiting for
+            // confirms, polled once and dropped, takes the lock that lapin holds while it works such a frame
+            // off: afterwards every confirm of that frame is there.
+            let _ = self.channel.wait_for_confirms().now_or_never();
+            let mut later = Vec::new();
+            self.take_ready(&mut later);
+            for (_, answer) in answers.iter_mut().chain(&mut later) {
+                self.note_return(answer);
+            }
+            for (index, answer) in answers {
+                if let Err(error) = &answer {
+                    failure.get_or_insert_with(|| error.to_string());
+                }
+                self.answer(index, answer);
+            }
+            answers = later;
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn take_ready(&mut self, into: &mut Vec<(usize, Result<Confirmation, lapin::Error>)>) {
+        // What wakes up later is found by the next poll of the set in `run`.
+        while let Some(Some(answer)) = self.in_flight.next().now_or_never() {
+            into.push(answer);
+        }
+    }
+
+    fn note_return(&mut self, answer: &mut Result<Confirmation, lapin::Error>) {
+        let message: &mut Option<BasicReturnMessage> = match answer {
+            Ok(Confirmation::Ack(message) | Confirmation::Nack(message)) => message,
+            Ok(Confirmation::NotRequested) | Err(_) => return,
+        };
+        if let Some(message) = message.take() {
+            let id = message.delivery.properties.message_id().as_ref().map(|id| id.as_str().to_owned());
+            let key = (id.unwrap_or_default(), message.delivery.routing_key.as_str().to_owned());
+            *self.returned.entry(key).or_default() += 1;
+        }
+    }
+
+    fn answer(&mut self, index: usize, answer: Result<Confirmation, lapin::Error>) {
+        let Some(slot) = self.slots.remove(&index) else { return };
+        self.bytes -= slot.bytes;
+        let key = (slot.message_id, slot.target.key);
+        let was_returned = match self.returned.get_mut(&key) {
+            Some(1) => self.returned.remove(&key).is_some(),
+            Some(count) => {
+                *count -= 1;
+                true
+            }
+            None => false,
+        };
+        let result = match answer {
+            Ok(_) if was_returned => Err(PublishError::Unroutable),
+            Ok(Confirmation::Ack(_)) => Ok(()),
+            Ok(Confirmation::Nack(_)) => Err(PublishError::Refused),
+            // Confirms are turned on before the first publish.
+            Ok(Confirmation::NotRequested) => {
+                Err(PublishError::Lost("the channel does not confirm".to_owned()))
+            }
+            Err(error) => Err(failure(&error, &slot.target.exchange)),
+        };
+        slot.done.tell(result);
+    }
+
+    /// Gives the last answers a moment to arrive; the fate of the rest is unknown.
+    async fn end(mut self, why: &str) {
+        let last = async {
+            while let Some(answer) = self.in_flight.next().await {
+                // Each ends with an error of its own; the first one is known.
+                let _ = self.settle(answer);
+            }
+        };
+        drop(timeout(LAST_ANSWERS, last).await);
+        for slot in self.slots.into_values() {
+            slot.done.tell(Err(PublishError::Lost(why.to_owned())));
+        }
+    }
+}
+
+/// What a failed channel says about a message that was published to `exchange`.
+fn failure(error: &lapin::Error, exchange: &str) -> PublishError {
+    if is_not_found(error) && error.to_string().contains(&format!("'{exchange}'")) {
+        return PublishError::Unavailable(format!(
+            "exchange {exchange} is missing; it is being declared again"
+        ));
+    }
+    PublishError::Lost(error.to_string())
+}

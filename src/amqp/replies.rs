@@ -1,0 +1,214 @@
+//! Replies to callers of this process: one result queue per connection, and the callers that wait on it.
+//!
+//! The queue is exclusive: it dies with its connection, and with it the replies on their way. A caller then
+//! waits until its deadline; the job itself is not touched.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+};
+
+use lapin::{
+    Channel,
+    options::{QueueBindOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
+
+use super::{
+    connection::{Link, LinkDown, in_time},
+    consumer::{Consuming, Source, consume},
+    message::short,
+    names::Names,
+};
+use crate::job::{JobId, Reply};
+
+/// Replies taken ahead of being handed to their callers.
+const PREFETCH: u16 = 500;
+
+/// Why nobody can wait for a reply now.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// Too many callers wait already (`http.max_waiters`).
+    #[error("too many callers wait already")]
+    Full,
+    /// There is no result queue: no connection.
+    #[error("replies cannot be received: {0}")]
+    Unavailable(String),
+}
+
+/// The result queue of this process and its waiters; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Replies(Arc<Inner>);
+
+struct Inner {
+    waiters: Mutex<HashMap<JobId, Vec<(u64, oneshot::Sender<Reply>)>>>,
+    limit: usize,
+    address: watch::Sender<Option<String>>,
+    link: Link,
+    stop: CancellationToken,
+}
+
+impl Replies {
+    /// Starts to receive replies for at most `limit` waiters at a time.
+    pub(crate) fn start(link: &Link, names: &Names, instance: &str, limit: usize) -> Self {
+        let inner = Arc::new(Inner {
+            waiters: Mutex::default(),
+            limit,
+            address: watch::Sender::new(None),
+            link: link.clone(),
+            stop: CancellationToken::new(),
+        });
+        let (deliveries, mut incoming) = mpsc::channel::<super::consumer::Delivery>(PREFETCH.into());
+        let consuming = Consuming {
+            link: link.clone(),
+            prefetch: PREFETCH,
+            deliveries,
+            stop: inner.stop.clone(),
+            consuming: Arc::new(AtomicBool::new(false)),
+            acknowledging: TaskTracker::new(),
+        };
+        let queue = ResultQueue {
+            names: names.clone(),
+            instance: instance.to_owned(),
+            queue: String::new(),
+            inner: Arc::clone(&inner),
+        };
+        link.runtime().spawn(consume(consuming, queue));
+        let receiver = Self(inner);
+        let handing = receiver.clone();
+        link.runtime().spawn(async move {
+            while let Some(delivery) = incoming.recv().await {
+                match Reply::decode(&delivery.incoming.message) {
+                    Ok(reply) => handing.complete(&reply),
+                    Err(error) => debug!(%error, "not a reply"),
+                }
+                delivery.receipt.ack();
+            }
+        });
+        receiver
+    }
+
+    /// A place for one caller of job `id`, to be given before the job is published.
+    ///
+    /// Waits until `deadline` for the result queue, which a process that has just started may not have yet.
+    pub(crate) async fn expect(&self, id: JobId, deadline: Instant) -> Result<Waiter, WaitError> {
+        let mut address = self.0.address.subscribe();
+        let there = timeout_at(deadline, address.wait_for(Option::is_some)).await;
+        let reply_to = match there {
+            Ok(Ok(address)) => address.clone(),
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let Some(reply_to) = reply_to else { return Err(WaitError::Unavailable(self.0.link.describe())) };
+        let (sender, receiver) = oneshot::channel();
+        let mut waiters = self.waiters();
+        // Counted by jobs: several callers of one job are one.
+        if waiters.len() >= self.0.limit && !waiters.contains_key(&id) {
+            return Err(WaitError::Full);
+        }
+        let place = waiters.entry(id).or_default();
+        let number = place.last().map_or(0, |(number, _)| number + 1);
+        place.push((number, sender));
+        drop(waiters);
+        Ok(Waiter { id, number, reply_to, receiver, replies: self.clone() })
+    }
+
+    pub(crate) fn close(&self) {
+        self.0.stop.cancel();
+    }
+
+    fn complete(&self, reply: &Reply) {
+        let waiting = self.waiters().remove(&reply.job_id);
+        for (_, waiter) in waiting.into_iter().flatten() {
+            // The caller may be gone.
+            let _ = waiter.send(reply.clone());
+        }
+    }
+
+    fn forget(&self, id: JobId, number: u64) {
+        let mut waiters = self.waiters();
+        if let Some(place) = waiters.get_mut(&id) {
+            place.retain(|(other, _)| *other != number);
+            if place.is_empty() {
+                waiters.remove(&id);
+            }
+        }
+    }
+
+    fn waiters(&self) -> MutexGuard<'_, HashMap<JobId, Vec<(u64, oneshot::Sender<Reply>)>>> {
+        // The map is whole after every statement, so a panic elsewhere leaves nothing half done.
+        self.0.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One caller that waits for how a job ends. Dropped, it frees its place.
+pub struct Waiter {
+    id: JobId,
+    number: u64,
+    reply_to: String,
+    receiver: oneshot::Receiver<Reply>,
+    replies: Replies,
+}
+
+impl Waiter {
+    /// The address that the job must carry as its `reply_to`.
+    #[must_use]
+    pub fn reply_to(&self) -> &str {
+        &self.reply_to
+    }
+
+    /// The reply; `None` when it has not come by the deadline.
+    pub async fn reply(mut self, deadline: Instant) -> Option<Reply> {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        timeout(remaining, &mut self.receiver).await.ok()?.ok()
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.replies.forget(self.id, self.number);
+    }
+}
+
+/// Declares a result queue of a new name for each channel.
+struct ResultQueue {
+    names: Names,
+    instance: String,
+    queue: String,
+    inner: Arc<Inner>,
+}
+
+impl Source for ResultQueue {
+    async fn prepare(&mut self, channel: &Channel, epoch: u64) -> Result<(String, FieldTable), LinkDown> {
+        self.queue = self.names.reply_queue(&self.instance, epoch);
+        let options =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(short(&self.queue), options, FieldTable::default());
+        in_time("declare the result queue", declared).await?;
+        let exchange = self.names.replies();
+        let bound = channel.queue_bind(
+            short(&self.queue),
+            short(&exchange),
+            short(&self.queue),
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        );
+        in_time("bind the result queue", bound).await?;
+        Ok((self.queue.clone(), FieldTable::default()))
+    }
+
+    fn started(&mut self) {
+        self.inner.address.send_replace(Some(self.queue.clone()));
+    }
+
+    fn ended(&mut self) {
+        self.inner.address.send_replace(None);
+    }
+}

@@ -1,0 +1,242 @@
+//! The HTTP front: submits jobs, waits for their replies, says whether it can (`docs/http.md`).
+//!
+//! This module owns what a request may be and what it is answered with. It knows the broker through
+//! [`crate::client::Client`] alone, and keeps nothing between requests: any number of these processes may run.
+//! [`serve`] runs it; a request goes through `front` (request id, log line, panics, guard) to one file per call.
+
+mod answer;
+mod batch;
+mod body;
+mod fields;
+mod front;
+mod guard;
+mod health;
+mod jobs;
+pub mod problem;
+mod rpc;
+mod server;
+mod stall;
+mod submission;
+mod wait;
+
+use std::{future::Future, net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    routing::{get, post},
+};
+use thiserror::Error;
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    body::{BodyMemory, Room},
+    guard::{Guard, is_loopback},
+    problem::{Code, Problem},
+};
+use crate::{
+    client::{Client, Submission},
+    config::{self, Config},
+    job::Reply,
+};
+
+/// Why the HTTP front cannot be served.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// Anyone who reaches the address could submit jobs, and the configuration does not say that this is wanted.
+    #[error(
+        "refusing to listen on {0}: without API keys whoever reaches this address may submit jobs. Listen on \
+         loopback (http.listen = \"127.0.0.1:8080\"), or set http.allow_unauthenticated = true \
+         (HOPLINE_HTTP_ALLOW_UNAUTHENTICATED=true) if something else guards the port"
+    )]
+    Exposed(SocketAddr),
+    /// The address cannot be had.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What all requests share.
+#[derive(Clone)]
+struct App(Arc<Shared>);
+
+struct Shared {
+    client: Client,
+    http: config::Http,
+    limits: config::Limits,
+    in_flight: Arc<Semaphore>,
+    memory: BodyMemory,
+    guard: Guard,
+    stopping: Stopping,
+}
+
+/// How far the end has come.
+#[derive(Debug, Clone, Default)]
+struct Stopping {
+    /// No new connections; requests under way go on.
+    begun: CancellationToken,
+    /// Whoever waits for a reply is answered now.
+    hurry: CancellationToken,
+    /// Connections that are left are cut.
+    cut: CancellationToken,
+}
+
+impl std::ops::Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl App {
+    fn new(config: &Config, client: Client, stopping: Stopping) -> Self {
+        Self(Arc::new(Shared {
+            client,
+            http: config.http.clone(),
+            limits: config.limits.clone(),
+            in_flight: Arc::new(Semaphore::new(config.http.max_in_flight.min(Semaphore::MAX_PERMITS))),
+            memory: BodyMemory::new(config.http.max_body_memory),
+            guard: Guard::new(&config.http),
+            stopping,
+        }))
+    }
+
+    /// A place among the requests whose job awaits its confirm.
+    fn enter(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.in_flight).try_acquire_owned().map_err(|_| {
+            let limit = self.http.max_in_flight;
+            let detail =
+                format!("{limit} requests await their confirm already (http.max_in_flight); try again");
+            Problem::new(Code::Overloaded, detail)
+        })
+    }
+
+    /// Submits a job: accepted only after the broker's confirm.
+    async fn submit(&self, job: Submission) -> Result<(), Problem> {
+        let _place = self.enter()?;
+        let id = job.envelope.id;
+        self.client.submit(job).await.map_err(|error| Problem::submit(&error, id))
+    }
+
+    /// Submits a job and waits for its reply: none at the deadline, or when the server must end before. `room` is
+    /// given back when the broker has the job.
+    async fn call(
+        &self,
+        mut job: Submission,
+        deadline: Instant,
+        room: Option<Room>,
+    ) -> Result<Option<Reply>, Problem> {
+        let id = job.envelope.id;
+        let waiter = self.client.expect_reply(id).await.map_err(|error| Problem::wait(&error))?;
+        job.envelope.reply_to = Some(waiter.reply_to().to_owned());
+        job.envelope.correlation_id = Some(id.to_string());
+        self.submit(job).await?;
+        drop(room);
+        Ok(tokio::select! {
+            reply = waiter.reply(deadline) => reply,
+            () = self.stopping.hurry.cancelled() => None,
+        })
+    }
+}
+
+/// Serves HTTP at `http.listen` until `shutdown` is ready; then takes no more connections, lets requests end within
+/// `shutdown.grace`, and returns.
+///
+/// # Errors
+/// [`ServeError`], when the address is not loopback and `http.allow_unauthenticated` is not set, or cannot be had.
+pub async fn serve(
+    config: &Config,
+    client: Client,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
+    serve_on(bind(config).await?, config, client, shutdown).await
+}
+
+/// Takes the address `http.listen`; with port 0 the system chooses one, which [`TcpListener::local_addr`] tells.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn bind(config: &Config) -> Result<TcpListener, ServeError> {
+    let address = config.http.listen;
+    check_exposure(config, address)?;
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+}
+
+/// As [`serve`], on a listener that is bound already.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_on(
+    listener: TcpListener,
+    config: &Config,
+    client: Client,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
+    let unknown = |source| ServeError::Listen { address: config.http.listen, source };
+    let address = listener.local_addr().map_err(unknown)?;
+    check_exposure(config, address)?;
+    tracing::info!(http.address = %address, "listening");
+    let stopping = Stopping::default();
+    let app = App::new(config, client, stopping.clone());
+    let settings = server::Settings {
+        read_timeout: config.http.read_timeout,
+        max_connections: config.http.max_connections,
+        grace: config.shutdown.grace,
+    };
+    server::run(listener, router(app), settings, &stopping, shutdown).await;
+    Ok(())
+}
+
+fn check_exposure(config: &Config, address: SocketAddr) -> Result<(), ServeError> {
+    if config.http.allow_unauthenticated || is_loopback(address.ip()) {
+        Ok(())
+    } else {
+        Err(ServeError::Exposed(address))
+    }
+}
+
+fn router(app: App) -> Router {
+    let routes = Router::new()
+        .route("/v1/jobs", post(jobs::post))
+        .route("/v1/jobs/batch", post(batch::post))
+        .route("/v1/rpc/{kind}", post(rpc::post))
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready));
+    front::wrap(routes, &app.guard, &app.memory, app.http.read_timeout).with_state(app)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_loopback_is_served_without_being_told() {
+        let mut config = Config::default();
+        for (address, allowed) in [
+            ("127.0.0.1:0", true),
+            ("[::1]:0", true),
+            ("0.0.0.0:0", false),
+            ("[::]:0", false),
+            ("10.0.0.1:0", false),
+        ] {
+            let address = address.parse().unwrap();
+            assert_eq!(check_exposure(&config, address).is_ok(), allowed, "{address}");
+        }
+        config.http.listen = "0.0.0.0:0".parse().unwrap();
+        let error = bind(&config).await.unwrap_err();
+        assert!(error.to_string().contains("http.allow_unauthenticated = true"), "{error}");
+        config.http.allow_unauthenticated = true;
+        assert!(bind(&config).await.is_ok());
+    }
+}

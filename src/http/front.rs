@@ -1,0 +1,200 @@
+//! What every request passes before its call: request id, log line, panics caught, guard, and the answers for
+//! paths and methods that do not exist.
+
+use std::{any::Any, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{MatchedPath, Request},
+    http::{HeaderName, HeaderValue},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
+use tokio::time::Instant;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::{
+    answer::About,
+    body::{self, BodyMemory},
+    guard::Guard,
+    problem::{Code, Problem},
+};
+use crate::job::JobId;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest request id that is taken over, in bytes.
+const REQUEST_ID_MAX: usize = 128;
+
+/// Puts the front before `routes`.
+pub(super) fn wrap<S: Clone + Send + Sync + 'static>(
+    routes: Router<S>,
+    guard: &Guard,
+    memory: &BodyMemory,
+    read_timeout: Duration,
+) -> Router<S> {
+    let refusing = |code: Code, detail: &'static str| {
+        let memory = memory.clone();
+        move |request: Request| async move {
+            body::refuse(request, &memory, read_timeout, Problem::new(code, detail)).await
+        }
+    };
+    let guarding = Guarding { guard: guard.clone(), memory: memory.clone(), read_timeout };
+    routes
+        .fallback(refusing(Code::NotFound, "no call has this path"))
+        .method_not_allowed_fallback(refusing(
+            Code::MethodNotAllowed,
+            "see the Allow header for the methods of this path",
+        ))
+        .layer(from_fn_with_state(guarding, check))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(identify))
+}
+
+#[derive(Clone)]
+struct Guarding {
+    guard: Guard,
+    memory: BodyMemory,
+    read_timeout: Duration,
+}
+
+async fn check(
+    axum::extract::State(guarding): axum::extract::State<Guarding>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match guarding.guard.check(request.method(), request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => body::refuse(request, &guarding.memory, guarding.read_timeout, problem).await,
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
+fn panicked(panic: Box<dyn Any + Send>) -> axum::http::Response<Body> {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without text");
+    tracing::error!(panic = text, "a request panicked");
+    Problem::new(Code::Internal, "the log has more under this answer's X-Request-Id").into_response()
+}
+
+/// Gives the request its id, and writes its log line.
+async fn identify(request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let id = request_id(request.headers().get(REQUEST_ID));
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = next.run(request).await;
+    let job = response.extensions().get::<About>().map(|about| tracing::field::display(about.0));
+    tracing::debug!(
+        http.method = %method,
+        http.route = route.as_ref().map_or("none", MatchedPath::as_str),
+        http.status = response.status().as_u16(),
+        request.id = id.to_str().unwrap_or_default(),
+        job.id = job,
+        elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        "request"
+    );
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
+}
+
+/// The client's request id, if it is fit for a log line, else a new one.
+fn request_id(given: Option<&HeaderValue>) -> HeaderValue {
+    let sane = |id: &&HeaderValue| {
+        (1..=REQUEST_ID_MAX).contains(&id.len())
+            && id.as_bytes().iter().all(|c| c.is_ascii_alphanumeric() || b"-_.:/+=@".contains(c))
+    };
+    given.filter(sane).cloned().unwrap_or_else(new_request_id)
+}
+
+/// A new request id: a UUID version 7, as job ids are.
+pub(super) fn new_request_id() -> HeaderValue {
+    HeaderValue::try_from(JobId::new().to_string()).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::{get, post};
+    use futures_util::FutureExt;
+    use tower_service::Service;
+
+    use super::*;
+    use crate::config;
+
+    fn front() -> Router {
+        let routes = Router::new()
+            .route("/ok", get(|| async { "ok" }))
+            .route("/submit", post(|| async { "ok" }))
+            .route(
+                "/panic",
+                get(|| async {
+                    if true {
+                        panic!("on purpose")
+                    }
+                }),
+            );
+        wrap(routes, &Guard::new(&config::Http::default()), &BodyMemory::new(1 << 20), Duration::from_secs(1))
+    }
+
+    fn ask(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
+        let mut request = Request::builder().method(method).uri(path).header("host", "localhost");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::empty()).unwrap();
+        front().call(request).now_or_never().unwrap().unwrap()
+    }
+
+    #[test]
+    fn every_answer_has_a_request_id() {
+        for (method, path, status) in
+            [("GET", "/ok", 200), ("GET", "/none", 404), ("PUT", "/ok", 405), ("GET", "/panic", 500)]
+        {
+            let response = ask(method, path, &[]);
+            assert_eq!(response.status(), status, "{path}");
+            assert_eq!(response.headers()["x-request-id"].len(), 36, "{path}");
+            if status != 200 {
+                assert_eq!(response.headers()["content-type"], "application/problem+json");
+            }
+        }
+        assert_eq!(ask("GET", "/ok", &[("x-request-id", "abc-1")]).headers()["x-request-id"], "abc-1");
+        for bad in ["", "a b", "a\"b", &"x".repeat(129)] {
+            assert_eq!(
+                ask("GET", "/ok", &[("x-request-id", bad)]).headers()["x-request-id"].len(),
+                36,
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_method_names_the_right_ones() {
+        for (method, path, allow) in [
+            ("GET", "/submit", "POST"),
+            ("DELETE", "/submit", "POST"),
+            ("HEAD", "/submit", "POST"),
+            ("OPTIONS", "/submit", "POST"),
+            ("POST", "/ok", "GET,HEAD"),
+        ] {
+            let response = ask(method, path, &[]);
+            assert_eq!(
+                (response.status().as_u16(), &response.headers()["allow"]),
+                (405, &HeaderValue::from_static(allow)),
+                "{method} {path}"
+            );
+            assert_eq!(response.headers()["content-type"], "application/problem+json");
+        }
+    }
+
+    #[test]
+    fn the_guard_is_before_everything() {
+        for path in ["/submit", "/none"] {
+            let response = ask("POST", path, &[("origin", "https://evil.example")]);
+            assert_eq!(response.status(), 403, "{path}");
+            assert!(response.headers().contains_key("x-request-id"));
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Testing handlers without a broker.
+//!
+//! [`run`] runs one attempt of a handler in memory, as a worker would: args through JSON, timeout, panics caught,
+//! the disposition decided. What the handler enqueues is recorded. What only a broker shows (redelivery, order,
+//! delays) is not simulated: test that against a real RabbitMQ.
+//!
+//! ```
+//! use hopline::{Context, Job, JobError, JobResult, testing};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Double { number: i64 }
+//! impl Job for Double {
+//!     const KIND: &'static str = "math.double";
+//!     type Output = i64;
+//! }
+//!
+//! async fn double(job: Double, cx: Context) -> JobResult<i64> {
+//!     if job.number < 0 {
+//!         return Err(JobError::fatal("negative", "only positive numbers"));
+//!     }
+//!     if job.number > 100 {
+//!         cx.client().enqueue(&Double { number: job.number / 2 }).await?;
+//!     }
+//!     Ok(job.number * 2)
+//! }
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! let tested = testing::run(double, Double { number: 200 }).await;
+//! assert_eq!(tested.output::<i64>().unwrap(), 400);
+//! assert_eq!(tested.enqueued[0].args::<Double>().unwrap().number, 100);
+//!
+//! let tested = testing::run(double, Double { number: -1 }).await;
+//! assert!(tested.is_dead());
+//! # });
+//! ```
+
+use std::{future::IntoFuture, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    client::{Client, Recorded},
+    job::{Envelope, Job, JobResult, Kind, Options, QueueName},
+    worker::{Context, Disposition, Outcome, Registry, attempt_in_memory},
+};
+
+/// How one attempt of a handler ended.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Tested {
+    /// How the attempt ended.
+    pub outcome: Outcome,
+    /// What a worker would do about it.
+    pub disposition: Disposition,
+    /// What the handler enqueued, in order.
+    pub enqueued: Vec<Recorded>,
+}
+
+impl Tested {
+    /// The output of a success.
+    ///
+    /// # Errors
+    /// How the attempt ended instead, or what serde says when the output is of another type.
+    pub fn output<T: serde::de::DeserializeOwned>(&self) -> Result<T, String> {
+        match &self.outcome {
+            Outcome::Success { output, .. } => {
+                serde_json::from_slice(output).map_err(|error| error.to_string())
+            }
+            other => Err(format!("{other:?}")),
+        }
+    }
+
+    /// Whether the job would be tried again, and after what pause.
+    #[must_use]
+    pub fn retried_in(&self) -> Option<Duration> {
+        match &self.disposition {
+            Disposition::Retry { delay, .. } => Some(*delay),
+            _ => None,
+        }
+    }
+
+    /// Whether the job would be dead now.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        matches!(self.disposition, Disposition::Die { .. })
+    }
+}
+
+/// One attempt to be made: say more about it, then await it.
+#[must_use = "await it"]
+pub struct Attempt<J, F, S> {
+    job: J,
+    handler: F,
+    state: S,
+    options: Options,
+    attempt: u32,
+    expired: bool,
+    cancelled: bool,
+    client: Client,
+}
+
+/// Runs a handler without state on `job`: the first attempt, with default options.
+pub fn run<J: Job, F>(handler: F, job: J) -> Attempt<J, F, ()> {
+    Attempt {
+        job,
+        handler,
+        state: (),
+        options: Options::default(),
+        attempt: 1,
+        expired: false,
+        cancelled: false,
+        client: Client::recording(),
+    }
+}
+
+impl<J, F, S> Attempt<J, F, S> {
+    /// Gives the handler this state.
+    pub fn state<T>(self, state: T) -> Attempt<J, F, T> {
+        let Self { job, handler, options, attempt, expired, cancelled, client, .. } = self;
+        Attempt { job, handler, state, options, attempt, expired, cancelled, client }
+    }
+
+    /// Runs it under these options.
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Makes this the given attempt, from 1.
+    pub fn attempt(mut self, attempt: u32) -> Self {
+        self.attempt = attempt;
+        self
+    }
+
+    /// The job has expired already.
+    pub fn expired(mut self) -> Self {
+        self.expired = true;
+        self
+    }
+
+    /// The worker is being told to stop: the handler finds its token cancelled.
+    pub fn cancelled(mut self) -> Self {
+        self.cancelled = true;
+        self
+    }
+}
+
+impl<J, F, S, R> IntoFuture for Attempt<J, F, S>
+where
+    J: Job,
+    S: Send + Sync + 'static,
+    F: Fn(J, Context<S>) -> R + Send + Sync + 'static,
+    R: Future<Output = JobResult<J::Output>> + Send + 'static,
+{
+    type Output = Tested;
+    type IntoFuture = BoxFuture<'static, Tested>;
+
+    /// # Panics
+    /// When the job cannot be written as JSON, or its kind breaks the rule: it could not be enqueued either.
+    fn into_future(self) -> Self::IntoFuture {
+        let args = serde_json::to_vec(&self.job).expect("a job is enqueued as JSON");
+        let kind = Kind::parse(J::KIND).expect("a kind follows its rule");
+        let queue = QueueName::parse(J::QUEUE).expect("a queue follows its rule");
+        let mut envelope = Envelope::new(kind, queue, Bytes::from(args));
+        envelope.attempt = self.attempt;
+        envelope.expires_at = self.expired.then_some(Timestamp::UNIX_EPOCH);
+        let mut registry = Registry::default();
+        registry.add(self.handler, self.state, self.options);
+        let cancel = CancellationToken::new();
+        if self.cancelled {
+            cancel.cancel();
+        }
+        let client = self.client;
+        Box::pin(async move {
+            let (outcome, disposition) =
+                attempt_in_memory(Arc::new(registry), client.clone(), envelope, cancel).await;
+            Tested { outcome, disposition, enqueued: client.recorded() }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::{EnqueueOptions, JobError};
+
+    /// One job whose args say what is to happen: one line per outcome.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Mode {
+        Fine,
+        Fails,
+        Fatal,
+        Snoozes,
+        Panics,
+        Hangs,
+        Stops,
+        LargeOutput,
+        Enqueues,
+    }
+
+    impl Job for Mode {
+        const KIND: &'static str = "test.mode";
+        type Output = String;
+    }
+
+    async fn mode(job: Mode, cx: Context<u32>) -> JobResult<String> {
+        match job {
+            Mode::Fine => Ok(format!("{} of {}, state {}", cx.attempt(), cx.max_attempts(), cx.state())),
+            Mode::Fails => Err("broken")?,
+            Mode::Fatal => Err(JobError::fatal("never", "never again")),
+            Mode::Snoozes => Err(JobError::snooze(Duration::from_secs(9))),
+            Mode::Panics => panic!("at the disco"),
+            Mode::Hangs => std::future::pending().await,
+            Mode::Stops => {
+                cx.cancelled().await;
+                Err("stopped")?
+            }
+            Mode::LargeOutput => Ok("x".repeat(2 << 20)),
+            Mode::Enqueues => {
+                let options = EnqueueOptions { delay: Duration::from_secs(60), ..EnqueueOptions::default() };
+                Ok(cx.client().enqueue_with(&Mode::Fine, options).await?.to_string())
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_end_of_an_attempt() {
+        let try_it = |job| run(mode, job).state(7_u32).options(Options::new().max_attempts(3));
+        assert_eq!(try_it(Mode::Fine).attempt(2).await.output::<String>().unwrap(), "2 of 3, state 7");
+        let failed = try_it(Mode::Fails).await;
+        assert!((0.8..=1.2).contains(&failed.retried_in().unwrap().as_secs_f64()), "{failed:?}");
+        assert!(try_it(Mode::Fails).attempt(3).await.is_dead());
+        assert!(try_it(Mode::Fatal).await.is_dead());
+        assert_eq!(
+            try_it(Mode::Snoozes).await.disposition,
+            Disposition::Snooze { delay: Duration::from_secs(9) }
+        );
+        assert_eq!(try_it(Mode::Panics).await.outcome, Outcome::Panicked("at the disco".into()));
+        let timeout = Options::new().timeout(Duration::from_secs(5));
+        assert_eq!(
+            try_it(Mode::Hangs).options(timeout).await.outcome,
+            Outcome::TimedOut(Duration::from_secs(5))
+        );
+        assert_eq!(try_it(Mode::Stops).cancelled().await.disposition, Disposition::HandBack);
+        assert_eq!(try_it(Mode::Fine).expired().await.disposition, Disposition::Expire);
+    }
+
+    #[tokio::test]
+    async fn an_output_over_the_limit_still_succeeds() {
+        let tested = run(mode, Mode::LargeOutput).state(0_u32).await;
+        assert_eq!(tested.outcome, Outcome::Success { output: Bytes::from_static(b"null"), omitted: true });
+    }
+
+    #[tokio::test]
+    async fn what_a_handler_enqueues_is_recorded() {
+        let tested = run(mode, Mode::Enqueues).state(0_u32).await;
+        let [recorded] = &tested.enqueued[..] else { panic!("{tested:?}") };
+        assert_eq!(recorded.delay, Duration::from_secs(60));
+        assert_eq!(recorded.envelope.id.to_string(), tested.output::<String>().unwrap());
+    }
+
+    #[tokio::test]
+    async fn args_of_another_shape_are_fatal() {
+        #[derive(Serialize, Deserialize)]
+        struct Other;
+        impl Job for Other {
+            const KIND: &'static str = "test.mode";
+            type Output = ();
+        }
+        let mut registry = Registry::default();
+        registry.add(mode, 0_u32, Options::default());
+        let mut envelope =
+            Envelope::new(Kind::parse(Other::KIND).unwrap(), QueueName::parse("q").unwrap(), Bytes::new());
+        envelope.args = Bytes::from_static(b"{\"what\": 1}");
+        let (outcome, disposition) =
+            attempt_in_memory(Arc::new(registry), Client::recording(), envelope, CancellationToken::new())
+                .await;
+        assert!(matches!(&outcome, Outcome::Failed(error) if error.code() == "bad_args"), "{outcome:?}");
+        assert!(matches!(disposition, Disposition::Die { .. }));
+    }
+}

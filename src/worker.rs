@@ -1,0 +1,438 @@
+//! Running jobs.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`registry`] | which kind is run by which handler, with which options |
+//! | [`context`] | what a handler is given: [`Context`] |
+//! | [`cpu`] | the bounded pool behind [`Context::cpu`] |
+//! | [`executor`] | one attempt, from envelope to [`Outcome`]; names no AMQP |
+//! | [`disposition`] | what follows from an outcome: a pure table |
+//! | [`settle`] | carrying it out; the only caller of ack |
+//! | [`dispatch`] | deliveries waiting for their turn, those running, those known |
+//! | [`isolate`] | running a suspect job in a child process |
+//! | [`reply`] | telling callers how a run ended |
+//! | [`health`] | `/healthz` |
+//!
+//! A worker takes jobs from the broker, decides and settles. It does not route, and it knows no other worker.
+
+mod context;
+mod cpu;
+mod dispatch;
+mod disposition;
+mod executor;
+mod health;
+mod isolate;
+mod registry;
+mod reply;
+mod settle;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+pub(crate) use self::executor::Executor;
+pub use self::{
+    context::{Context, FromRef},
+    cpu::Stop,
+    disposition::Disposition,
+    executor::Outcome,
+    registry::{Registry, RegistryError},
+};
+use self::{
+    cpu::CpuPool,
+    dispatch::{Dispatcher, QueueShare, Shared},
+    reply::Replier,
+    settle::Settler,
+};
+use crate::{
+    amqp::{
+        consumer::{Consuming, DeclaredQueue, consume},
+        control::{Announced, announce},
+    },
+    client::{Client, Live, Role},
+    config::{Config, ConfigError},
+    job::{Envelope, Job, JobResult, Options, QueueName},
+    shutdown,
+    telemetry::{self, TelemetryError},
+};
+
+/// Longest time a job waits in this process for its turn; then it is handed back. Bounds, with the run timeout,
+/// how long a delivery stays unacknowledged: RabbitMQ closes the channel at its consumer timeout.
+const WAITING_MAX: Duration = Duration::from_secs(300);
+/// Most bytes of args that the deliveries of all queues together may take.
+const PREFETCH_BYTES: usize = 4 << 30;
+/// How long handlers get after their token is cancelled, before they are dropped.
+const CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// How long acknowledgements get to be written when the process ends.
+const ACK_FLUSH: Duration = Duration::from_secs(5);
+/// How long the kinds' announcement is awaited before consuming starts without it.
+const ANNOUNCE_WAIT: Duration = Duration::from_secs(5);
+
+/// A worker that cannot start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum WorkerError {
+    /// Handlers that cannot be registered, all of them.
+    #[error("handlers:{}", .0.iter().map(|error| format!("\n  {error}")).collect::<String>())]
+    Registry(Vec<RegistryError>),
+    /// A configuration that does not fit the handlers.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Logs cannot be set up.
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    /// The system refused something: signals, threads, the health port.
+    #[error("cannot {what}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The connections cannot be started.
+    #[error("cannot start: {0}")]
+    Start(String),
+}
+
+/// What a worker did, when it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Report {
+    /// Attempts that ended in success.
+    pub succeeded: u64,
+    /// Attempts that failed and are tried again.
+    pub retried: u64,
+    /// Jobs that ended dead here.
+    pub dead: u64,
+    /// Jobs that had expired.
+    pub expired: u64,
+    /// Deliveries handed back to their queue.
+    pub handed_back: u64,
+    /// Redeliveries of jobs that this process had ended already.
+    pub repeats: u64,
+}
+
+/// A worker process: handlers, and where their jobs come from.
+///
+/// ```no_run
+/// use hopline::{Config, Context, Job, JobResult, Options, Worker};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Greet { name: String }
+/// impl Job for Greet {
+///     const KIND: &'static str = "demo.greet";
+///     type Output = String;
+/// }
+///
+/// async fn greet(job: Greet, _cx: Context) -> JobResult<String> {
+///     Ok(format!("Hello, {}!", job.name))
+/// }
+///
+/// # async fn run() -> anyhow::Result<()> {
+/// let report = Worker::new(Config::load()?).register(greet).run().await?; // until SIGTERM
+/// # drop(report);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a worker does nothing until it is run"]
+pub struct Worker<S = ()> {
+    config: Config,
+    registry: Registry,
+    state: S,
+}
+
+impl Worker<()> {
+    /// A worker without handlers and without state.
+    pub fn new(config: Config) -> Self {
+        Self { config, registry: Registry::default(), state: () }
+    }
+}
+
+impl<S: Send + Sync + 'static> Worker<S> {
+    /// Sets the state that handlers registered from now on can reach by `cx.state()`.
+    pub fn state<T: Send + Sync + 'static>(self, state: T) -> Worker<T> {
+        Worker { config: self.config, registry: self.registry, state }
+    }
+
+    /// Registers a handler with default [`Options`].
+    pub fn register<J, T, F, R>(self, handler: F) -> Self
+    where
+        J: Job,
+        T: FromRef<S> + Send + Sync + 'static,
+        F: Fn(J, Context<T>) -> R + Send + Sync + 'static,
+        R: Future<Output = JobResult<J::Output>> + Send + 'static,
+    {
+        self.register_with(handler, Options::default())
+    }
+
+    /// Registers a handler: an `async fn(job, Context<State>) -> JobResult<Output>`. A kind that is registered
+    /// twice is an error of [`Worker::run`].
+    pub fn register_with<J, T, F, R>(mut self, handler: F, options: Options) -> Self
+    where
+        J: Job,
+        T: FromRef<S> + Send + Sync + 'static,
+        F: Fn(J, Context<T>) -> R + Send + Sync + 'static,
+        R: Future<Output = JobResult<J::Output>> + Send + 'static,
+    {
+        self.registry.add(handler, T::from_ref(&self.state), options);
+        self
+    }
+
+    /// Runs until SIGTERM or SIGINT, then drains: running attempts get `shutdown.grace` to end, all else is
+    /// handed back. Sets up the logs (`log.*`) unless the program has done so. A second signal ends the process.
+    ///
+    /// A job that may have killed this process before is run in a child process of the same program, started
+    /// with the same arguments: what comes before `run` in `main` is done there too, and should not fail there.
+    ///
+    /// # Errors
+    /// [`WorkerError`] when it cannot start. A broker that is away is no error: it is waited for.
+    pub async fn run(self) -> Result<Report, WorkerError> {
+        match telemetry::init(&self.config.log) {
+            Ok(()) | Err(TelemetryError::Installed) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if isolate::is_child() {
+            return isolate::serve_parent(self.config, self.registry).await;
+        }
+        let signal = shutdown::requested()
+            .map_err(|source| WorkerError::System { what: "listen to signals", source })?;
+        self.drive(signal, true).await
+    }
+
+    /// Runs until `shutdown` completes, inside a program that does other things too: no signals, no logs, and no
+    /// child processes (a suspect job runs in this process).
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send) -> Result<Report, WorkerError> {
+        self.drive(shutdown, false).await
+    }
+
+    async fn drive(
+        self,
+        shutdown: impl Future<Output = ()> + Send,
+        isolation: bool,
+    ) -> Result<Report, WorkerError> {
+        let Self { config, registry, .. } = self;
+        let registry = Arc::new(registry.checked().map_err(WorkerError::Registry)?);
+        check_relations(&config, &registry)?;
+        let queues = registry.queues();
+        let client = Client::with_role(&config, Role::Worker(queues.clone()));
+        let live = client.live().map_err(WorkerError::Start)?;
+        let shared = Arc::new(share(&config, registry, &client, live, isolation)?);
+
+        let stop = CancellationToken::new();
+        let running = Running::start(&config, &shared, live, &queues, &stop).await?;
+        info!(worker = live.instance, queues = ?queues.iter().map(QueueName::as_str).collect::<Vec<_>>(), "worker started");
+        shutdown.await;
+
+        let report = running.drain(&config, &shared, &stop).await;
+        client.close().await;
+        info!(
+            worker = shared.worker,
+            succeeded = report.succeeded,
+            retried = report.retried,
+            dead = report.dead,
+            handed_back = report.handed_back,
+            "worker ended"
+        );
+        Ok(report)
+    }
+}
+
+/// What all queues of the process share.
+fn share(
+    config: &Config,
+    registry: Arc<Registry>,
+    client: &Client,
+    live: &Live,
+    isolation: bool,
+) -> Result<Shared, WorkerError> {
+    let cpu = CpuPool::new(config.worker.cpu_threads)
+        .map_err(|source| WorkerError::System { what: "start the CPU pool", source })?;
+    let replier = Replier::start(live, &config.worker.reply_queues);
+    Ok(Shared {
+        settler: Settler::new(live, replier, config),
+        executor: Executor::new(registry, client.clone(), cpu, config.limits.output),
+        worker: live.instance.clone(),
+        limits: config.limits.clone(),
+        settings: config.worker.clone(),
+        waiting_max: WAITING_MAX.min(config.worker.consumer_timeout / 4),
+        isolation,
+        publish: live.publisher.link().clone(),
+        counts: dispatch::Counts::default(),
+        known: dispatch::Known::default(),
+        abort: CancellationToken::new(),
+        cancel: CancellationToken::new(),
+        attempts: TaskTracker::new(),
+        acknowledging: TaskTracker::new(),
+    })
+}
+
+/// Everything that goes on until shutdown.
+struct Running {
+    consumers: Vec<JoinHandle<()>>,
+    dispatchers: Vec<JoinHandle<()>>,
+    helpers: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    async fn start(
+        config: &Config,
+        shared: &Arc<Shared>,
+        live: &Live,
+        queues: &[QueueName],
+        stop: &CancellationToken,
+    ) -> Result<Self, WorkerError> {
+        let mut running = Self { consumers: Vec::new(), dispatchers: Vec::new(), helpers: Vec::new() };
+        let mut consuming = BTreeMap::new();
+        for queue in queues {
+            consuming.insert(queue.clone(), Arc::new(AtomicBool::new(false)));
+        }
+        if let Some(address) = config.worker.health {
+            let server = health::serve(address, consuming.clone(), stop.clone()).await;
+            let server =
+                server.map_err(|source| WorkerError::System { what: "listen on worker.health", source })?;
+            running.helpers.push(tokio::spawn(server));
+        }
+        // Kinds are announced before the first job is taken, so that jobs find their way; but a broker that
+        // takes no publishes now (an alarm) must not keep the worker from starting.
+        let (announced, mut heard) = watch::channel(false);
+        let kinds = shared.executor.registry().announcement();
+        let announcing = announce(
+            live.publisher.clone(),
+            live.names.clone(),
+            live.instance.clone(),
+            kinds.into_iter().map(|(kind, queue)| Announced { kind, queue }).collect(),
+            announced,
+            stop.clone(),
+        );
+        running.helpers.push(live.runtime().spawn(announcing));
+        if timeout(ANNOUNCE_WAIT, heard.wait_for(|heard| *heard)).await.is_err() {
+            warn!("kinds are not announced yet; consuming all the same");
+        }
+        for queue in queues {
+            let prefetch = config.worker.prefetch_of(queue);
+            let (deliveries, incoming) = mpsc::channel(prefetch.into());
+            let consumer = Consuming {
+                link: live.consume.clone(),
+                prefetch,
+                deliveries,
+                stop: stop.clone(),
+                consuming: Arc::clone(&consuming[queue]),
+                acknowledging: shared.acknowledging.clone(),
+            };
+            let source = DeclaredQueue(live.names.queue(queue));
+            running.consumers.push(live.runtime().spawn(consume(consumer, source)));
+            let share = QueueShare::new(queue.clone(), config.worker.concurrency_of(queue));
+            let dispatcher = Dispatcher::new(Arc::clone(shared), share, stop.clone());
+            running.dispatchers.push(tokio::spawn(dispatcher.run(incoming)));
+        }
+        Ok(running)
+    }
+
+    /// Stops taking, hands back what has not started, gives the rest its grace, then ends it.
+    async fn drain(self, config: &Config, shared: &Shared, stop: &CancellationToken) -> Report {
+        stop.cancel();
+        for task in self.dispatchers.into_iter().chain(self.consumers) {
+            // Bounded: a dispatcher only hands back, a consumer cancels within its request timeout.
+            drop(timeout(Duration::from_secs(15), task).await);
+        }
+        shared.attempts.close();
+        if timeout(config.shutdown.grace, shared.attempts.wait()).await.is_err() {
+            warn!(running = shared.attempts.len(), "the grace is over: cancelling what still runs");
+            shared.cancel.cancel();
+            if timeout(CANCEL_GRACE, shared.attempts.wait()).await.is_err() {
+                shared.abort.cancel();
+                drop(timeout(CANCEL_GRACE, shared.attempts.wait()).await);
+            }
+        }
+        shared.settler.flush().await;
+        shared.acknowledging.close();
+        drop(timeout(ACK_FLUSH, shared.acknowledging.wait()).await);
+        for helper in self.helpers {
+            helper.abort();
+        }
+        shared.counts.report()
+    }
+}
+
+/// Checks what relates handlers and configuration.
+fn check_relations(config: &Config, registry: &Registry) -> Result<(), ConfigError> {
+    let mut problems = Vec::new();
+    let worker = &config.worker;
+    let waiting = WAITING_MAX.min(worker.consumer_timeout / 4);
+    for (kind, options) in registry.options() {
+        let longest = waiting + options.timeout + config.shutdown.grace;
+        if longest >= worker.consumer_timeout {
+            problems.push(format!(
+                "kind {kind}: its timeout ({:?}) and the time it may wait in the worker ({waiting:?}) and \
+                 shutdown.grace must stay below worker.consumer_timeout ({:?}), or RabbitMQ takes the job away while \
+                 it runs; shorten the timeout, or raise consumer_timeout here and in rabbitmq.conf",
+                options.timeout, worker.consumer_timeout,
+            ));
+        }
+        if let Err(problem) = options.retry.check() {
+            problems.push(format!("kind {kind}: {problem}"));
+        }
+        if options.concurrency == Some(0) {
+            problems.push(format!("kind {kind}: concurrency must be at least 1"));
+        }
+    }
+    let taken: usize = registry.queues().iter().map(|queue| usize::from(worker.prefetch_of(queue))).sum();
+    if taken.saturating_mul(config.limits.args) > PREFETCH_BYTES {
+        problems.push(format!(
+            "{taken} jobs taken ahead (prefetch) of up to {} bytes each (limits.args) could fill more than {} GiB of memory",
+            config.limits.args,
+            PREFETCH_BYTES >> 30,
+        ));
+    }
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
+}
+
+/// One attempt without a broker, and what would follow.
+pub(crate) async fn attempt_in_memory(
+    registry: Arc<Registry>,
+    client: Client,
+    envelope: Envelope,
+    cancel: CancellationToken,
+) -> (Outcome, Disposition) {
+    let cpu = CpuPool::of(2);
+    let executor = Executor::new(Arc::clone(&registry), client, cpu, crate::config::Limits::default().output);
+    let entry = registry.get(&envelope.kind).cloned().expect("the tested handler is registered");
+    let (attempt, seed) = (envelope.attempt, envelope.id.seed(envelope.attempt));
+    let strings = executor::Strings { cancel, ..executor::Strings::default() };
+    let outcome = executor.execute(envelope, &entry, strings, context::Slot::default()).await;
+    let disposition = disposition::decide(outcome.clone(), attempt, &entry.options.retry, seed);
+    (outcome, disposition)
+}
+
+impl dispatch::Counts {
+    fn report(&self) -> Report {
+        let get = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+        Report {
+            succeeded: get(&self.succeeded),
+            retried: get(&self.retried),
+            dead: get(&self.dead),
+            expired: get(&self.expired),
+            handed_back: get(&self.handed_back),
+            repeats: get(&self.repeats),
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Running a suspect job in a child process.
+//!
+//! A job that came back several times may be what killed the workers before: or it was only prefetched by one that
+//! died. The count convicts nobody. From the configured delivery on, the handler runs in a child process of the
+//! same program, and only that child's own death convicts the job.
+//!
+//! The child is this program started again with the same arguments and [`VARIABLE`] set; its standard input is one
+//! end of a socket. It says that it is ready, reads one job, runs it and answers. If it ends without an answer
+//! after it got the job, and nobody asked it to, the job killed it.
+
+use std::{
+    io,
+    os::{fd::AsFd, unix::process::ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::UnixStream,
+    process::{Child, Command},
+    time::timeout,
+};
+
+use super::{
+    CpuPool, Executor, Report, WorkerError,
+    context::Slot,
+    executor::{Outcome, Strings, Terms},
+    registry::Registry,
+};
+use crate::{
+    client::{Client, Role},
+    config::Config,
+    job::{Envelope, JobError, Kind, QueueName, Verdict},
+};
+
+/// Set for a child process.
+const VARIABLE: &str = "HOPLINE_ISOLATE";
+/// Longest time for a child to get as far as its worker's `run`.
+const READY: Duration = Duration::from_secs(30);
+/// How long a child gets to stop by itself.
+const STOP: Duration = Duration::from_secs(2);
+/// Time for the child to answer a timeout by itself, with what it knows, before it is killed for it.
+const LATE: Duration = Duration::from_secs(2);
+/// Signals by which somebody else ends a process: they convict nobody.
+const ASKED_TO_END: [i32; 3] = [1, 2, 15];
+
+/// A job as it goes to the child. The args travel as they are: JSON in JSON.
+#[derive(Serialize, Deserialize)]
+struct Order {
+    id: String,
+    kind: Kind,
+    queue: QueueName,
+    run: u32,
+    attempt: u32,
+    tags: Vec<String>,
+    terms: Terms,
+    args: Box<RawValue>,
+}
+
+/// What the child says.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Word {
+    Ready,
+    Success { output: Box<RawValue>, omitted: bool },
+    Failed { verdict: Told, code: String, message: String },
+    TimedOut,
+    Panicked(String),
+    HandedBack,
+}
+
+/// A verdict on the wire between the two.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Told {
+    Retry,
+    RetryIn(Duration),
+    Snooze(Duration),
+    Fatal,
+}
+
+/// Whether this process is such a child.
+pub(super) fn is_child() -> bool {
+    std::env::var_os(VARIABLE).is_some()
+}
+
+/// Runs one attempt in a child process.
+///
+/// An error means that no child could be had, and that the job did not run.
+pub(super) async fn run(envelope: &Envelope, terms: &Terms, strings: &Strings) -> io::Result<Outcome> {
+    let order = order(envelope, terms)?;
+    let (child, stream) = spawn()?;
+    let mut parent = Parent { child, stream: BufReader::new(stream), said: String::new() };
+    parent.until_ready().await?;
+    parent.say(&order).await?;
+    // From here on the child's death is the job's doing.
+    Ok(parent.verdict(terms, strings).await)
+}
+
+fn order(envelope: &Envelope, terms: &Terms) -> io::Result<String> {
+    let args = std::str::from_utf8(&envelope.args).map_err(io::Error::other)?;
+    let order = Order {
+        id: envelope.id.to_string(),
+        kind: envelope.kind.clone(),
+        queue: envelope.queue.clone(),
+        run: envelope.run,
+        attempt: envelope.attempt,
+        tags: envelope.tags.clone(),
+        terms: *terms,
+        args: RawValue::from_string(args.to_owned()).map_err(io::Error::other)?,
+    };
+    // A raw value may hold line breaks, which end a line on this wire; outside of strings they mean nothing.
+    Ok(serde_json::to_string(&order).map_err(io::Error::other)?.replace(['\n', '\r'], " "))
+}
+
+fn spawn() -> io::Result<(Child, UnixStream)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let child = Command::new(program()?)
+        .args(std::env::args_os().skip(1))
+        .env(VARIABLE, "1")
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+        // Ctrl-C in a terminal goes to a process group; the child is ended by its parent.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok((child, UnixStream::from_std(ours)?))
+}
+
+/// This program, also after a deploy has replaced its file.
+fn program() -> io::Result<PathBuf> {
+    let running = Path::new("/proc/self/exe");
+    if running.exists() { Ok(running.to_owned()) } else { std::env::current_exe() }
+}
+
+struct Parent {
+    child: Child,
+    stream: BufReader<UnixStream>,
+    said: String,
+}
+
+impl Parent {
+    async fn until_ready(&mut self) -> io::Result<()> {
+        match timeout(READY, self.listen()).await {
+            Ok(Some(Word::Ready)) => Ok(()),
+            Ok(_) => {
+                Err(io::Error::other("the child process ended, or spoke otherwise, before it was ready"))
+            }
+            Err(_) => Err(io::Error::other("the child process was not ready in time")),
+        }
+    }
+
+    async fn say(&mut self, line: &str) -> io::Result<()> {
+        self.stream.get_mut().write_all(line.as_bytes()).await?;
+        self.stream.get_mut().write_all(b"\n").await
+    }
+
+    /// The child's next word; `None` when it has ended.
+    async fn listen(&mut self) -> Option<Word> {
+        self.said.clear();
+        match self.stream.read_line(&mut self.said).await {
+            Ok(1..) => serde_json::from_str(&self.said).ok(),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    async fn verdict(mut self, terms: &Terms, strings: &Strings) -> Outcome {
+        let deadline = terms.timeout + LATE;
+        let word = tokio::select! {
+            word = timeout(deadline, self.listen()) => word,
+            () = strings.abort.cancelled() => {
+                self.end().await;
+                return Outcome::HandedBack;
+            }
+            () = strings.cancel.cancelled() => {
+                // Ending its input asks the child to stop; what it still says counts.
+                let stopping = self.stream.get_mut().shutdown().await.is_ok();
+                if stopping { timeout(STOP, self.listen()).await } else { Ok(None) }
+            }
+        };
+        match word {
+            Ok(Some(word)) => outcome(word, terms),
+            Err(_) if strings.cancel.is_cancelled() => {
+                self.end().await;
+                Outcome::HandedBack
+            }
+            Err(_) => {
+                self.end().await;
+                Outcome::TimedOut(terms.timeout)
+            }
+            Ok(None) => self.autopsy(strings).await,
+        }
+    }
+
+    /// The child has ended without an answer: why?
+    async fn autopsy(mut self, strings: &Strings) -> Outcome {
+        match timeout(STOP, self.child.wait()).await {
+            Ok(Ok(status)) if strings.cancel.is_cancelled() || was_asked(status) => Outcome::HandedBack,
+            Ok(Ok(status)) => Outcome::Crashed(format!("the process that ran it ended with {status}")),
+            // It closed its end and lives on, or cannot be waited for.
+            Ok(Err(_)) | Err(_) => {
+                self.end().await;
+                Outcome::Crashed("the process that ran it stopped answering".to_owned())
+            }
+        }
+    }
+
+    async fn end(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.start_kill();
+        drop(timeout(STOP, self.child.wait()).await);
+    }
+}
+
+fn was_asked(status: ExitStatus) -> bool {
+    status.signal().is_some_and(|signal| ASKED_TO_END.contains(&signal))
+}
+
+fn outcome(word: Word, terms: &Terms) -> Outcome {
+    match word {
+        Word::Success { output, omitted } => {
+            Outcome::Success { output: Bytes::from(Box::<str>::from(output).into_boxed_bytes()), omitted }
+        }
+        Word::Failed { verdict, code, message } => Outcome::Failed(match verdict {
+            Told::Retry => JobError::retry(code, message),
+            Told::RetryIn(pause) => JobError::retry_in(pause, code, message),
+            Told::Snooze(pause) => JobError::snooze(pause),
+            Told::Fatal => JobError::fatal(code, message),
+        }),
+        Word::TimedOut => Outcome::TimedOut(terms.timeout),
+        Word::Panicked(text) => Outcome::Panicked(text),
+        Word::HandedBack => Outcome::HandedBack,
+        Word::Ready => Outcome::Crashed("the process that ran it started over".to_owned()),
+    }
+}
+
+/// The child's side: runs the one job that the parent sends, answers and ends.
+pub(super) async fn serve_parent(config: Config, registry: Registry) -> Result<Report, WorkerError> {
+    let registry = std::sync::Arc::new(registry.checked().map_err(WorkerError::Registry)?);
+    let failed = |source| WorkerError::System { what: "talk to the parent process", source };
+    let mut stream = BufReader::new(parent_stream().map_err(failed)?);
+    write(&mut stream, &Word::Ready).await.map_err(failed)?;
+    let mut line = String::new();
+    if stream.read_line(&mut line).await.map_err(failed)? == 0 {
+        return Ok(Report::default()); // the parent has ended
+    }
+    let order: Order = serde_json::from_str(&line).map_err(|error| failed(io::Error::other(error)))?;
+    let client = Client::with_role(&config, Role::Worker(registry.queues()));
+    let cpu = CpuPool::new(config.worker.cpu_threads).map_err(failed)?;
+    let executor = Executor::new(registry, client, cpu, config.limits.output);
+    let word = obey(&executor, order, &mut stream).await.map_err(failed)?;
+    write(&mut stream, &word).await.map_err(failed)?;
+    Ok(Report::default())
+}
+
+fn parent_stream() -> io::Result<UnixStream> {
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    let socket = std::os::unix::net::UnixStream::from(socket);
+    socket.set_nonblocking(true)?;
+    UnixStream::from_std(socket)
+}
+
+async fn write(stream: &mut BufReader<UnixStream>, word: &Word) -> io::Result<()> {
+    let line = serde_json::to_string(word).map_err(io::Error::other)?.replace(['\n', '\r'], " ");
+    stream.get_mut().write_all(line.as_bytes()).await?;
+    stream.get_mut().write_all(b"\n").await
+}
+
+async fn obey(executor: &Executor, order: Order, stream: &mut BufReader<UnixStream>) -> io::Result<Word> {
+    let Order { id, kind, queue, run, attempt, tags, terms, args } = order;
+    let entry = executor.registry().get(&kind).cloned();
+    let entry = entry.ok_or_else(|| io::Error::other(format!("kind {kind} is not registered here")))?;
+    let mut envelope = Envelope::new(kind, queue, Bytes::from(Box::<str>::from(args).into_boxed_bytes()));
+    envelope.id = id.parse().map_err(io::Error::other)?;
+    (envelope.run, envelope.attempt, envelope.tags) = (run, attempt, tags);
+    envelope.timeout = Some(terms.timeout);
+    envelope.max_attempts = Some(terms.retry.max_attempts);
+
+    let strings = Strings::default();
+    let running = executor.execute(envelope, &entry, strings.clone(), Slot::default());
+    tokio::pin!(running);
+    let mut nothing = String::new();
+    let outcome = tokio::select! {
+        outcome = &mut running => outcome,
+        // The parent says no more: it wants this to stop, or has died.
+        _ = stream.read_line(&mut nothing) => {
+            strings.cancel.cancel();
+            timeout(STOP, &mut running).await.unwrap_or(Outcome::HandedBack)
+        }
+    };
+    Ok(word(outcome))
+}
+
+fn word(outcome: Outcome) -> Word {
+    match outcome {
+        Outcome::Success { output, omitted } => {
+            let text = String::from_utf8_lossy(&output).into_owned();
+            // The executor's outputs are what serde_json wrote.
+            let output = RawValue::from_string(text).unwrap_or_default();
+            Word::Success { output, omitted }
+        }
+        Outcome::Failed(error) => {
+            let verdict = match error.verdict() {
+                Verdict::Retry => Told::Retry,
+                Verdict::RetryIn(pause) => Told::RetryIn(pause),
+                Verdict::Snooze(pause) => Told::Snooze(pause),
+                Verdict::Fatal => Told::Fatal,
+            };
+            Word::Failed { verdict, code: error.code().to_owned(), message: error.message().to_owned() }
+        }
+        Outcome::TimedOut(_) => Word::TimedOut,
+        Outcome::Panicked(text) | Outcome::Crashed(text) => Word::Panicked(text),
+        Outcome::Expired | Outcome::HandedBack => Word::HandedBack,
+    }
+}

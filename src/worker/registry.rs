@@ -1,0 +1,194 @@
+//! Which kind is run by which handler.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+
+use super::context::{Attempt, Context};
+use crate::job::{Job, JobError, JobResult, Kind, NameError, Options, QueueName};
+
+/// A handler that cannot be registered.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum RegistryError {
+    /// Two handlers for one kind (or alias).
+    #[error("kind {0} is registered twice")]
+    Duplicate(Kind),
+    /// A kind, alias or queue name that breaks its rule.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// No handler at all.
+    #[error("no handler is registered: this worker would have nothing to do")]
+    Empty,
+}
+
+/// A handler without its types: args in, output out, as JSON.
+type Run = Arc<dyn Fn(Bytes, Arc<Attempt>) -> BoxFuture<'static, JobResult<Bytes>> + Send + Sync>;
+
+/// One kind's handler.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) kind: Kind,
+    pub(crate) queue: QueueName,
+    pub(crate) options: Options,
+    /// Attempts of this kind at the same time; `None`: no limit of its own.
+    pub(crate) turns: Option<Arc<Semaphore>>,
+    pub(crate) run: Run,
+}
+
+/// All handlers of a worker.
+#[derive(Default)]
+pub struct Registry {
+    entries: BTreeMap<Kind, Arc<Entry>>,
+    errors: Vec<RegistryError>,
+}
+
+impl Registry {
+    pub(crate) fn add<J, S, F, R>(&mut self, handler: F, state: S, options: Options)
+    where
+        J: Job,
+        S: Send + Sync + 'static,
+        F: Fn(J, Context<S>) -> R + Send + Sync + 'static,
+        R: Future<Output = JobResult<J::Output>> + Send + 'static,
+    {
+        let queue = options.queue.clone().unwrap_or_else(|| J::QUEUE.to_owned());
+        let (kind, queue) = match (Kind::parse(J::KIND), QueueName::parse(queue)) {
+            (Ok(kind), Ok(queue)) => (kind, queue),
+            (kind, queue) => {
+                self.errors.extend(kind.err().into_iter().chain(queue.err()).map(RegistryError::from));
+                return;
+            }
+        };
+        let turns =
+            options.concurrency.map(|limit| Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))));
+        let entry = Arc::new(Entry { kind: kind.clone(), queue, options, turns, run: erase(handler, state) });
+        let aliases = J::ALIASES.iter().map(|alias| Kind::parse(*alias));
+        for name in std::iter::once(Ok(kind)).chain(aliases) {
+            match name {
+                Ok(name) if self.entries.contains_key(&name) => {
+                    self.errors.push(RegistryError::Duplicate(name))
+                }
+                Ok(name) => drop(self.entries.insert(name, Arc::clone(&entry))),
+                Err(error) => self.errors.push(error.into()),
+            }
+        }
+    }
+
+    /// This registry, if nothing was wrong.
+    pub(crate) fn checked(mut self) -> Result<Self, Vec<RegistryError>> {
+        if self.entries.is_empty() && self.errors.is_empty() {
+            self.errors.push(RegistryError::Empty);
+        }
+        if self.errors.is_empty() { Ok(self) } else { Err(self.errors) }
+    }
+
+    pub(crate) fn get(&self, kind: &Kind) -> Option<&Arc<Entry>> {
+        self.entries.get(kind)
+    }
+
+    /// The queues that the handlers' jobs come from.
+    pub(crate) fn queues(&self) -> Vec<QueueName> {
+        let queues: BTreeSet<&QueueName> = self.entries.values().map(|entry| &entry.queue).collect();
+        queues.into_iter().cloned().collect()
+    }
+
+    pub(crate) fn options(&self) -> impl Iterator<Item = (&Kind, &Options)> {
+        self.entries
+            .iter()
+            .filter(|(name, entry)| **name == entry.kind)
+            .map(|(name, entry)| (name, &entry.options))
+    }
+
+    /// Every kind and alias, with its queue.
+    pub(crate) fn announcement(&self) -> Vec<(Kind, QueueName)> {
+        self.entries.iter().map(|(kind, entry)| (kind.clone(), entry.queue.clone())).collect()
+    }
+}
+
+fn erase<J, S, F, R>(handler: F, state: S) -> Run
+where
+    J: Job,
+    S: Send + Sync + 'static,
+    F: Fn(J, Context<S>) -> R + Send + Sync + 'static,
+    R: Future<Output = JobResult<J::Output>> + Send + 'static,
+{
+    let (handler, state) = (Arc::new(handler), Arc::new(state));
+    Arc::new(move |args, attempt| {
+        let (handler, state) = (Arc::clone(&handler), Arc::clone(&state));
+        async move {
+            // Args that do not fit the type will not fit at the next attempt either.
+            let job: J = serde_json::from_slice(&args).map_err(|error| JobError::fatal("bad_args", error))?;
+            let output = handler(job, Context::new(attempt, state)).await?;
+            let output = serde_json::to_vec(&output).map_err(|error| JobError::fatal("bad_output", error))?;
+            Ok(Bytes::from(output))
+        }
+        .boxed()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+
+    macro_rules! job {
+        ($name:ident, $kind:literal, $aliases:expr, $queue:literal) => {
+            #[derive(Serialize, Deserialize)]
+            struct $name;
+            impl Job for $name {
+                const KIND: &'static str = $kind;
+                const ALIASES: &'static [&'static str] = $aliases;
+                const QUEUE: &'static str = $queue;
+                type Output = ();
+            }
+        };
+    }
+    job!(One, "one", &["uno"], "default");
+    job!(Uno, "uno", &[], "default");
+    job!(Wrong, "Wrong!", &[], "no queue");
+    job!(Elsewhere, "else", &[], "media");
+
+    async fn nothing<J>(_: J, _: Context) -> JobResult<()> {
+        Ok(())
+    }
+
+    fn errors(registry: Registry) -> Vec<RegistryError> {
+        registry.checked().err().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_duplicate_kind_is_refused_also_as_alias() {
+        let mut registry = Registry::default();
+        registry.add(nothing::<One>, (), Options::default());
+        registry.add(nothing::<One>, (), Options::default());
+        registry.add(nothing::<Uno>, (), Options::default());
+        let kinds = ["one", "uno", "uno"].map(|kind| RegistryError::Duplicate(Kind::parse(kind).unwrap()));
+        assert_eq!(errors(registry), kinds);
+    }
+
+    #[test]
+    fn wrong_names_and_emptiness_are_refused() {
+        let mut registry = Registry::default();
+        registry.add(nothing::<Wrong>, (), Options::default());
+        assert!(matches!(errors(registry)[..], [RegistryError::Name(_), RegistryError::Name(_)]));
+        assert_eq!(errors(Registry::default()), [RegistryError::Empty]);
+    }
+
+    #[test]
+    fn queues_come_from_types_and_options() {
+        let mut registry = Registry::default();
+        registry.add(nothing::<One>, (), Options::new().queue("slow"));
+        registry.add(nothing::<Elsewhere>, (), Options::default());
+        let registry = registry.checked().unwrap_or_default();
+        assert_eq!(registry.queues().iter().map(QueueName::as_str).collect::<Vec<_>>(), ["media", "slow"]);
+        assert_eq!(registry.announcement().len(), 3, "the alias too");
+        assert_eq!(registry.options().count(), 2);
+    }
+}
