@@ -1,7 +1,7 @@
 //! `image.thumbnail`: makes a small picture of a large one.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use hopline::Job;
+use hopline::{Context, Job, JobResult};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -68,6 +68,15 @@ impl Job for Thumbnail {
     const KIND: &'static str = "image.thumbnail";
     const QUEUE: &'static str = "media";
     type Output = Picture;
+}
+
+/// Runs one `image.thumbnail` on the CPU pool.
+///
+/// # Errors
+/// Fatal for what the job or its picture got wrong, to be retried for what may pass; codes: [`MediaError::code`].
+pub async fn thumbnail(job: Thumbnail, cx: Context<Media>) -> JobResult<Picture> {
+    let media = cx.state().clone();
+    cx.cpu(move |stop| job.run(&media, &|| stop.is_stopped()).map_err(MediaError::into_job_error)).await
 }
 
 impl Thumbnail {

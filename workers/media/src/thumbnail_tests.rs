@@ -119,3 +119,16 @@ fn args_go_over_the_wire_and_back() {
     let args = json!({"image": {"base64": "AA=="}, "width": 1, "height": 2, "fit": "fill", "format": "webp", "quality": 3, "save_as": "x"});
     assert_eq!(serde_json::to_value(parse(args.clone()).unwrap()).unwrap(), args);
 }
+
+#[tokio::test]
+async fn the_handler_answers_with_the_output_or_says_what_an_error_means() {
+    let run = |args| hopline::testing::run(thumbnail, parse(args).unwrap()).state(samples());
+
+    let tested = run(json!({"image": {"path": "sample.jpg"}, "width": 32, "height": 32})).await;
+    assert_eq!(tested.output::<Picture>().unwrap().width, 32);
+
+    let tested = run(json!({"image": {"path": "nope.jpg"}, "width": 32, "height": 32})).await;
+    assert!(tested.is_dead());
+    let hopline::worker::Outcome::Failed(error) = tested.outcome else { panic!("{:?}", tested.outcome) };
+    assert_eq!(error.code(), "picture_missing");
+}
