@@ -1,1 +1,2 @@
+//! Integration tests: the whole of Hopline against a real RabbitMQ.
 fn main() {}
