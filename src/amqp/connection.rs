@@ -181,9 +181,11 @@ impl Link {
     pub(crate) async fn wait_up(&self, deadline: Instant) -> Result<Up, LinkDown> {
         let mut watch = self.watch();
         loop {
+            // Marked as seen before it is looked at: a change in between is then seen once more, not missed.
+            let closed = matches!(*watch.borrow_and_update(), LinkState::Closed);
             match self.up() {
                 Ok(up) => return Ok(up),
-                Err(down) if matches!(*watch.borrow_and_update(), LinkState::Closed) => return Err(down),
+                Err(down) if closed => return Err(down),
                 Err(down) => match timeout_at(deadline, watch.changed()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) | Err(_) => return Err(down),
@@ -220,9 +222,14 @@ impl Link {
         self.0.kick.notify_one();
     }
 
+    /// Closes the connection for good, without waiting for it.
+    pub(crate) fn give_up(&self) {
+        self.0.closing.cancel();
+    }
+
     /// Closes the connection for good.
     pub(crate) async fn close(&self) {
-        self.0.closing.cancel();
+        self.give_up();
         let mut watch = self.watch();
         let closed = watch.wait_for(|state| matches!(state, LinkState::Closed));
         drop(timeout(Duration::from_secs(5), closed).await);
