@@ -6,10 +6,7 @@
 //! rebuild them when they fail; after a channel error they ask for [`Link::repair`], because the usual cause is
 //! an object that someone deleted.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_rs::Runtime;
 use futures_util::StreamExt;
@@ -135,7 +132,6 @@ struct Inner {
     plan: Plan,
     state: watch::Sender<LinkState>,
     runtime: Arc<AmqpRuntime>,
-    version: OnceLock<BrokerVersion>,
     kick: Notify,
     closing: CancellationToken,
 }
@@ -151,7 +147,6 @@ impl Link {
             plan,
             state: watch::Sender::new(LinkState::Down("connecting".to_owned())),
             runtime: Arc::clone(runtime),
-            version: OnceLock::new(),
             kick: Notify::new(),
             closing: CancellationToken::new(),
         });
@@ -254,12 +249,6 @@ async fn supervise(inner: Arc<Inner>) {
         epoch += 1;
         match establish(&inner, epoch).await {
             Ok(up) => {
-                info!(
-                    link = inner.name,
-                    epoch,
-                    broker = inner.version.get().map(|broker| broker.version.as_str()),
-                    "connected"
-                );
                 pauses.reset();
                 last_error.clear();
                 inner.state.send_replace(LinkState::Up(up.clone()));
@@ -287,7 +276,7 @@ async fn supervise(inner: Arc<Inner>) {
 }
 
 async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
-    check_version(inner).await?;
+    let version = check_version(inner).await?;
     let properties = ConnectionProperties::default()
         .with_connection_name(inner.name.as_str().into())
         .with_client_property("product".into(), "Hopline".into())
@@ -303,18 +292,16 @@ async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
     };
     let up = Up { connection, epoch };
     declare(&up, &inner.plan).await?;
+    info!(link = inner.name, epoch, broker = version.map(|broker| broker.version), "connected");
     Ok(up)
 }
 
-async fn check_version(inner: &Inner) -> Result<(), LinkDown> {
-    if inner.version.get().is_some() {
-        return Ok(());
+async fn check_version(inner: &Inner) -> Result<Option<BrokerVersion>, LinkDown> {
+    let found = version::ask(&inner.url, inner.connect_timeout).await.map_err(LinkDown)?;
+    if let Some(found) = &found {
+        found.check().map_err(LinkDown)?;
     }
-    let Some(found) = version::ask(&inner.url, inner.connect_timeout).await else { return Ok(()) };
-    found.check().map_err(LinkDown)?;
-    // Set once per link; a race would set the same.
-    let _ = inner.version.set(found);
-    Ok(())
+    Ok(found)
 }
 
 async fn declare(up: &Up, plan: &Plan) -> Result<(), LinkDown> {
