@@ -24,7 +24,7 @@ use super::{
     Executor,
     context::{Freed, Lost, Slot},
     disposition::{Disposition, decide},
-    executor::{Strings, Terms},
+    executor::{Outcome, Strings, Terms, is_expired},
     isolate,
     registry::Entry,
     settle::{Ended, Hold, Settled, Settler},
@@ -373,7 +373,9 @@ impl Shared {
         let mut running = Running { known: &self.known, key: envelope.key(), settled: false };
         let started_at = Timestamp::now();
         let terms = Terms::of(&envelope, entry);
-        let outcome = if self.is_suspect(returns) {
+        let outcome = if is_expired(&envelope, started_at) {
+            Outcome::Expired
+        } else if self.is_suspect(returns) {
             warn!(job.id = %envelope.id, kind = %envelope.kind, returns, "came back several times: runs in a child process");
             let sentence = isolate::run(&envelope, &terms, &self.strings(&hold)).await;
             match sentence {
