@@ -7,7 +7,10 @@
 //! an object that someone deleted.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -136,6 +139,8 @@ struct Inner {
     state: watch::Sender<LinkState>,
     runtime: Arc<AmqpRuntime>,
     version: OnceLock<BrokerVersion>,
+    /// The last attempt to connect got no answer.
+    silent: AtomicBool,
     kick: Notify,
     closing: CancellationToken,
 }
@@ -152,6 +157,7 @@ impl Link {
             state: watch::Sender::new(LinkState::Down("connecting".to_owned())),
             runtime: Arc::clone(runtime),
             version: OnceLock::new(),
+            silent: AtomicBool::new(false),
             kick: Notify::new(),
             closing: CancellationToken::new(),
         });
@@ -245,7 +251,11 @@ async fn supervise(inner: Arc<Inner>) {
     let mut last_error = String::new();
     while !inner.closing.is_cancelled() {
         epoch += 1;
-        match establish(&inner, epoch).await {
+        let established = tokio::select! {
+            established = establish(&inner, epoch) => established,
+            () = inner.closing.cancelled() => break,
+        };
+        match established {
             Ok(up) => {
                 info!(
                     link = inner.name,
@@ -280,7 +290,7 @@ async fn supervise(inner: Arc<Inner>) {
 }
 
 async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
-    check_version(inner).await?;
+    greet(inner).await?;
     let properties = ConnectionProperties::default()
         .with_connection_name(inner.name.as_str().into())
         .with_client_property("product".into(), "Hopline".into())
@@ -290,24 +300,32 @@ async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
     let connection = match timeout(inner.connect_timeout, connecting).await {
         Ok(Ok(connection)) => Arc::new(connection),
         Ok(Err(error)) => return Err(LinkDown(format!("cannot connect: {error}"))),
-        Err(_) => {
-            return Err(LinkDown(format!("cannot connect: no answer within {:?}", inner.connect_timeout)));
-        }
+        Err(_) => return Err(no_answer(inner)),
     };
     let up = Up { connection, epoch };
     declare(&up, &inner.plan).await?;
     Ok(up)
 }
 
-async fn check_version(inner: &Inner) -> Result<(), LinkDown> {
-    if inner.version.get().is_some() {
+/// Asks who is there: at first, for the broker's version; and after an attempt that got no answer, before lapin tries
+/// again. lapin keeps socket and thread of an attempt that hangs, and they would pile up.
+async fn greet(inner: &Inner) -> Result<(), LinkDown> {
+    if inner.version.get().is_some() && !inner.silent.load(Ordering::Relaxed) {
         return Ok(());
     }
-    let Some(found) = version::ask(&inner.url, inner.connect_timeout).await else { return Ok(()) };
-    found.check().map_err(LinkDown)?;
-    // Set once per link; a race would set the same.
-    let _ = inner.version.set(found);
+    let found = version::ask(&inner.url, inner.connect_timeout).await.map_err(|_| no_answer(inner))?;
+    inner.silent.store(false, Ordering::Relaxed);
+    if let Some(found) = found {
+        found.check().map_err(LinkDown)?;
+        // Set once per link; a race would set the same.
+        let _ = inner.version.set(found);
+    }
     Ok(())
+}
+
+fn no_answer(inner: &Inner) -> LinkDown {
+    inner.silent.store(true, Ordering::Relaxed);
+    LinkDown(format!("cannot connect: no answer within {:?}", inner.connect_timeout))
 }
 
 async fn declare(up: &Up, plan: &Plan) -> Result<(), LinkDown> {

@@ -48,13 +48,21 @@ impl BrokerVersion {
     }
 }
 
-/// Asks the broker; `None` over TLS, and when it does not answer as a broker would within `deadline` (the real
-/// connection that follows will say why).
-pub(crate) async fn ask(url: &str, deadline: Duration) -> Option<BrokerVersion> {
-    let uri: AMQPUri = url.parse().ok().filter(|uri: &AMQPUri| uri.scheme == AMQPScheme::AMQP)?;
+/// Nobody answers: neither a greeting nor a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Silent;
+
+/// Asks the broker. `None` over TLS, and when what answers does not do it as a broker would (the real connection that
+/// follows will say why).
+pub(crate) async fn ask(url: &str, deadline: Duration) -> Result<Option<BrokerVersion>, Silent> {
+    let Some(uri) = url.parse().ok().filter(|uri: &AMQPUri| uri.scheme == AMQPScheme::AMQP) else {
+        return Ok(None);
+    };
     let address = (uri.authority.host.trim_matches(['[', ']']).to_owned(), uri.authority.port);
-    let start = timeout(deadline, first_frame(address)).await.ok()?.ok()?;
-    Some(BrokerVersion { product: property(&start, "product")?, version: property(&start, "version")? })
+    let start = timeout(deadline, first_frame(address)).await.map_err(|_| Silent)?;
+    Ok(start.ok().and_then(|start| {
+        Some(BrokerVersion { product: property(&start, "product")?, version: property(&start, "version")? })
+    }))
 }
 
 async fn first_frame(address: (String, u16)) -> io::Result<Vec<u8>> {
