@@ -1,6 +1,11 @@
-//! The broker behind a test: the shared one or a node of the test's own, what lies in its queues, and its connections.
+//! The broker behind a test: the shared one or a node of the test's own, what lies in its queues, and a way to it that
+//! can be cut.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use hopline::up::{Node, NodeOptions};
 use lapin::{
@@ -10,8 +15,13 @@ use lapin::{
         BasicGetOptions, BasicNackOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::FieldTable,
+    uri::AMQPUri,
 };
 use serde_json::Value;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
 
 /// Where a broker is.
 #[derive(Debug, Clone)]
@@ -86,27 +96,6 @@ impl Broker {
         seen
     }
 
-    /// Closes every connection of Hopline under `prefix`; how many.
-    pub(crate) async fn cut(&self, prefix: &str) -> usize {
-        let http = reqwest::Client::new();
-        let url = format!("{}/api/connections", self.management);
-        let Ok(answer) = http.get(&url).send().await else { return 0 };
-        let all: Vec<Value> = answer.json().await.unwrap_or_default();
-        let mut cut = 0;
-        for connection in all {
-            let ours = connection["user_provided_name"].as_str().is_some_and(|name| {
-                // "<prefix> <role> <instance> <purpose>"
-                name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(' '))
-            });
-            if let (true, Some(name)) = (ours, connection["name"].as_str()) {
-                let name = name.replace(' ', "%20").replace('>', "%3E");
-                let closed = http.delete(format!("{url}/{name}")).header("x-reason", "cut by a test").send().await;
-                cut += usize::from(closed.is_ok_and(|answer| answer.status().is_success()));
-            }
-        }
-        cut
-    }
-
     /// Removes what a prefix has: exchanges, and the queues of `queue`.
     pub(crate) async fn remove(&self, prefix: &str, queue: &str) {
         let Ok(connection) = Connection::connect(&self.amqp, ConnectionProperties::default()).await else { return };
@@ -120,6 +109,47 @@ impl Broker {
             let name = format!("{prefix}.{name}");
             let _ = channel.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await;
         }
+    }
+}
+
+/// A way to a broker that can be cut: all connections on it at once, as a network does it.
+pub(crate) struct Way {
+    pub(crate) broker: Broker,
+    connections: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl Way {
+    pub(crate) async fn to(broker: &Broker) -> Self {
+        let uri: AMQPUri = broker.amqp.parse().expect("an AMQP address");
+        let (host, port) = (uri.authority.host, uri.authority.port);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let broker = Broker {
+            amqp: broker.amqp.replacen(&format!("{host}:{port}"), &address, 1),
+            management: broker.management.clone(),
+        };
+        let connections = Arc::new(Mutex::new(JoinSet::new()));
+        let passing = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let target = (host.clone(), port);
+                passing.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+                    if let Ok(mut far) = TcpStream::connect(target).await {
+                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    }
+                });
+            }
+        });
+        Self { broker, connections }
+    }
+
+    /// Cuts all connections; how many there were.
+    pub(crate) fn cut(&self) -> usize {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        while connections.try_join_next().is_some() {}
+        let count = connections.len();
+        connections.abort_all();
+        count
     }
 }
 

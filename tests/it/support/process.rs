@@ -14,6 +14,7 @@ use hopline::JobId;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::broker::Broker;
 
@@ -48,8 +49,13 @@ pub(crate) struct Stage {
 impl Stage {
     /// On the shared broker, with a queue name of its own: all such tests share one ladder.
     pub(crate) fn new() -> Self {
+        Self::over(Broker::shared())
+    }
+
+    /// As [`Stage::new`], by another way to the shared broker.
+    pub(crate) fn over(broker: Broker) -> Self {
         let name = unique();
-        Self::on(Broker::shared(), folder(&name), name.clone(), name, "hltest")
+        Self::on(broker, folder(&name), name.clone(), name, "hltest")
     }
 
     /// On the shared broker, for the demo worker, whose queue has a fixed name: nothing here may be delayed, because
@@ -277,6 +283,8 @@ pub(crate) struct Front {
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: Value,
+    /// The job that the answer is about, by its `Hopline-Job-Id`.
+    job: Option<String>,
 }
 
 impl Answer {
@@ -319,13 +327,55 @@ impl Front {
     }
 }
 
+/// What became of submits while things broke.
+#[derive(Debug, Default)]
+pub(crate) struct Submitted {
+    /// 202: these must end.
+    pub(crate) accepted: Vec<String>,
+    /// 504: these may end.
+    pub(crate) unsure: Vec<String>,
+    /// 503: these must not.
+    pub(crate) refused: usize,
+    /// How often each code was answered.
+    pub(crate) codes: BTreeMap<String, usize>,
+}
+
+/// Submits these jobs in turn, one every `pause`, until told to stop. Every answer must be a documented one.
+pub(crate) async fn submit_until(
+    stop: &CancellationToken,
+    front: &Front,
+    jobs: [Value; 2],
+    pause: Duration,
+) -> Submitted {
+    let mut submitted = Submitted::default();
+    for job in jobs.iter().cycle() {
+        if stop.is_cancelled() {
+            break;
+        }
+        let answer = front.post("/v1/jobs", job).await;
+        let code = if answer.status == 202 { "accepted" } else { answer.code() };
+        *submitted.codes.entry(code.to_owned()).or_default() += 1;
+        match (answer.status, code) {
+            (202, _) => submitted.accepted.push(answer.id()),
+            (504, "confirm_timeout" | "confirm_lost") => {
+                submitted.unsure.push(answer.job.clone().expect("a 504 names its job"));
+            }
+            (503, "broker_unavailable" | "broker_blocked" | "overloaded") => submitted.refused += 1,
+            _ => panic!("not documented: {answer:?}"),
+        }
+        sleep(pause).await;
+    }
+    submitted
+}
+
 async fn answer(sent: Result<reqwest::Response, reqwest::Error>) -> Answer {
     match sent {
         Ok(response) => {
             let status = response.status().as_u16();
-            Answer { status, body: response.json().await.unwrap_or_default() }
+            let job = response.headers().get("hopline-job-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+            Answer { status, body: response.json().await.unwrap_or_default(), job }
         }
-        Err(_) => Answer { status: 0, body: Value::Null },
+        Err(_) => Answer { status: 0, body: Value::Null, job: None },
     }
 }
 
