@@ -292,6 +292,11 @@ impl Answer {
         self.body["id"].as_str().unwrap_or_else(|| panic!("no id in {self:?}")).to_owned()
     }
 
+    /// The job it is about, also where it is a problem.
+    pub(crate) fn job(&self) -> String {
+        self.job.clone().unwrap_or_else(|| panic!("no job in {self:?}"))
+    }
+
     pub(crate) fn code(&self) -> &str {
         self.body["code"].as_str().unwrap_or_default()
     }
@@ -357,9 +362,7 @@ pub(crate) async fn submit_until(
         *submitted.codes.entry(code.to_owned()).or_default() += 1;
         match (answer.status, code) {
             (202, _) => submitted.accepted.push(answer.id()),
-            (504, "confirm_timeout" | "confirm_lost") => {
-                submitted.unsure.push(answer.job.clone().expect("a 504 names its job"));
-            }
+            (504, "confirm_timeout" | "confirm_lost") => submitted.unsure.push(answer.job()),
             (503, "broker_unavailable" | "broker_blocked" | "overloaded") => submitted.refused += 1,
             _ => panic!("not documented: {answer:?}"),
         }
