@@ -51,7 +51,10 @@ async fn a_deploy_under_load_loses_nothing_and_runs_nothing_twice() {
     let front = stage.serve().await;
     let many = [("HOPLINE_WORKER_CONCURRENCY", "50"), ("HOPLINE_WORKER_PREFETCH", "100")];
     let (mut first, mut second) = (stage.ledger_worker(&many), stage.ledger_worker(&many));
-    let jobs = front.submit_all(vec![item(&stage, &json!({ "ms": 30, "stubborn": true })); 5000]).await;
+    for worker in [&first, &second] {
+        worker.until_logged("worker started", "worker=").await;
+    }
+    let jobs = front.submit_all(vec![item(&stage, &json!({ "ms": 60, "stubborn": true })); 5000]).await;
     stage.ledger().until("end", 1000).await;
     first.stop().await;
     let so_far = stage.ledger().count("end").len();

@@ -345,6 +345,19 @@ pub(crate) struct Submitted {
     pub(crate) codes: BTreeMap<String, usize>,
 }
 
+impl Submitted {
+    /// Both together.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.accepted.extend(other.accepted);
+        self.unsure.extend(other.unsure);
+        self.refused += other.refused;
+        for (code, count) in other.codes {
+            *self.codes.entry(code).or_default() += count;
+        }
+        self
+    }
+}
+
 /// Submits these jobs in turn, one every `pause`, until told to stop. Every answer must be a documented one.
 pub(crate) async fn submit_until(
     stop: &CancellationToken,
