@@ -2,6 +2,7 @@
 //!
 //! Owns the arguments, what is printed, and the exit code. What a command does is done by the library.
 
+mod bench;
 mod jobs;
 mod node_run;
 mod say;
@@ -31,6 +32,8 @@ enum Command {
     Up(up::Arguments),
     /// End what `hopline up` started.
     Down(up::Place),
+    /// Compare Hopline with bare lapin on the configured broker.
+    Bench(bench::Arguments),
     /// A private RabbitMQ node by itself.
     #[command(subcommand, hide = true)]
     Node(node_run::Command),
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
             Command::Jobs(command) => Box::pin(jobs::run(command)).await,
             Command::Up(arguments) => Box::pin(up::run(arguments)).await,
             Command::Down(place) => Box::pin(up::down(place)).await,
+            Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,
             Command::Node(command) => Box::pin(node_run::run(command)).await,
         }
     });
