@@ -422,11 +422,11 @@ impl Client {
             // A batch waits for room, but never for a connection.
             live.publisher.link().up().map_err(|down| SubmitError::Unavailable(down.0))?;
         }
+        let patient = wait_for_room || self.inner.role != Role::Http;
         if ticks > 0 {
             // `mandatory` proves only that the ladder takes the job, not that its queue exists.
-            live.check_queue(&envelope.queue).await?;
+            live.check_queue(&envelope.queue, if patient { deadline } else { Instant::now() }).await?;
         }
-        let patient = wait_for_room || self.inner.role != Role::Http;
         live.publish_job(&envelope, ticks, patient, deadline).await
     }
 }
@@ -470,10 +470,13 @@ impl Live {
         self.catalogue.get_or_init(|| Catalogue::start(&self.consume, self.publisher.clone(), &self.names))
     }
 
-    async fn check_queue(&self, queue: &QueueName) -> Result<(), SubmitError> {
-        if self.publisher.link().declares(queue) {
+    async fn check_queue(&self, queue: &QueueName, deadline: Instant) -> Result<(), SubmitError> {
+        let link = self.publisher.link();
+        if link.declares(queue) {
             return Ok(());
         }
+        // A broker that is away is not asked on a connection of its own, which would be another wait.
+        link.wait_up(deadline).await.map_err(|down| SubmitError::Unavailable(down.0))?;
         match self.admin.queue_exists(&self.names.queue(queue)).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(SubmitError::UnknownQueue(queue.clone())),
@@ -516,7 +519,8 @@ impl Live {
         }
     }
 
-    pub(crate) async fn close(&self) {
+    /// Stops what uses the connections.
+    fn give_up(&self) {
         if let Some(replies) = self.replies.get() {
             replies.close();
         }
@@ -524,8 +528,22 @@ impl Live {
             catalogue.close();
         }
         self.admin.close();
+    }
+
+    pub(crate) async fn close(&self) {
+        self.give_up();
         self.consume.close().await;
         self.publisher.link().close().await;
+    }
+}
+
+/// The tasks that keep the connections hold the runtime they run on: without this, a dropped client would leave
+/// both behind.
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.give_up();
+        self.consume.give_up();
+        self.publisher.link().give_up();
     }
 }
 

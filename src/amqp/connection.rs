@@ -6,10 +6,7 @@
 //! rebuild them when they fail; after a channel error they ask for [`Link::repair`], because the usual cause is
 //! an object that someone deleted.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_rs::Runtime;
 use futures_util::StreamExt;
@@ -135,7 +132,6 @@ struct Inner {
     plan: Plan,
     state: watch::Sender<LinkState>,
     runtime: Arc<AmqpRuntime>,
-    version: OnceLock<BrokerVersion>,
     kick: Notify,
     closing: CancellationToken,
 }
@@ -151,7 +147,6 @@ impl Link {
             plan,
             state: watch::Sender::new(LinkState::Down("connecting".to_owned())),
             runtime: Arc::clone(runtime),
-            version: OnceLock::new(),
             kick: Notify::new(),
             closing: CancellationToken::new(),
         });
@@ -181,9 +176,11 @@ impl Link {
     pub(crate) async fn wait_up(&self, deadline: Instant) -> Result<Up, LinkDown> {
         let mut watch = self.watch();
         loop {
+            // Marked as seen before it is looked at: a change in between is then seen once more, not missed.
+            let closed = matches!(*watch.borrow_and_update(), LinkState::Closed);
             match self.up() {
                 Ok(up) => return Ok(up),
-                Err(down) if matches!(*watch.borrow_and_update(), LinkState::Closed) => return Err(down),
+                Err(down) if closed => return Err(down),
                 Err(down) => match timeout_at(deadline, watch.changed()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) | Err(_) => return Err(down),
@@ -220,9 +217,14 @@ impl Link {
         self.0.kick.notify_one();
     }
 
+    /// Closes the connection for good, without waiting for it.
+    pub(crate) fn give_up(&self) {
+        self.0.closing.cancel();
+    }
+
     /// Closes the connection for good.
     pub(crate) async fn close(&self) {
-        self.0.closing.cancel();
+        self.give_up();
         let mut watch = self.watch();
         let closed = watch.wait_for(|state| matches!(state, LinkState::Closed));
         drop(timeout(Duration::from_secs(5), closed).await);
@@ -245,14 +247,12 @@ async fn supervise(inner: Arc<Inner>) {
     let mut last_error = String::new();
     while !inner.closing.is_cancelled() {
         epoch += 1;
-        match establish(&inner, epoch).await {
+        let established = tokio::select! {
+            established = establish(&inner, epoch) => established,
+            () = inner.closing.cancelled() => break,
+        };
+        match established {
             Ok(up) => {
-                info!(
-                    link = inner.name,
-                    epoch,
-                    broker = inner.version.get().map(|broker| broker.version.as_str()),
-                    "connected"
-                );
                 pauses.reset();
                 last_error.clear();
                 inner.state.send_replace(LinkState::Up(up.clone()));
@@ -280,7 +280,7 @@ async fn supervise(inner: Arc<Inner>) {
 }
 
 async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
-    check_version(inner).await?;
+    let version = check_version(inner).await?;
     let properties = ConnectionProperties::default()
         .with_connection_name(inner.name.as_str().into())
         .with_client_property("product".into(), "Hopline".into())
@@ -296,18 +296,16 @@ async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
     };
     let up = Up { connection, epoch };
     declare(&up, &inner.plan).await?;
+    info!(link = inner.name, epoch, broker = version.map(|broker| broker.version), "connected");
     Ok(up)
 }
 
-async fn check_version(inner: &Inner) -> Result<(), LinkDown> {
-    if inner.version.get().is_some() {
-        return Ok(());
+async fn check_version(inner: &Inner) -> Result<Option<BrokerVersion>, LinkDown> {
+    let found = version::ask(&inner.url, inner.connect_timeout).await.map_err(LinkDown)?;
+    if let Some(found) = &found {
+        found.check().map_err(LinkDown)?;
     }
-    let Some(found) = version::ask(&inner.url, inner.connect_timeout).await else { return Ok(()) };
-    found.check().map_err(LinkDown)?;
-    // Set once per link; a race would set the same.
-    let _ = inner.version.set(found);
-    Ok(())
+    Ok(found)
 }
 
 async fn declare(up: &Up, plan: &Plan) -> Result<(), LinkDown> {

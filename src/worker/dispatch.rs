@@ -24,7 +24,7 @@ use super::{
     Executor,
     context::{Freed, Lost, Slot},
     disposition::{Disposition, decide},
-    executor::{Strings, Terms},
+    executor::{Outcome, Strings, Terms, is_expired},
     isolate,
     registry::Entry,
     settle::{Ended, Hold, Settled, Settler},
@@ -194,9 +194,12 @@ impl Dispatcher {
     /// Dispatches until told to stop; then hands back what has not started.
     pub(super) async fn run(mut self, mut deliveries: mpsc::Receiver<Delivery>) {
         loop {
-            self.start_runnable();
-            let overdue = self.waiting.front().map(|first| first.since + self.shared.waiting_max);
             let blocked = self.is_blocked();
+            self.forget_lost();
+            if !blocked {
+                self.start_runnable();
+            }
+            let overdue = self.waiting.front().map(|first| first.since + self.shared.waiting_max);
             let room = Arc::clone(&self.share.room);
             tokio::select! {
                 () = self.stop.cancelled() => break,
@@ -225,6 +228,14 @@ impl Dispatcher {
         self.shared.publish.up().is_ok_and(|up| up.is_blocked())
     }
 
+    /// Drops what the broker has taken back before its turn: it is handed over again, perhaps to another worker. What
+    /// was lost together lies together, at the front.
+    fn forget_lost(&mut self) {
+        while self.waiting.front().is_some_and(|first| !first.receipt.is_live()) {
+            self.waiting.pop_front();
+        }
+    }
+
     fn hand_back_first(&mut self) {
         if let Some(Waiting { envelope, receipt, .. }) = self.waiting.pop_front() {
             debug!(job.id = %envelope.id, queue = %self.share.queue, "handed back before its turn");
@@ -237,7 +248,7 @@ impl Dispatcher {
     fn admit(&mut self, delivery: Delivery) {
         let Delivery { incoming, receipt } = delivery;
         match Envelope::decode(&incoming, &self.share.queue, self.shared.limits.args) {
-            Err(error) => self.refuse(incoming.message, error, receipt),
+            Err(error) => self.refuse(incoming.message, &error, receipt),
             Ok(Decoded { envelope, adopt: true }) => self.adopt(&envelope, receipt),
             Ok(Decoded { envelope, .. }) => {
                 let receipt = match self.shared.known.standing(&envelope.key(), receipt) {
@@ -270,7 +281,7 @@ impl Dispatcher {
     }
 
     /// Not a job, or not yet: a newer version gets its patience, all else is dead at once.
-    fn refuse(&self, message: Message, error: DecodeError, receipt: Receipt) {
+    fn refuse(&self, message: Message, error: &DecodeError, receipt: Receipt) {
         let patience = envelope::patience_of(&message);
         if matches!(error, DecodeError::Version(_)) && patience < self.shared.settings.patience {
             let copy = envelope::patient_copy(&message, &self.share.queue);
@@ -321,9 +332,6 @@ impl Dispatcher {
 
     /// Starts all that wait and have a place, in order, except that a kind at its own limit holds up no other.
     fn start_runnable(&mut self) {
-        if self.waiting.is_empty() || self.is_blocked() {
-            return;
-        }
         let mut full: HashSet<*const Entry> = HashSet::new();
         let mut index = 0;
         while index < self.waiting.len() {
@@ -350,6 +358,9 @@ impl Dispatcher {
 
     fn start(&self, waiting: Waiting, permits: [Option<OwnedSemaphorePermit>; 2]) {
         let Waiting { envelope, entry, receipt, returns, .. } = waiting;
+        if !receipt.is_live() {
+            return;
+        }
         // It may have become known while it waited: a twin, or a redelivery of one that ran meanwhile.
         let receipt = match self.shared.known.standing(&envelope.key(), receipt) {
             Standing::New(receipt) => receipt,
@@ -373,7 +384,9 @@ impl Shared {
         let mut running = Running { known: &self.known, key: envelope.key(), settled: false };
         let started_at = Timestamp::now();
         let terms = Terms::of(&envelope, entry);
-        let outcome = if self.is_suspect(returns) {
+        let outcome = if is_expired(&envelope, started_at) {
+            Outcome::Expired
+        } else if self.is_suspect(returns) {
             warn!(job.id = %envelope.id, kind = %envelope.kind, returns, "came back several times: runs in a child process");
             let sentence = isolate::run(&envelope, &terms, &self.strings(&hold)).await;
             match sentence {

@@ -2,13 +2,16 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`process`], [`broker`] | for `process_*` and `faults_*`: processes, and the broker behind them |
 //! | [`rabbit`] | the broker under test: its addresses, its management API, a raw AMQP connection |
 //! | [`stage`] | one test's prefix, processes and clean-up |
 //! | [`front`] | an HTTP front and what it answers |
 //! | [`probe`] | a job whose args say what is to happen |
 
+pub(crate) mod broker;
 pub(crate) mod front;
 pub(crate) mod probe;
+pub(crate) mod process;
 pub(crate) mod rabbit;
 pub(crate) mod stage;
 
