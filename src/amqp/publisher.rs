@@ -227,6 +227,9 @@ async fn refuse_until_up(link: &Link, requests: &mut mpsc::Receiver<Request>) ->
             Ok(up) => return Some(up),
             Err(down) => {
                 tokio::select! {
+                    // A request is handed over only while the link is up: one that has come since is no reason to
+                    // refuse, but a sign that the state has changed.
+                    biased;
                     changed = state.changed() => changed.ok()?,
                     request = requests.recv() => {
                         request?.done.tell(Err(PublishError::Unavailable(down.0)));
