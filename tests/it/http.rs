@@ -212,7 +212,8 @@ async fn one_bad_item_spoils_no_batch() {
         assert_eq!(codes, ["invalid_request", "invalid_request", "unknown_queue"]);
         let mut ids: Vec<String> = log.take(2).await.iter().map(|start| start.id.to_string()).collect();
         let mut told = [0, 4].map(|index| answer["items"][index]["id"].as_str().expect("an id").to_owned());
-        (ids.sort(), told.sort());
+        ids.sort();
+        told.sort();
         assert_eq!(ids, told);
 
         let lines =
