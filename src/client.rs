@@ -174,7 +174,7 @@ pub struct EnqueueOptions {
 /// State of the connections, for people and probes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// Whether a job can be submitted now.
+    /// Whether a job can be submitted now, and its reply be received.
     pub ready: bool,
     /// The connection that publishes.
     pub publish: String,
@@ -386,10 +386,11 @@ impl Client {
             Ok(live) => {
                 let link = live.publisher.link();
                 let caught_up = live.catalogue.get().is_none_or(Catalogue::is_caught_up);
+                let replies = live.replies.get();
                 Health {
-                    ready: link.is_ready() && caught_up,
+                    ready: link.is_ready() && caught_up && replies.is_none_or(Replies::is_ready),
                     publish: link.describe(),
-                    consume: live.consume.describe(),
+                    consume: replies.map_or_else(|| live.consume.describe(), Replies::describe),
                     control: if caught_up { "caught up" } else { "catching up" }.to_owned(),
                 }
             }

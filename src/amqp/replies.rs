@@ -109,7 +109,7 @@ impl Replies {
             Ok(Ok(address)) => address.clone(),
             Ok(Err(_)) | Err(_) => None,
         };
-        let Some(reply_to) = reply_to else { return Err(WaitError::Unavailable(self.0.link.describe())) };
+        let Some(reply_to) = reply_to else { return Err(WaitError::Unavailable(self.describe())) };
         let (sender, receiver) = oneshot::channel();
         let mut waiters = self.waiters();
         // Counted by jobs: several callers of one job are one.
@@ -121,6 +121,19 @@ impl Replies {
         place.push((number, sender));
         drop(waiters);
         Ok(Waiter { id, number, reply_to, receiver, replies: self.clone() })
+    }
+
+    /// Whether replies can be received now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.0.address.borrow().is_some()
+    }
+
+    /// The state in a word or a sentence.
+    pub(crate) fn describe(&self) -> String {
+        if self.0.link.is_ready() && !self.is_ready() {
+            return "there is no result queue yet".to_owned();
+        }
+        self.0.link.describe()
     }
 
     pub(crate) fn close(&self) {

@@ -1,4 +1,4 @@
-//! `/healthz`: the process is alive. `/readyz`: it can take a submit now.
+//! `/healthz`: the process is alive. `/readyz`: it can take a submit, and a call, now.
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use serde::Serialize;
@@ -19,7 +19,7 @@ struct Readiness {
     control: String,
 }
 
-/// `GET /readyz`: 200 when a submit would be taken now, else 503; the body says what is missing.
+/// `GET /readyz`: 200 when a submit and a call would be taken now, else 503; the body says what is missing.
 pub(super) async fn ready(State(app): State<App>) -> Response {
     let health = app.client.health();
     let stopping = app.stopping.begun.is_cancelled();
