@@ -221,15 +221,15 @@ impl Rabbit {
             (!names.is_empty()).then_some(names)
         })
         .await;
-        let mut cut = 0;
-        for name in names {
-            let name = name.replace(' ', "%20").replace('>', "%3E");
-            // One that is gone already is listed for a while.
-            cut += usize::from(
-                self.ask(Method::DELETE, &format!("connections/{name}"), None).await.0.is_success(),
-            );
+        for name in &names {
+            let path = format!("connections/{}", name.replace(' ', "%20").replace('>', "%3E"));
+            self.ask(Method::DELETE, &path, None).await;
+            eventually("the connection is closed", async || {
+                (self.ask(Method::GET, &path, None).await.0 == StatusCode::NOT_FOUND).then_some(())
+            })
+            .await;
         }
-        cut
+        names.len()
     }
 
     /// Deletes every queue and exchange whose name starts with `prefix` and a dot. Never fails: it cleans up.
