@@ -418,11 +418,11 @@ impl Client {
         }
         let live = self.live().map_err(SubmitError::Unavailable)?;
         let deadline = Instant::now() + self.inner.config.amqp.confirm_timeout;
+        let patient = wait_for_room || self.inner.role != Role::Http;
         if ticks > 0 {
             // `mandatory` proves only that the ladder takes the job, not that its queue exists.
-            live.check_queue(&envelope.queue).await?;
+            live.check_queue(&envelope.queue, if patient { deadline } else { Instant::now() }).await?;
         }
-        let patient = wait_for_room || self.inner.role != Role::Http;
         live.publish_job(&envelope, ticks, patient, deadline).await
     }
 }
@@ -466,10 +466,13 @@ impl Live {
         self.catalogue.get_or_init(|| Catalogue::start(&self.consume, self.publisher.clone(), &self.names))
     }
 
-    async fn check_queue(&self, queue: &QueueName) -> Result<(), SubmitError> {
-        if self.publisher.link().declares(queue) {
+    async fn check_queue(&self, queue: &QueueName, deadline: Instant) -> Result<(), SubmitError> {
+        let link = self.publisher.link();
+        if link.declares(queue) {
             return Ok(());
         }
+        // A broker that is away is not asked on a connection of its own, which would be another wait.
+        link.wait_up(deadline).await.map_err(|down| SubmitError::Unavailable(down.0))?;
         match self.admin.queue_exists(&self.names.queue(queue)).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(SubmitError::UnknownQueue(queue.clone())),

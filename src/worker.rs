@@ -268,7 +268,7 @@ fn share(
         .map_err(|source| WorkerError::System { what: "start the CPU pool", source })?;
     let replier = Replier::start(live, &config.worker.reply_queues);
     Ok(Shared {
-        settler: Settler::new(live, replier, config),
+        settler: Settler::new(live, replier),
         executor: Executor::new(registry, client.clone(), cpu, config.limits.output),
         worker: live.instance.clone(),
         limits: config.limits.clone(),

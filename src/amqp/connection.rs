@@ -247,7 +247,11 @@ async fn supervise(inner: Arc<Inner>) {
     let mut last_error = String::new();
     while !inner.closing.is_cancelled() {
         epoch += 1;
-        match establish(&inner, epoch).await {
+        let established = tokio::select! {
+            established = establish(&inner, epoch) => established,
+            () = inner.closing.cancelled() => break,
+        };
+        match established {
             Ok(up) => {
                 pauses.reset();
                 last_error.clear();

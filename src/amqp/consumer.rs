@@ -175,7 +175,12 @@ async fn acknowledge(
         tokio::select! {
             count = requests.recv_many(&mut batch, 1024) => {
                 if count == 0 {
-                    break; // every receipt is settled and the consumer is gone
+                    // Every receipt is settled and the consumer is gone. A gap that is left now stays: a delivery that
+                    // never got here.
+                    straggle_at = Some(Instant::now());
+                    let last = tell(&channel, &mut ledger, std::iter::empty(), &mut straggle_at);
+                    drop(timeout(REQUEST_TIMEOUT, last).await);
+                    break;
                 }
             }
             () = sleep_until(straggle), if straggle_at.is_some() => {}

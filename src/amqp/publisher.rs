@@ -259,6 +259,8 @@ struct Lane {
     slots: HashMap<usize, Slot>,
     next_slot: usize,
     bytes: usize,
+    /// When the connection was last seen blocked: time during an alarm says nothing about the broker.
+    blocked: Option<Instant>,
     /// Returned messages whose own confirm has not been seen: how many per message id and routing key.
     returned: HashMap<(String, String), u32>,
 }
@@ -273,6 +275,7 @@ impl Lane {
             slots: HashMap::new(),
             next_slot: 0,
             bytes: 0,
+            blocked: None,
             returned: HashMap::new(),
         }
     }
@@ -327,8 +330,12 @@ impl Lane {
         self.in_flight.len() < self.window && self.bytes < WINDOW_BYTES
     }
 
-    fn is_stalled(&self) -> bool {
-        !self.up.is_blocked() && self.slots.values().any(|slot| slot.since.elapsed() > STALLED)
+    fn is_stalled(&mut self) -> bool {
+        if self.up.is_blocked() {
+            self.blocked = Some(Instant::now());
+        }
+        let since = |slot: &Slot| self.blocked.map_or(slot.since, |blocked| slot.since.max(blocked));
+        self.slots.values().any(|slot| since(slot).elapsed() > STALLED)
     }
 
     /// Starts a publish; it is written when the set is polled next.

@@ -1,8 +1,14 @@
 //! Threads for CPU-bound work: as many as cores, whatever the number of handlers.
+//!
+//! They are not the runtime's: a runtime waits for its blocking threads before the process may end, and work that does
+//! not look at its [`Stop`] would keep a worker alive after SIGTERM, or a child process after its parent.
 
-use std::{io, num::NonZero, sync::Arc, thread};
+use std::{io, num::NonZero, panic::AssertUnwindSafe, sync::Arc, thread};
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::context::Slot;
@@ -53,17 +59,20 @@ impl CpuPool {
         let place =
             Arc::clone(&self.0).acquire_owned().await.map_err(|_| JobError::retry("error", "no CPU pool"))?;
         let (done, result) = oneshot::channel();
-        let thread = tokio::task::spawn_blocking(move || {
+        let runtime = Handle::current();
+        let spawned = thread::Builder::new().name("hopline-cpu".to_owned()).spawn(move || {
             // The places go back when the work returns, not when its caller gives up.
             let _held = (place, slot);
-            let _ = done.send(work(&stop));
+            let _inside = runtime.enter();
+            // The caller may have given up.
+            let _ = done.send(std::panic::catch_unwind(AssertUnwindSafe(|| work(&stop))));
         });
+        spawned.map_err(|error| JobError::retry("error", format!("no thread for CPU work: {error}")))?;
         match result.await {
-            Ok(result) => result,
-            Err(_) => match thread.await {
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                _ => Err(JobError::retry("error", "the CPU work ended without a result")),
-            },
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            // The thread always answers.
+            Err(_) => Err(JobError::retry("error", "the CPU work ended without a result")),
         }
     }
 }

@@ -24,7 +24,7 @@ use super::{
     Executor,
     context::{Freed, Lost, Slot},
     disposition::{Disposition, decide},
-    executor::{Strings, Terms},
+    executor::{Outcome, Strings, Terms, is_expired},
     isolate,
     registry::Entry,
     settle::{Ended, Hold, Settled, Settler},
@@ -194,9 +194,12 @@ impl Dispatcher {
     /// Dispatches until told to stop; then hands back what has not started.
     pub(super) async fn run(mut self, mut deliveries: mpsc::Receiver<Delivery>) {
         loop {
-            self.start_runnable();
-            let overdue = self.waiting.front().map(|first| first.since + self.shared.waiting_max);
             let blocked = self.is_blocked();
+            self.forget_lost();
+            if !blocked {
+                self.start_runnable();
+            }
+            let overdue = self.waiting.front().map(|first| first.since + self.shared.waiting_max);
             let room = Arc::clone(&self.share.room);
             tokio::select! {
                 () = self.stop.cancelled() => break,
@@ -223,6 +226,14 @@ impl Dispatcher {
     /// An alarm stops retries and dead letters, so nothing is begun that might need them.
     fn is_blocked(&self) -> bool {
         self.shared.publish.up().is_ok_and(|up| up.is_blocked())
+    }
+
+    /// Drops what the broker has taken back before its turn: it is handed over again, perhaps to another worker. What
+    /// was lost together lies together, at the front.
+    fn forget_lost(&mut self) {
+        while self.waiting.front().is_some_and(|first| !first.receipt.is_live()) {
+            self.waiting.pop_front();
+        }
     }
 
     fn hand_back_first(&mut self) {
@@ -321,9 +332,6 @@ impl Dispatcher {
 
     /// Starts all that wait and have a place, in order, except that a kind at its own limit holds up no other.
     fn start_runnable(&mut self) {
-        if self.waiting.is_empty() || self.is_blocked() {
-            return;
-        }
         let mut full: HashSet<*const Entry> = HashSet::new();
         let mut index = 0;
         while index < self.waiting.len() {
@@ -350,6 +358,9 @@ impl Dispatcher {
 
     fn start(&self, waiting: Waiting, permits: [Option<OwnedSemaphorePermit>; 2]) {
         let Waiting { envelope, entry, receipt, returns, .. } = waiting;
+        if !receipt.is_live() {
+            return;
+        }
         // It may have become known while it waited: a twin, or a redelivery of one that ran meanwhile.
         let receipt = match self.shared.known.standing(&envelope.key(), receipt) {
             Standing::New(receipt) => receipt,
@@ -373,7 +384,9 @@ impl Shared {
         let mut running = Running { known: &self.known, key: envelope.key(), settled: false };
         let started_at = Timestamp::now();
         let terms = Terms::of(&envelope, entry);
-        let outcome = if self.is_suspect(returns) {
+        let outcome = if is_expired(&envelope, started_at) {
+            Outcome::Expired
+        } else if self.is_suspect(returns) {
             warn!(job.id = %envelope.id, kind = %envelope.kind, returns, "came back several times: runs in a child process");
             let sentence = isolate::run(&envelope, &terms, &self.strings(&hold)).await;
             match sentence {

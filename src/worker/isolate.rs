@@ -6,13 +6,17 @@
 //!
 //! The child is this program started again with the same arguments and [`VARIABLE`] set; its standard input is one
 //! end of a socket. It says that it is ready, reads one job, runs it and answers. If it ends without an answer
-//! after it got the job, and nobody asked it to, the job killed it.
+//! after it got the job, and nobody asked it to, the job killed it. It does not outlive its parent.
 
 use std::{
     io,
-    os::{fd::AsFd, unix::process::ExitStatusExt},
+    os::{
+        fd::AsFd,
+        unix::process::{ExitStatusExt, parent_id},
+    },
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    thread,
     time::Duration,
 };
 
@@ -46,6 +50,10 @@ const READY: Duration = Duration::from_secs(30);
 const STOP: Duration = Duration::from_secs(2);
 /// Time for the child to answer a timeout by itself, with what it knows, before it is killed for it.
 const LATE: Duration = Duration::from_secs(2);
+/// How often a child looks whether its parent lives.
+const ORPHAN_LOOK: Duration = Duration::from_millis(500);
+/// The exit code of a child whose parent is gone; nobody reads it.
+const ORPHANED: i32 = 1;
 /// Signals by which somebody else ends a process: they convict nobody.
 const ASKED_TO_END: [i32; 3] = [1, 2, 15];
 
@@ -243,6 +251,7 @@ fn outcome(word: Word, terms: &Terms) -> Outcome {
 pub(super) async fn serve_parent(config: Config, registry: Registry) -> Result<Report, WorkerError> {
     let registry = std::sync::Arc::new(registry.checked().map_err(WorkerError::Registry)?);
     let failed = |source| WorkerError::System { what: "talk to the parent process", source };
+    end_with_parent().map_err(failed)?;
     let mut stream = BufReader::new(parent_stream().map_err(failed)?);
     write(&mut stream, &Word::Ready).await.map_err(failed)?;
     let mut line = String::new();
@@ -256,6 +265,22 @@ pub(super) async fn serve_parent(config: Config, registry: Registry) -> Result<R
     let word = obey(&executor, order, &mut stream).await.map_err(failed)?;
     write(&mut stream, &word).await.map_err(failed)?;
     Ok(Report::default())
+}
+
+/// Ends this process some time after its parent, whatever the handler does: one that keeps its thread busy does not
+/// see that the input has ended, and would run on beside the job's next delivery. Where the parent died before this
+/// is called, the input has ended before there was a job.
+fn end_with_parent() -> io::Result<()> {
+    let parent = parent_id();
+    let watch = move || {
+        while parent_id() == parent {
+            thread::sleep(ORPHAN_LOOK);
+        }
+        // A handler that listens was asked to stop when the input ended.
+        thread::sleep(STOP);
+        std::process::exit(ORPHANED);
+    };
+    thread::Builder::new().name("hopline-orphan".to_owned()).spawn(watch).map(drop)
 }
 
 fn parent_stream() -> io::Result<UnixStream> {

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -25,7 +25,6 @@ use crate::{
         publisher::{Publisher, Target},
     },
     client::Live,
-    config::Config,
     job::{
         Envelope, Reply, Status,
         dead::{self, Death, Reason},
@@ -37,6 +36,10 @@ use crate::{
 
 /// Pause before a publish that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(250);
+/// How often it is asked whether the broker has taken a delivery back.
+const LOOK: Duration = Duration::from_millis(250);
+/// No deadline: longer than the broker lets a delivery be unsettled.
+const FOREVER: Duration = Duration::from_secs(100 * 86_400);
 /// Set on a dead letter whose foreign headers were too large to be kept.
 const HEADERS_DROPPED: &str = "hopline-headers-dropped";
 
@@ -55,6 +58,13 @@ impl Hold {
         let mut receipts = self.receipts();
         receipts.retain(Receipt::is_live);
         receipts.push(receipt);
+    }
+
+    /// Completes when the broker no longer counts on this process.
+    async fn lost(&self) {
+        while self.is_live() {
+            sleep(LOOK).await;
+        }
     }
 
     /// Whether the broker still counts on this process.
@@ -100,17 +110,15 @@ pub(super) struct Settler {
     worker: String,
     publisher: Publisher,
     replier: Replier,
-    confirm_timeout: Duration,
 }
 
 impl Settler {
-    pub(super) fn new(live: &Live, replier: Replier, config: &Config) -> Self {
+    pub(super) fn new(live: &Live, replier: Replier) -> Self {
         Self {
             names: live.names.clone(),
             worker: live.instance.clone(),
             publisher: live.publisher.clone(),
             replier,
-            confirm_timeout: config.amqp.confirm_timeout,
         }
     }
 
@@ -272,6 +280,9 @@ impl Settler {
 
     /// Publishes until the broker has confirmed it. Gives up when the broker takes the delivery back (the
     /// redelivery decides anew), or when the process has to end (then it is handed back).
+    ///
+    /// Waits for a confirm as long as it may come: to publish once more beside it would make two jobs of one. An
+    /// alarm may hold it up for hours; the publisher answers when the connection ends or the broker is stuck.
     async fn publish_surely(
         &self,
         target: Target,
@@ -285,8 +296,9 @@ impl Settler {
                 // Not acknowledged: the broker has taken the delivery back and hands the job over again.
                 return Err(Settled::Left);
             }
-            let deadline = Instant::now() + self.confirm_timeout;
+            let deadline = Instant::now() + FOREVER;
             let error = tokio::select! {
+                () = hold.lost() => return Err(Settled::Left),
                 result = self.publisher.publish_patiently(target.clone(), message.clone(), deadline) => match result {
                     Ok(()) => return Ok(()),
                     Err(error) => error,

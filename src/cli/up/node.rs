@@ -150,6 +150,14 @@ pub enum NodeError {
         #[source]
         source: io::Error,
     },
+    /// `rabbitmqctl` failed.
+    #[error("rabbitmqctl {arguments}: {said}")]
+    Ctl {
+        /// What it was asked.
+        arguments: String,
+        /// What it said.
+        said: String,
+    },
     /// It ended while it started.
     #[error("RabbitMQ ended while it started ({status}); its log is {}:\n{tail}", log.display())]
     Ended {
@@ -327,6 +335,23 @@ impl Node {
     pub async fn restart(&mut self) -> Result<(), NodeError> {
         self.stop().await;
         self.launch().await
+    }
+
+    /// Runs `rabbitmqctl` on this node, and returns what it says.
+    ///
+    /// # Errors
+    /// [`NodeError::Spawn`] if it does not start, [`NodeError::Ctl`] if it fails.
+    pub async fn ctl(&self, arguments: &[&str]) -> Result<String, NodeError> {
+        let mut command = Command::new(locate::sbin()?.join("rabbitmqctl"));
+        self.environment(&mut command);
+        let program = PathBuf::from(command.as_std().get_program());
+        let output = command.args(arguments).current_dir(&self.files.dir).kill_on_drop(true).output().await;
+        let output = output.map_err(|source| NodeError::Spawn { program, source })?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(NodeError::Ctl { arguments: arguments.join(" "), said })
     }
 
     async fn launch(&mut self) -> Result<(), NodeError> {

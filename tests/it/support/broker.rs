@@ -1,0 +1,172 @@
+//! The broker behind a test: the shared one or a node of the test's own, what lies in its queues, and a way to it that
+//! can be cut.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use hopline::up::{Node, NodeOptions};
+use lapin::{
+    Channel, Connection, ConnectionProperties,
+    message::BasicGetMessage,
+    options::{
+        BasicGetOptions, BasicNackOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+    },
+    types::FieldTable,
+    uri::AMQPUri,
+};
+use serde_json::Value;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+
+/// Where a broker is.
+#[derive(Debug, Clone)]
+pub(crate) struct Broker {
+    pub(crate) amqp: String,
+    /// With login.
+    pub(crate) management: String,
+}
+
+/// Exchanges of a prefix; the ladder's are shared.
+const EXCHANGES: [&str; 5] = ["jobs", "dead", "control", "replies", "strays"];
+
+impl Broker {
+    /// The one that all tests share.
+    pub(crate) fn shared() -> Self {
+        let named = |name: &str| {
+            std::env::var(name)
+                .unwrap_or_else(|_| panic!("{name} names no broker: run the tests with `make test`"))
+        };
+        Self { amqp: named("HOPLINE_TEST_AMQP_URL"), management: named("HOPLINE_TEST_MANAGEMENT_URL") }
+    }
+
+    /// One of the test's own, in `dir`.
+    pub(crate) async fn private(dir: &Path) -> (Node, Self) {
+        let mut options = NodeOptions::new(dir.join("node"));
+        options.start_timeout = Duration::from_secs(180);
+        let node = Node::start(options).await.unwrap_or_else(|error| panic!("no private node: {error}"));
+        let (user, password) = node.login();
+        let management = node.management_url().replacen("://", &format!("://{user}:{password}@"), 1);
+        let broker = Self { amqp: node.amqp_url(), management };
+        (node, broker)
+    }
+
+    pub(crate) async fn connect(&self) -> Connection {
+        Connection::connect(&self.amqp, ConnectionProperties::default())
+            .await
+            .expect("the broker takes a connection")
+    }
+
+    async fn channel(&self) -> (Connection, Channel) {
+        let connection = self.connect().await;
+        let channel = connection.create_channel().await.expect("a channel");
+        (connection, channel)
+    }
+
+    /// Messages of a queue that no consumer holds; none where there is no queue.
+    pub(crate) async fn waiting(&self, queue: &str) -> u32 {
+        let (_connection, channel) = self.channel().await;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let declared = channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        declared.map_or(0, |queue| queue.message_count())
+    }
+
+    /// Messages of a queue, those that a consumer holds included, as the management API counts them: seconds late.
+    pub(crate) async fn unsettled(&self, queue: &str) -> u64 {
+        let url = format!("{}/api/queues/%2f/{queue}", self.management);
+        let Ok(answer) = reqwest::get(url).await else { return u64::MAX };
+        let queue: Value = answer.json().await.unwrap_or_default();
+        queue["messages"].as_u64().unwrap_or(u64::MAX)
+    }
+
+    /// Looks at all that waits in a queue, and leaves it there: each message is delivered once more.
+    pub(crate) async fn look(&self, queue: &str) -> Vec<BasicGetMessage> {
+        let (_connection, channel) = self.channel().await;
+        let mut seen = Vec::new();
+        while let Some(message) =
+            channel.basic_get(queue.into(), BasicGetOptions::default()).await.expect("the queue can be read")
+        {
+            seen.push(message);
+        }
+        if let Some(last) = seen.last() {
+            let back = BasicNackOptions { multiple: true, requeue: true };
+            channel.basic_nack(last.delivery.delivery_tag, back).await.expect("nack");
+        }
+        seen
+    }
+
+    /// Removes what a prefix has: exchanges, and the queues of `queue`.
+    pub(crate) async fn remove(&self, prefix: &str, queue: &str) {
+        let Ok(connection) = Connection::connect(&self.amqp, ConnectionProperties::default()).await else {
+            return;
+        };
+        let Ok(channel) = connection.create_channel().await else { return };
+        let queues = [format!("q.{queue}"), format!("q.{queue}.dead"), "strays".into(), "control.log".into()];
+        for name in queues {
+            // Deleting what is not there is no error.
+            let _ =
+                channel.queue_delete(format!("{prefix}.{name}").into(), QueueDeleteOptions::default()).await;
+        }
+        for name in EXCHANGES {
+            let name = format!("{prefix}.{name}");
+            let _ = channel.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await;
+        }
+    }
+}
+
+/// A way to a broker that can be cut: all connections on it at once, as a network does it.
+pub(crate) struct Way {
+    pub(crate) broker: Broker,
+    connections: Arc<Mutex<JoinSet<()>>>,
+}
+
+impl Way {
+    pub(crate) async fn to(broker: &Broker) -> Self {
+        let uri: AMQPUri = broker.amqp.parse().expect("an AMQP address");
+        let (host, port) = (uri.authority.host, uri.authority.port);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let broker = Broker {
+            amqp: broker.amqp.replacen(&format!("{host}:{port}"), &address, 1),
+            management: broker.management.clone(),
+        };
+        let connections = Arc::new(Mutex::new(JoinSet::new()));
+        let passing = Arc::clone(&connections);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let target = (host.clone(), port);
+                passing.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
+                    if let Ok(mut far) = TcpStream::connect(target).await {
+                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    }
+                });
+            }
+        });
+        Self { broker, connections }
+    }
+
+    /// Cuts all connections; how many there were.
+    pub(crate) fn cut(&self) -> usize {
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        while connections.try_join_next().is_some() {}
+        let count = connections.len();
+        connections.abort_all();
+        count
+    }
+}
+
+/// A header of a message as text.
+pub(crate) fn header(message: &BasicGetMessage, name: &str) -> Option<String> {
+    use lapin::types::AMQPValue;
+    let headers = message.delivery.properties.headers().as_ref()?;
+    match headers.inner().get(name)? {
+        AMQPValue::LongString(text) => Some(String::from_utf8_lossy(text.as_bytes()).into_owned()),
+        AMQPValue::LongLongInt(number) => Some(number.to_string()),
+        AMQPValue::LongInt(number) => Some(number.to_string()),
+        other => Some(format!("{other:?}")),
+    }
+}
