@@ -56,7 +56,10 @@ async fn an_alarm_holds_up_but_neither_loses_nor_doubles() {
     for worker in &mut workers {
         worker.stop().await;
     }
-    eventually("the queue is empty", async || (stage.broker.waiting(&stage.work_queue()).await == 0).then_some(())).await;
+    eventually("the queue is empty", async || {
+        (stage.broker.waiting(&stage.work_queue()).await == 0).then_some(())
+    })
+    .await;
     let ends = stage.ledger().count("end");
     let twice: Vec<_> = ends.iter().filter(|(_, count)| **count != 1).collect();
     assert!(twice.is_empty(), "run to the end more than once: {twice:?}");

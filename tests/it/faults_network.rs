@@ -16,7 +16,7 @@ use crate::{
     process_worker::{item, stop_within},
     support::{
         broker::{Broker, Way},
-        process::{Stage, eventually, free_port, new_folder, submit_until, until_status},
+        process::{Stage, eventually, free_port, new_folder, say, submit_until, until_status},
     },
 };
 
@@ -51,13 +51,17 @@ async fn connections_cut_every_second_lose_and_convict_nothing() {
     let lines = stage.ledger().lines();
     let starts = lines.iter().filter(|line| line.word == "start").count();
     let apart = lines.iter().filter(|line| line.child && line.word == "start").count();
-    eprintln!(
+    say(format_args!(
         "{} jobs accepted, {} unsure, {} refused; {cut} connections cut; {starts} starts, {apart} in a child process",
         jobs.len(),
         submitted.unsure.len(),
         submitted.refused
-    );
+    ));
     assert!(cut >= CUTS * 3 && apart > 0, "too little happened");
+    for process in workers.iter().chain([&front.process]) {
+        let threads = process.threads();
+        assert!(threads < CUTS, "{threads} threads after {CUTS} lost connections:\n{}", process.log());
+    }
     for worker in &mut workers {
         worker.stop().await;
     }
@@ -106,7 +110,10 @@ async fn a_silent_broker_is_an_absent_one() {
     let left = open.load(Ordering::Relaxed);
     assert!(left <= 8, "{left} of {} connections are left open", taken.load(Ordering::Relaxed));
     // Promptly, although nobody answers: far below the grace of 25 s.
-    tokio::join!(stop_within(&mut front.process, Duration::from_secs(8)), stop_within(&mut worker, Duration::from_secs(8)));
+    tokio::join!(
+        stop_within(&mut front.process, Duration::from_secs(8)),
+        stop_within(&mut worker, Duration::from_secs(8))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,5 +126,8 @@ async fn without_a_broker_processes_start_refuse_and_end() {
     let answer = front.post("/v1/jobs", &item(&stage, &json!({}))).await;
     assert_eq!((answer.status, answer.code()), (503, "broker_unavailable"), "{answer:?}");
     worker.until_logged("cannot connect", "reason=").await;
-    tokio::join!(stop_within(&mut front.process, Duration::from_secs(8)), stop_within(&mut worker, Duration::from_secs(8)));
+    tokio::join!(
+        stop_within(&mut front.process, Duration::from_secs(8)),
+        stop_within(&mut worker, Duration::from_secs(8))
+    );
 }

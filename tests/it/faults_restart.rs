@@ -11,7 +11,9 @@ use crate::{
     process_worker::item,
     support::{
         broker::Broker,
-        process::{Front, Stage, Submitted, eventually, free_port, new_folder, submit_until, until_status},
+        process::{
+            Front, Stage, Submitted, eventually, free_port, new_folder, say, submit_until, until_status,
+        },
     },
 };
 
@@ -26,16 +28,15 @@ async fn a_broker_restarted_three_times_under_load_loses_nothing() {
     let stage = Stage::private(broker, dir);
     let mut front = stage.serve().await;
     let health = format!("127.0.0.1:{}", free_port());
-    let mut workers =
-        [stage.ledger_worker(&[("HOPLINE_WORKER_HEALTH", &health)]), stage.ledger_worker(&[])];
+    let mut workers = [stage.ledger_worker(&[("HOPLINE_WORKER_HEALTH", &health)]), stage.ledger_worker(&[])];
     let health = format!("http://{health}/healthz");
     until_status(&health, 200).await;
 
     let stop = CancellationToken::new();
     let quick = item(&stage, &json!({ "ms": 20 }));
     let failing = item(&stage, &json!({ "ms": 20, "ends": ["fail", "well"] }));
-    let submitters =
-        (0..4).map(|_| submit_until(&stop, &front, [quick.clone(), failing.clone()], Duration::from_millis(5)));
+    let submitters = (0..4)
+        .map(|_| submit_until(&stop, &front, [quick.clone(), failing.clone()], Duration::from_millis(5)));
     let submitting = join_all(submitters);
     let restarting = async {
         for killed in [false, true, true] {
@@ -81,11 +82,11 @@ async fn assert_nothing_lost(stage: &Stage, submitted: &Submitted) {
     assert!(stranger.is_empty(), "refused with 503, but run: {stranger:?}");
     let repeats = ends.values().map(|count| count - 1).sum::<usize>();
     let late = unsure.iter().filter(|job| ends.contains_key(*job)).count();
-    eprintln!(
+    say(format_args!(
         "{} jobs accepted, all ended; {repeats} ends more than one; {} unsure, {late} of them ended; {refused} refused; {codes:?}",
         accepted.len(),
         unsure.len(),
-    );
+    ));
     assert!(*refused > 0, "nobody was refused: the broker was not away");
     assert_eq!(stage.broker.waiting(&stage.dead_queue()).await, 0, "somebody was convicted");
     assert_eq!(stage.broker.waiting(&stage.work_queue()).await, 0);

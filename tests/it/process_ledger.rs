@@ -117,11 +117,15 @@ fn spin<T>() -> T {
 #[test]
 #[ignore = "the worker that other tests start"]
 fn ledger_worker() {
-    let (Some(ledger), Ok(queue)) = (env::var_os("HOPLINE_TEST_LEDGER"), env::var("HOPLINE_TEST_QUEUE")) else { return };
+    let (Some(ledger), Ok(queue)) = (env::var_os("HOPLINE_TEST_LEDGER"), env::var("HOPLINE_TEST_QUEUE"))
+    else {
+        return;
+    };
     let book = Book(Arc::new(Path::new(&ledger).to_owned()));
     let quick = RetryPolicy { initial: Duration::from_millis(100), ..RetryPolicy::default() };
     let options = Options::new().queue(queue).retry(quick);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let worker = Worker::new(Config::load().expect("a configuration")).state(book).register_with(run, options);
+    let worker =
+        Worker::new(Config::load().expect("a configuration")).state(book).register_with(run, options);
     runtime.block_on(worker.run()).expect("the worker runs");
 }

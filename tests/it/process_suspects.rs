@@ -66,10 +66,12 @@ async fn an_innocent_suspect_succeeds_with_its_output() {
     let mut worker = None;
     let (answer, ()) = tokio::join!(front.post("/v1/jobs?wait=60s", &body), async {
         // Delivered twice, to somebody who gives it back.
-        eventually("the job is queued", async || (stage.broker.waiting(&queue).await == 1).then_some(())).await;
+        eventually("the job is queued", async || (stage.broker.waiting(&queue).await == 1).then_some(()))
+            .await;
         for _ in 0..2 {
             assert_eq!(stage.broker.look(&queue).await.len(), 1);
-            eventually("the job is back", async || (stage.broker.waiting(&queue).await == 1).then_some(())).await;
+            eventually("the job is back", async || (stage.broker.waiting(&queue).await == 1).then_some(()))
+                .await;
         }
         worker = Some(stage.ledger_worker(&[]));
     });
@@ -104,10 +106,31 @@ async fn a_child_processes_ends_mean_what_they_mean_elsewhere() {
         (ends(&["hang", "well"]), json!({ "timeout": "300ms" }), "succeeded", 2, None, None),
         (ends(&["fail"]), once.clone(), "dead", 1, Some("exhausted"), Some("failed")),
         (ends(&["panic"]), once.clone(), "dead", 1, Some("exhausted"), Some("panic")),
-        (ends(&["hang"]), json!({ "max_attempts": 1, "timeout": "300ms" }), "dead", 1, Some("exhausted"), Some("timeout")),
+        (
+            ends(&["hang"]),
+            json!({ "max_attempts": 1, "timeout": "300ms" }),
+            "dead",
+            1,
+            Some("exhausted"),
+            Some("timeout"),
+        ),
         // Nobody but its parent can stop it.
-        (ends(&["spin"]), json!({ "max_attempts": 1, "timeout": "300ms" }), "dead", 1, Some("exhausted"), Some("timeout")),
-        (ends(&["grind"]), json!({ "max_attempts": 1, "timeout": "300ms" }), "dead", 1, Some("exhausted"), Some("timeout")),
+        (
+            ends(&["spin"]),
+            json!({ "max_attempts": 1, "timeout": "300ms" }),
+            "dead",
+            1,
+            Some("exhausted"),
+            Some("timeout"),
+        ),
+        (
+            ends(&["grind"]),
+            json!({ "max_attempts": 1, "timeout": "300ms" }),
+            "dead",
+            1,
+            Some("exhausted"),
+            Some("timeout"),
+        ),
         (ends(&["fatal"]), json!({}), "dead", 1, Some("fatal"), Some("hopeless")),
         (ends(&["abort"]), json!({}), "dead", 1, Some("poison"), Some("crashed")),
         (ends(&["exit"]), json!({}), "dead", 1, Some("poison"), Some("crashed")),
@@ -115,8 +138,13 @@ async fn a_child_processes_ends_mean_what_they_mean_elsewhere() {
     let waits = cases.iter().map(|(args, extra, ..)| wait_for(&front, &stage, args.clone(), extra.clone()));
     let records = futures_util::future::join_all(waits).await;
     for (record, (args, _, status, attempt, reason, code)) in records.iter().zip(&cases) {
-        let found = (&record["status"], &record["attempt"], &record["error"]["reason"], &record["error"]["code"]);
-        assert_eq!(found, (&json!(status), &json!(attempt), &json!(reason), &json!(code)), "{args}: {record}");
+        let found =
+            (&record["status"], &record["attempt"], &record["error"]["reason"], &record["error"]["code"]);
+        assert_eq!(
+            found,
+            (&json!(status), &json!(attempt), &json!(reason), &json!(code)),
+            "{args}: {record}"
+        );
     }
     let lines = stage.ledger().lines();
     assert!(lines.iter().all(|line| line.child), "run in the worker itself: {lines:?}");
@@ -133,7 +161,8 @@ async fn an_expired_suspect_does_not_run() {
     let mut worker = None;
     let (answer, ()) = tokio::join!(front.post("/v1/jobs?wait=60s", &body), async {
         let queue = stage.work_queue();
-        eventually("the job is queued", async || (stage.broker.waiting(&queue).await == 1).then_some(())).await;
+        eventually("the job is queued", async || (stage.broker.waiting(&queue).await == 1).then_some(()))
+            .await;
         worker = Some(stage.ledger_worker(&[ALL]));
     });
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("expired")), "{answer:?}");

@@ -40,9 +40,15 @@ async fn a_killed_workers_job_is_finished_by_another() {
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("succeeded")), "{answer:?}");
     let second = second.expect("started").id();
     // A crash is no failed attempt: the number repeats.
-    assert_eq!((&answer.body["output"]["attempt"], &answer.body["output"]["pid"]), (&json!(1), &json!(second)));
+    assert_eq!(
+        (&answer.body["output"]["attempt"], &answer.body["output"]["pid"]),
+        (&json!(1), &json!(second))
+    );
     let starts: Vec<_> = stage.ledger().lines().into_iter().filter(|line| line.word == "start").collect();
-    assert_eq!(starts.iter().map(|line| (line.attempt, line.pid)).collect::<Vec<_>>(), [(1, first.id()), (1, second)]);
+    assert_eq!(
+        starts.iter().map(|line| (line.attempt, line.pid)).collect::<Vec<_>>(),
+        [(1, first.id()), (1, second)]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -38,7 +38,8 @@ impl Broker {
     /// The one that all tests share.
     pub(crate) fn shared() -> Self {
         let named = |name: &str| {
-            std::env::var(name).unwrap_or_else(|_| panic!("{name} names no broker: run the tests with `make test`"))
+            std::env::var(name)
+                .unwrap_or_else(|_| panic!("{name} names no broker: run the tests with `make test`"))
         };
         Self { amqp: named("HOPLINE_TEST_AMQP_URL"), management: named("HOPLINE_TEST_MANAGEMENT_URL") }
     }
@@ -55,7 +56,9 @@ impl Broker {
     }
 
     pub(crate) async fn connect(&self) -> Connection {
-        Connection::connect(&self.amqp, ConnectionProperties::default()).await.expect("the broker takes a connection")
+        Connection::connect(&self.amqp, ConnectionProperties::default())
+            .await
+            .expect("the broker takes a connection")
     }
 
     async fn channel(&self) -> (Connection, Channel) {
@@ -98,12 +101,15 @@ impl Broker {
 
     /// Removes what a prefix has: exchanges, and the queues of `queue`.
     pub(crate) async fn remove(&self, prefix: &str, queue: &str) {
-        let Ok(connection) = Connection::connect(&self.amqp, ConnectionProperties::default()).await else { return };
+        let Ok(connection) = Connection::connect(&self.amqp, ConnectionProperties::default()).await else {
+            return;
+        };
         let Ok(channel) = connection.create_channel().await else { return };
         let queues = [format!("q.{queue}"), format!("q.{queue}.dead"), "strays".into(), "control.log".into()];
         for name in queues {
             // Deleting what is not there is no error.
-            let _ = channel.queue_delete(format!("{prefix}.{name}").into(), QueueDeleteOptions::default()).await;
+            let _ =
+                channel.queue_delete(format!("{prefix}.{name}").into(), QueueDeleteOptions::default()).await;
         }
         for name in EXCHANGES {
             let name = format!("{prefix}.{name}");

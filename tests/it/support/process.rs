@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::ErrorKind,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -124,7 +124,9 @@ impl Stage {
     /// A program with this test's configuration and nobody else's.
     pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_")) {
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOPLINE_"))
+        {
             command.env_remove(name);
         }
         command
@@ -148,7 +150,8 @@ impl Drop for Stage {
         let removing = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().expect("a runtime");
             let limit = Duration::from_secs(10);
-            let _ = runtime.block_on(async { tokio::time::timeout(limit, broker.remove(&prefix, &queue)).await });
+            let _ =
+                runtime.block_on(async { tokio::time::timeout(limit, broker.remove(&prefix, &queue)).await });
         });
         let _ = removing.join();
     }
@@ -195,7 +198,8 @@ impl Process {
         let (log, file) = new_log(dir, name);
         let second = file.try_clone().expect("the log");
         let child = command.stdin(Stdio::null()).stdout(file).stderr(second).spawn();
-        let child = child.unwrap_or_else(|error| panic!("{} does not start: {error}", command.get_program().display()));
+        let child = child
+            .unwrap_or_else(|error| panic!("{} does not start: {error}", command.get_program().display()));
         Self { child, log }
     }
 
@@ -210,6 +214,11 @@ impl Process {
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process id");
         kill_process(pid, signal).expect("it still runs, or waits to be reaped");
+    }
+
+    /// How many threads it has; 0 where the system does not say.
+    pub(crate) fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.id())).map_or(0, Iterator::count)
     }
 
     /// How it ended; `None`: it runs.
@@ -254,7 +263,11 @@ impl Drop for Process {
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
-            eprintln!("--- the last of {}:\n{}", self.log.display(), lines[lines.len().saturating_sub(30)..].join("\n"));
+            eprintln!(
+                "--- the last of {}:\n{}",
+                self.log.display(),
+                lines[lines.len().saturating_sub(30)..].join("\n")
+            );
         }
     }
 }
@@ -317,7 +330,8 @@ impl Front {
 
     /// Submits one job of the ledger worker; its id.
     pub(crate) async fn submit(&self, stage: &Stage, args: Value) -> String {
-        let answer = self.post("/v1/jobs", &json!({ "kind": KIND, "queue": stage.queue, "args": args })).await;
+        let answer =
+            self.post("/v1/jobs", &json!({ "kind": KIND, "queue": stage.queue, "args": args })).await;
         assert_eq!(answer.status, 202, "{answer:?}");
         answer.id()
     }
@@ -388,21 +402,25 @@ async fn answer(sent: Result<reqwest::Response, reqwest::Error>) -> Answer {
     match sent {
         Ok(response) => {
             let status = response.status().as_u16();
-            let job = response.headers().get("hopline-job-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+            let job =
+                response.headers().get("hopline-job-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
             Answer { status, body: response.json().await.unwrap_or_default(), job }
         }
         Err(_) => Answer { status: 0, body: Value::Null, job: None },
     }
 }
 
+/// Prints a line also where the test is well and its output is captured.
+pub(crate) fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Polls a worker's or front's health until it has this status.
 pub(crate) async fn until_status(url: &str, status: u16) {
     let client = reqwest::Client::new();
     let what = format!("{url} is {status}");
-    eventually(&what, async || {
-        (answer(client.get(url).send().await).await.status == status).then_some(())
-    })
-    .await;
+    eventually(&what, async || (answer(client.get(url).send().await).await.status == status).then_some(()))
+        .await;
 }
 
 /// A port that is free now.
