@@ -34,7 +34,7 @@ check: setup ## what CI runs: format, lints, docs, advisories, a worker outside 
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --all-features --no-deps
-	@if $(CARGO) deny --version > /dev/null 2>&1; then $(CARGO) deny check; else echo 'skipped: cargo deny (cargo install cargo-deny)'; fi
+	@if $(CARGO) deny --version > /dev/null 2>&1; then $(CARGO) deny --workspace check; else echo 'skipped: cargo deny (cargo install cargo-deny)'; fi
 	scripts/outside-worker
 	@$(MAKE) test
 

@@ -16,6 +16,8 @@
 //! | [`pause`] | pauses between attempts to connect: the only file that names `backoff` |
 
 pub(crate) mod admin;
+#[cfg(feature = "server")]
+pub mod baseline;
 pub(crate) mod connection;
 pub(crate) mod consumer;
 pub(crate) mod control;

@@ -2,6 +2,7 @@
 //!
 //! Owns the arguments, what is printed, and the exit code. What a command does is done by the library.
 
+mod bench;
 mod jobs;
 mod node_run;
 mod say;
@@ -25,12 +26,14 @@ enum Command {
     /// Submit jobs and call them, over HTTP.
     #[command(subcommand)]
     Jobs(jobs::Command),
-    /// The HTTP front: takes jobs and hands them to RabbitMQ. Configured by hopline.toml and HOPLINE_* variables.
+    /// Serve HTTP: jobs are submitted and called here.
     Serve,
     /// Start all of Hopline on this machine: a private RabbitMQ node, the HTTP front, the workers.
     Up(up::Arguments),
     /// End what `hopline up` started.
     Down(up::Place),
+    /// Compare Hopline with bare lapin on the configured broker.
+    Bench(bench::Arguments),
     /// A private RabbitMQ node by itself.
     #[command(subcommand, hide = true)]
     Node(node_run::Command),
@@ -49,10 +52,11 @@ pub fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match command {
-            Command::Jobs(command) => Box::pin(jobs::run(command)).await,
             Command::Serve => Box::pin(serve::run()).await,
+            Command::Jobs(command) => Box::pin(jobs::run(command)).await,
             Command::Up(arguments) => Box::pin(up::run(arguments)).await,
             Command::Down(place) => Box::pin(up::down(place)).await,
+            Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,
             Command::Node(command) => Box::pin(node_run::run(command)).await,
         }
     });

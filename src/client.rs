@@ -515,7 +515,8 @@ impl Live {
         }
     }
 
-    pub(crate) async fn close(&self) {
+    /// Stops what uses the connections.
+    fn give_up(&self) {
         if let Some(replies) = self.replies.get() {
             replies.close();
         }
@@ -523,8 +524,22 @@ impl Live {
             catalogue.close();
         }
         self.admin.close();
+    }
+
+    pub(crate) async fn close(&self) {
+        self.give_up();
         self.consume.close().await;
         self.publisher.link().close().await;
+    }
+}
+
+/// The tasks that keep the connections hold the runtime they run on: without this, a dropped client would leave
+/// both behind.
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.give_up();
+        self.consume.give_up();
+        self.publisher.link().give_up();
     }
 }
 

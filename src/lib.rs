@@ -26,3 +26,8 @@ pub use job::{Envelope, Job, JobError, JobId, JobResult, Kind, Options, QueueNam
 pub use retry::RetryPolicy;
 #[cfg(feature = "worker")]
 pub use worker::{Context, FromRef, Stop, Worker};
+
+/// The README's Rust code, compiled.
+#[cfg(all(doctest, feature = "worker"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -6,13 +6,7 @@
 //! rebuild them when they fail; after a channel error they ask for [`Link::repair`], because the usual cause is
 //! an object that someone deleted.
 
-use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_rs::Runtime;
 use futures_util::StreamExt;
@@ -138,9 +132,6 @@ struct Inner {
     plan: Plan,
     state: watch::Sender<LinkState>,
     runtime: Arc<AmqpRuntime>,
-    version: OnceLock<BrokerVersion>,
-    /// The last attempt to connect got no answer.
-    silent: AtomicBool,
     kick: Notify,
     closing: CancellationToken,
 }
@@ -156,8 +147,6 @@ impl Link {
             plan,
             state: watch::Sender::new(LinkState::Down("connecting".to_owned())),
             runtime: Arc::clone(runtime),
-            version: OnceLock::new(),
-            silent: AtomicBool::new(false),
             kick: Notify::new(),
             closing: CancellationToken::new(),
         });
@@ -187,9 +176,11 @@ impl Link {
     pub(crate) async fn wait_up(&self, deadline: Instant) -> Result<Up, LinkDown> {
         let mut watch = self.watch();
         loop {
+            // Marked as seen before it is looked at: a change in between is then seen once more, not missed.
+            let closed = matches!(*watch.borrow_and_update(), LinkState::Closed);
             match self.up() {
                 Ok(up) => return Ok(up),
-                Err(down) if matches!(*watch.borrow_and_update(), LinkState::Closed) => return Err(down),
+                Err(down) if closed => return Err(down),
                 Err(down) => match timeout_at(deadline, watch.changed()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(_)) | Err(_) => return Err(down),
@@ -226,9 +217,14 @@ impl Link {
         self.0.kick.notify_one();
     }
 
+    /// Closes the connection for good, without waiting for it.
+    pub(crate) fn give_up(&self) {
+        self.0.closing.cancel();
+    }
+
     /// Closes the connection for good.
     pub(crate) async fn close(&self) {
-        self.0.closing.cancel();
+        self.give_up();
         let mut watch = self.watch();
         let closed = watch.wait_for(|state| matches!(state, LinkState::Closed));
         drop(timeout(Duration::from_secs(5), closed).await);
@@ -257,12 +253,6 @@ async fn supervise(inner: Arc<Inner>) {
         };
         match established {
             Ok(up) => {
-                info!(
-                    link = inner.name,
-                    epoch,
-                    broker = inner.version.get().map(|broker| broker.version.as_str()),
-                    "connected"
-                );
                 pauses.reset();
                 last_error.clear();
                 inner.state.send_replace(LinkState::Up(up.clone()));
@@ -290,7 +280,7 @@ async fn supervise(inner: Arc<Inner>) {
 }
 
 async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
-    greet(inner).await?;
+    let version = check_version(inner).await?;
     let properties = ConnectionProperties::default()
         .with_connection_name(inner.name.as_str().into())
         .with_client_property("product".into(), "Hopline".into())
@@ -300,32 +290,22 @@ async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
     let connection = match timeout(inner.connect_timeout, connecting).await {
         Ok(Ok(connection)) => Arc::new(connection),
         Ok(Err(error)) => return Err(LinkDown(format!("cannot connect: {error}"))),
-        Err(_) => return Err(no_answer(inner)),
+        Err(_) => {
+            return Err(LinkDown(format!("cannot connect: no answer within {:?}", inner.connect_timeout)));
+        }
     };
     let up = Up { connection, epoch };
     declare(&up, &inner.plan).await?;
+    info!(link = inner.name, epoch, broker = version.map(|broker| broker.version), "connected");
     Ok(up)
 }
 
-/// Asks who is there: at first, for the broker's version; and after an attempt that got no answer, before lapin tries
-/// again. lapin keeps socket and thread of an attempt that hangs, and they would pile up.
-async fn greet(inner: &Inner) -> Result<(), LinkDown> {
-    if inner.version.get().is_some() && !inner.silent.load(Ordering::Relaxed) {
-        return Ok(());
-    }
-    let found = version::ask(&inner.url, inner.connect_timeout).await.map_err(|_| no_answer(inner))?;
-    inner.silent.store(false, Ordering::Relaxed);
-    if let Some(found) = found {
+async fn check_version(inner: &Inner) -> Result<Option<BrokerVersion>, LinkDown> {
+    let found = version::ask(&inner.url, inner.connect_timeout).await.map_err(LinkDown)?;
+    if let Some(found) = &found {
         found.check().map_err(LinkDown)?;
-        // Set once per link; a race would set the same.
-        let _ = inner.version.set(found);
     }
-    Ok(())
-}
-
-fn no_answer(inner: &Inner) -> LinkDown {
-    inner.silent.store(true, Ordering::Relaxed);
-    LinkDown(format!("cannot connect: no answer within {:?}", inner.connect_timeout))
+    Ok(found)
 }
 
 async fn declare(up: &Up, plan: &Plan) -> Result<(), LinkDown> {

@@ -127,11 +127,10 @@ struct Inner {
 impl Catalogue {
     /// Starts to read the control log over `link`; `publisher` writes the barrier that marks its end.
     pub(crate) fn start(link: &Link, publisher: Publisher, names: &Names) -> Self {
-        let stop = CancellationToken::new();
         let catalogue = Self(Arc::new(Inner {
             kinds: Mutex::default(),
             caught_up: AtomicBool::new(false),
-            stop: stop.clone(),
+            stop: CancellationToken::new(),
         }));
         let (deliveries, incoming) = mpsc::channel(PREFETCH.into());
         let next = Arc::new(Mutex::new(None));
@@ -140,7 +139,7 @@ impl Catalogue {
             link: link.clone(),
             prefetch: PREFETCH,
             deliveries,
-            stop: stop.clone(),
+            stop: catalogue.0.stop.clone(),
             consuming: Arc::new(AtomicBool::new(false)),
             acknowledging: TaskTracker::new(),
         };

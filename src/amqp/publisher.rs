@@ -220,12 +220,12 @@ async fn own(link: Link, mut requests: mpsc::Receiver<Request>, window: usize) {
 async fn refuse_until_up(link: &Link, requests: &mut mpsc::Receiver<Request>) -> Option<Up> {
     let mut state = link.watch();
     loop {
+        if matches!(*state.borrow_and_update(), LinkState::Closed) {
+            requests.close();
+        }
         match link.up() {
             Ok(up) => return Some(up),
             Err(down) => {
-                if matches!(*state.borrow_and_update(), LinkState::Closed) {
-                    requests.close();
-                }
                 tokio::select! {
                     // In this order: who waited for the connection and then asks must not be told that there is none.
                     biased;

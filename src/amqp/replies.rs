@@ -48,8 +48,11 @@ pub enum WaitError {
 #[derive(Clone)]
 pub(crate) struct Replies(Arc<Inner>);
 
+/// Who waits for which job; several may wait for one, told apart by a number.
+type Waiters = HashMap<JobId, Vec<(u64, oneshot::Sender<Reply>)>>;
+
 struct Inner {
-    waiters: Mutex<HashMap<JobId, Vec<(u64, oneshot::Sender<Reply>)>>>,
+    waiters: Mutex<Waiters>,
     limit: usize,
     address: watch::Sender<Option<String>>,
     link: Link,
@@ -142,7 +145,7 @@ impl Replies {
         }
     }
 
-    fn waiters(&self) -> MutexGuard<'_, HashMap<JobId, Vec<(u64, oneshot::Sender<Reply>)>>> {
+    fn waiters(&self) -> MutexGuard<'_, Waiters> {
         // The map is whole after every statement, so a panic elsewhere leaves nothing half done.
         self.0.waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -48,21 +48,26 @@ impl BrokerVersion {
     }
 }
 
-/// Nobody answers: neither a greeting nor a refusal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Silent;
-
-/// Asks the broker. `None` over TLS, and when what answers does not do it as a broker would (the real connection that
-/// follows will say why).
-pub(crate) async fn ask(url: &str, deadline: Duration) -> Result<Option<BrokerVersion>, Silent> {
-    let Some(uri) = url.parse().ok().filter(|uri: &AMQPUri| uri.scheme == AMQPScheme::AMQP) else {
-        return Ok(None);
-    };
+/// Asks the broker; `None` over TLS, and when it does not name itself.
+///
+/// Asked before each attempt to connect: lapin gives a connection a thread, which stays for as long as a peer
+/// keeps the socket open and says nothing. Such a peer is found out here, where nothing is left behind.
+///
+/// # Errors
+/// A sentence: nobody listens, or nobody answers within `deadline`.
+pub(crate) async fn ask(url: &str, deadline: Duration) -> Result<Option<BrokerVersion>, String> {
+    let uri: AMQPUri = url.parse().map_err(|error| format!("amqp.url is not valid: {error}"))?;
     let address = (uri.authority.host.trim_matches(['[', ']']).to_owned(), uri.authority.port);
-    let start = timeout(deadline, first_frame(address)).await.map_err(|_| Silent)?;
-    Ok(start.ok().and_then(|start| {
-        Some(BrokerVersion { product: property(&start, "product")?, version: property(&start, "version")? })
-    }))
+    if uri.scheme != AMQPScheme::AMQP {
+        return Ok(None);
+    }
+    let start = match timeout(deadline, first_frame(address)).await {
+        Ok(Ok(start)) => start,
+        Ok(Err(error)) => return Err(format!("cannot connect: {error}")),
+        Err(_) => return Err(format!("cannot connect: the broker does not answer within {deadline:?}")),
+    };
+    let named = |name| property(&start, name);
+    Ok(named("product").zip(named("version")).map(|(product, version)| BrokerVersion { product, version }))
 }
 
 async fn first_frame(address: (String, u16)) -> io::Result<Vec<u8>> {

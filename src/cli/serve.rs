@@ -1,15 +1,19 @@
-//! `hopline serve`: the HTTP front, until SIGTERM or SIGINT.
+//! `hopline serve`: the HTTP front.
 
 use std::process::ExitCode;
 
-use crate::{Client, Config, http, shutdown, telemetry};
+use anyhow::Context;
 
+use crate::{Config, client::Client, http, shutdown, telemetry};
+
+/// Serves until SIGTERM or Ctrl-C.
 pub(super) async fn run() -> anyhow::Result<ExitCode> {
     let config = Config::load()?;
     telemetry::init(&config.log)?;
-    let shutdown = shutdown::requested()?;
+    let asked_to_end = shutdown::requested().context("cannot listen for signals")?;
     let client = Client::for_http(&config);
-    let served = http::serve(&config, client.clone(), shutdown).await;
+    let served = http::serve(&config, client.clone(), asked_to_end).await;
+    // Also after an error: what was handed over is still published.
     client.close().await;
     served?;
     Ok(ExitCode::SUCCESS)

@@ -106,7 +106,7 @@ pub(super) async fn down(place: Place) -> anyhow::Result<ExitCode> {
         (true, _) => say::line("All ended."),
         (false, 0) => say::line(format_args!("Nothing is up in {dir}.")),
         (false, count) => {
-            say::line(format_args!("Ended {count} processes that a killed `hopline up` had left."));
+            say::line(format_args!("Ended what a killed `hopline up` had left (processes: {count})."));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -8,7 +8,7 @@ use axum::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{
     App,
@@ -104,7 +104,7 @@ struct Answer {
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<Value>,
+    error: Option<Box<RawValue>>,
 }
 
 /// The answer for the batch.
@@ -166,6 +166,10 @@ fn place(problem: Problem, item: &Item<'_>) -> Problem {
     }
 }
 
+fn written(problem: &Problem) -> Option<Box<RawValue>> {
+    RawValue::from_string(problem.to_json()).ok()
+}
+
 impl Batch {
     fn add(&mut self, item: &Item<'_>, job: Submission) {
         self.places.push(self.answers.len());
@@ -181,7 +185,7 @@ impl Batch {
 
     fn refuse(&mut self, item: &Item<'_>, problem: Problem) {
         let index = self.answers.len();
-        let error = Some(problem.to_value());
+        let error = written(&problem);
         self.answers.push(Answer { index, line: item.line, id: None, status: None, error });
         self.weigh(problem);
     }
@@ -198,7 +202,7 @@ impl Batch {
             // Whoever's job may still run is told its id.
             answer.id = problem.job;
             answer.status = None;
-            answer.error = Some(problem.to_value());
+            answer.error = written(&problem);
             self.weigh(problem);
         }
     }

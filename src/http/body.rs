@@ -114,6 +114,11 @@ impl Inbound {
         Self { parts, body: body.into_data_stream(), memory: memory.clone(), read_timeout }
     }
 
+    /// Whether there is no body, as far as the head says.
+    pub(super) fn is_empty(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
     /// What the body is.
     ///
     /// # Errors

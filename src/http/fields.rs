@@ -49,6 +49,16 @@ impl FieldError {
     }
 }
 
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.pointer.as_deref().or(self.parameter.as_deref()).or(self.header);
+        match place.filter(|place| !place.is_empty()) {
+            Some(place) => write!(f, "{place}: {}", self.detail),
+            None => f.write_str(&self.detail),
+        }
+    }
+}
+
 /// All that is wrong with a request.
 #[derive(Debug)]
 pub(super) struct Errors {

@@ -177,7 +177,7 @@ impl Problem {
     pub(super) fn invalid(errors: Errors) -> Self {
         let (code, errors) = errors.into_list();
         let detail = match errors.as_slice() {
-            [FieldError { detail, .. }] => detail.clone(),
+            [error] => error.to_string(),
             _ => "see errors for each problem".to_owned(),
         };
         Self { errors, ..Self::new(code, detail) }
@@ -244,8 +244,8 @@ impl Problem {
         }
     }
 
-    /// The problem as JSON.
-    pub(super) fn to_value(&self) -> Value {
+    /// The problem as JSON text.
+    pub(super) fn to_json(&self) -> String {
         let id = self.job.map(|id| serde_json::json!({ "id": id }));
         let shape = Shape {
             r#type: format!("urn:hopline:problem:{}", self.code.as_str()),
@@ -257,13 +257,14 @@ impl Problem {
             job: self.end.as_ref().map(|end| &end.job).or(id.as_ref()),
             error: self.end.as_ref().and_then(|end| end.error.as_ref()),
         };
-        serde_json::to_value(shape).unwrap_or_default()
+        // Text as keys, and nothing that fails.
+        serde_json::to_string(&shape).unwrap_or_default()
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = Response::new(Body::from(self.to_value().to_string()));
+        let mut response = Response::new(Body::from(self.to_json()));
         *response.status_mut() = self.code.status();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -312,7 +313,7 @@ mod tests {
     fn a_problem_has_its_shape_and_headers() {
         let id = JobId::new();
         let problem = Problem::submit(&SubmitError::Timeout, id);
-        let value = problem.to_value();
+        let value: Value = serde_json::from_str(&problem.to_json()).unwrap();
         assert_eq!(value["type"], "urn:hopline:problem:confirm_timeout");
         assert_eq!(value["status"], 504);
         assert_eq!(value["job"]["id"], id.to_string());

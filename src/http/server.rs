@@ -212,10 +212,12 @@ async fn say(mut stream: TcpStream, problem: &Problem) {
 
 /// A problem as HTTP/1.1 writes it.
 fn raw(problem: &Problem) -> String {
-    let (status, body) = (problem.code.status(), problem.to_value().to_string());
+    let (status, body) = (problem.code.status(), problem.to_json());
     let id = new_request_id();
+    let again = problem.retry_after.map(|pause| format!("retry-after: {}\r\n", pause.as_secs()));
+    let again = again.unwrap_or_default();
     format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nretry-after: 1\r\n\
+        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n{again}\
          x-request-id: {}\r\nconnection: close\r\n\r\n{body}",
         body.len(),
         id.to_str().unwrap_or_default(),

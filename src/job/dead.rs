@@ -110,7 +110,12 @@ pub fn unmark(headers: &mut Headers) {
 /// The first `max` bytes of `text`, at a character's boundary.
 #[must_use]
 pub fn clip(text: &str, max: usize) -> &str {
-    &text[..text.floor_char_boundary(max)]
+    // `str::floor_char_boundary` says the same, from Rust 1.91 on.
+    let mut end = max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ fn hostile_input_is_refused_with_its_reason() {
         (Message { kind: Some("Über Kind".into()), ..foreign(b"{}") }, "bad kind", Reason::Undecodable),
         (with(header::VERSION, 2_i64), "newer version", Reason::UnsupportedVersion),
         (with(header::VERSION, "abc"), "version text", Reason::Undecodable),
-        (with(header::ATTEMPT, table.clone()), "attempt table", Reason::Undecodable),
+        (with(header::ATTEMPT, table), "attempt table", Reason::Undecodable),
         (with(header::ATTEMPT, 0_i64), "attempt zero", Reason::Undecodable),
         (with(header::ATTEMPT, -3_i64), "attempt negative", Reason::Undecodable),
         (with(header::ATTEMPT, HeaderValue::Double(1.5)), "attempt 1.5", Reason::Undecodable),

@@ -248,7 +248,7 @@ impl Dispatcher {
     fn admit(&mut self, delivery: Delivery) {
         let Delivery { incoming, receipt } = delivery;
         match Envelope::decode(&incoming, &self.share.queue, self.shared.limits.args) {
-            Err(error) => self.refuse(incoming.message, error, receipt),
+            Err(error) => self.refuse(incoming.message, &error, receipt),
             Ok(Decoded { envelope, adopt: true }) => self.adopt(&envelope, receipt),
             Ok(Decoded { envelope, .. }) => {
                 let receipt = match self.shared.known.standing(&envelope.key(), receipt) {
@@ -281,7 +281,7 @@ impl Dispatcher {
     }
 
     /// Not a job, or not yet: a newer version gets its patience, all else is dead at once.
-    fn refuse(&self, message: Message, error: DecodeError, receipt: Receipt) {
+    fn refuse(&self, message: Message, error: &DecodeError, receipt: Receipt) {
         let patience = envelope::patience_of(&message);
         if matches!(error, DecodeError::Version(_)) && patience < self.shared.settings.patience {
             let copy = envelope::patient_copy(&message, &self.share.queue);

@@ -72,7 +72,7 @@ impl Registry {
         for name in std::iter::once(Ok(kind)).chain(aliases) {
             match name {
                 Ok(name) if self.entries.contains_key(&name) => {
-                    self.errors.push(RegistryError::Duplicate(name))
+                    self.errors.push(RegistryError::Duplicate(name));
                 }
                 Ok(name) => drop(self.entries.insert(name, Arc::clone(&entry))),
                 Err(error) => self.errors.push(error.into()),

@@ -76,7 +76,7 @@ impl Replier {
         ) {
             Ok(()) => {}
             Err(PublishError::Unavailable(_) | PublishError::Blocked) => {
-                self.keep(publisher.clone(), target, message)
+                self.keep(publisher.clone(), target, message);
             }
             Err(error) => warn!(job.id = %reply.job_id, %error, "reply dropped"),
         }

@@ -178,7 +178,7 @@ mod tests {
         let mut child = sleeper();
         let process = Process::of(child.id()).unwrap();
         assert!(process.is_alive());
-        assert!(!Process { started: "another".to_owned(), ..process.clone() }.is_alive());
+        assert!(!Process { started: "another".to_owned(), ..process }.is_alive());
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(!process.is_alive());
