@@ -227,6 +227,8 @@ async fn refuse_until_up(link: &Link, requests: &mut mpsc::Receiver<Request>) ->
             Ok(up) => return Some(up),
             Err(down) => {
                 tokio::select! {
+                    // In this order: who waited for the connection and then asks must not be told that there is none.
+                    biased;
                     changed = state.changed() => changed.ok()?,
                     request = requests.recv() => {
                         request?.done.tell(Err(PublishError::Unavailable(down.0)));
