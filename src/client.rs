@@ -418,6 +418,10 @@ impl Client {
         }
         let live = self.live().map_err(SubmitError::Unavailable)?;
         let deadline = Instant::now() + self.inner.config.amqp.confirm_timeout;
+        if self.inner.role == Role::Http {
+            // A batch waits for room, but never for a connection.
+            live.publisher.link().up().map_err(|down| SubmitError::Unavailable(down.0))?;
+        }
         let patient = wait_for_room || self.inner.role != Role::Http;
         if ticks > 0 {
             // `mandatory` proves only that the ladder takes the job, not that its queue exists.

@@ -1,18 +1,32 @@
-//! Integration tests: all of Hopline against a real RabbitMQ. `make test` brings one, or HOPLINE_TEST_AMQP_URL and
-//! HOPLINE_TEST_MANAGEMENT_URL name it.
+//! Tests against a real RabbitMQ, one binary. `make test` starts a private broker for them and names it in
+//! `HOPLINE_TEST_AMQP_URL` and `HOPLINE_TEST_MANAGEMENT_URL`; without these they fail, they do not skip.
+//!
+//! Each test has its own prefix and its own queue names. The delay ladder (28 queues) is shared by most, which
+//! `amqp.ladder_prefix` is for. `process*.rs` and `faults*.rs` start, stop and kill real processes; the others run
+//! fronts and workers in this one.
 
-mod support {
-    pub(crate) mod broker;
-    pub(crate) mod process;
-}
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by unwrapping, also in its helpers")]
 
+mod dead;
 mod docs;
 mod faults_alarm;
 mod faults_network;
 mod faults_restart;
+mod foreign;
+mod hostile;
+mod http;
+mod http_refusals;
+mod ladder;
+mod layering;
 mod process_http;
 mod process_ledger;
 mod process_start;
 mod process_suspects;
 mod process_worker;
+mod publisher;
+mod python;
 mod readme;
+mod recovery;
+mod routing;
+mod support;
+mod worker;

@@ -1,0 +1,36 @@
+//! What the tests stand on.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`rabbit`] | the broker under test: its addresses, its management API, a raw AMQP connection |
+//! | [`stage`] | one test's prefix, processes and clean-up |
+//! | [`process`] | real processes: fronts and workers that are killed and stopped |
+//! | [`broker`] | what the process tests ask of the broker, and brokers of their own |
+//! | [`front`] | an HTTP front and what it answers |
+//! | [`probe`] | a job whose args say what is to happen |
+
+pub(crate) mod broker;
+pub(crate) mod front;
+pub(crate) mod probe;
+pub(crate) mod process;
+pub(crate) mod rabbit;
+pub(crate) mod stage;
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+/// Longest time to wait for something that must happen. Generous: the machine may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Asks again and again until the answer is `Some`; panics when it does not become so in [`PATIENCE`].
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "did not happen in {PATIENCE:?}: {what}");
+        sleep(Duration::from_millis(25)).await;
+    }
+}

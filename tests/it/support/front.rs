@@ -1,0 +1,127 @@
+//! An HTTP front under test, and what it answers.
+
+use std::net::SocketAddr;
+
+use hopline::Client;
+use reqwest::{RequestBuilder, header::HeaderMap};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{PATIENCE, eventually};
+
+/// A front that listens on a port of its own.
+pub(crate) struct Front {
+    pub(crate) address: SocketAddr,
+    /// The client that it submits through.
+    pub(crate) client: Client,
+    http: reqwest::Client,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap_or_default())
+    }
+
+    /// Checks that this is the documented problem, whole, and returns it.
+    pub(crate) fn problem(&self, status: u16, code: &str) -> Value {
+        let problem = self.json();
+        assert_eq!((self.status, problem["code"].as_str()), (status, Some(code)), "{self:?}");
+        assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
+        assert_eq!(problem["status"], status);
+        assert_eq!(problem["type"], format!("urn:hopline:problem:{code}"));
+        assert!(problem["title"].is_string() && problem["detail"].is_string(), "{self:?}");
+        assert!(!self.header("x-request-id").is_empty(), "{self:?}");
+        assert_eq!(status == 503, !self.header("retry-after").is_empty(), "{self:?}");
+        problem
+    }
+
+    /// Checks that this is an accepted submit, and returns the job's id.
+    pub(crate) fn accepted(&self) -> String {
+        assert_eq!(self.status, 202, "{self:?}");
+        let id = self.json()["id"].as_str().expect("an id").to_owned();
+        assert_eq!(self.header("location"), format!("/v1/jobs/{id}"));
+        assert_eq!(self.header("hopline-job-id"), id);
+        id
+    }
+}
+
+impl Front {
+    pub(crate) fn new(address: SocketAddr, client: Client) -> Self {
+        let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("an HTTP client");
+        Self { address, client, http }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(self.http.get(self.url(path))).await
+    }
+
+    /// A `POST` of JSON, for more headers.
+    pub(crate) fn request(&self, path: &str, body: impl Into<String>) -> RequestBuilder {
+        self.request_of(path, "application/json", body)
+    }
+
+    /// A `POST` of another content type; an empty one is left out.
+    pub(crate) fn request_of(&self, path: &str, media: &str, body: impl Into<String>) -> RequestBuilder {
+        let request = self.http.post(self.url(path)).body(body.into());
+        if media.is_empty() { request } else { request.header("content-type", media) }
+    }
+
+    /// A `POST` of JSON.
+    pub(crate) async fn post(&self, path: &str, body: impl Into<String>) -> Answer {
+        self.send(self.request(path, body)).await
+    }
+
+    pub(crate) async fn send(&self, request: RequestBuilder) -> Answer {
+        let answer = request.send().await.expect("an answer");
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        Answer { status, headers, text: answer.text().await.expect("a whole answer") }
+    }
+
+    /// Writes bytes as they are, and reads the answer's head and what follows until the server closes.
+    pub(crate) async fn raw(&self, request: &[u8]) -> String {
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.address).await?;
+            stream.write_all(request).await?;
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await?;
+            std::io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
+        };
+        timeout(PATIENCE, exchange).await.expect("an answer in time").expect("an answer")
+    }
+
+    pub(crate) async fn wait_ready(&self) {
+        eventually("readiness", async || (self.get("/readyz").await.status == 200).then_some(())).await;
+    }
+
+    /// Submits, and expects that it is accepted.
+    pub(crate) async fn submit(&self, body: impl Into<String>) -> String {
+        self.post("/v1/jobs", body).await.accepted()
+    }
+
+    /// Calls, and expects the output.
+    pub(crate) async fn call(&self, kind: &str, args: &str) -> String {
+        let answer = self.post(&format!("/v1/rpc/{kind}?wait={}s", PATIENCE.as_secs()), args).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.text
+    }
+}

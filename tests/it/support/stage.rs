@@ -1,0 +1,197 @@
+//! One test's stage: a prefix of its own, the processes that play on it, and the clean-up afterwards.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::Mutex,
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use hopline::{
+    Client, Config, Kind, Options, QueueName, Worker,
+    amqp::Names,
+    config,
+    job::{Job, JobId},
+    telemetry,
+    worker::{Report, WorkerError},
+};
+use tokio::{task::JoinHandle, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    eventually,
+    front::Front,
+    probe::{self, Log, Probe, quick},
+    rabbit::Rabbit,
+};
+
+/// What the names of the ladder start with: it is shared.
+pub(crate) const LADDER: &str = "hltest";
+/// Longest time for a test, its waiting included.
+const TEST_MAX: Duration = Duration::from_secs(100);
+/// Longest time for what a test started to end.
+const END_MAX: Duration = Duration::from_secs(30);
+
+/// A test's part of the broker, and what runs on it.
+pub(crate) struct Stage {
+    pub(crate) rabbit: Rabbit,
+    pub(crate) config: Config,
+    pub(crate) names: Names,
+    /// The test's work queue. No other test has one of this name: the ladder is shared.
+    pub(crate) queue: QueueName,
+    ending: CancellationToken,
+    tasks: TaskTracker,
+    clients: Mutex<Vec<Client>>,
+}
+
+/// Runs a test on a stage of its own, in bounded time, and cleans up however it ends.
+pub(crate) async fn stage(test: impl AsyncFnOnce(&Stage)) {
+    // `HOPLINE_TEST_LOG=hopline=debug` shows what all processes of all tests log.
+    if let Ok(level) = std::env::var("HOPLINE_TEST_LOG") {
+        // The first test installs it.
+        drop(telemetry::init(&config::Log { level, ..config::Log::default() }));
+    }
+    let stage = Stage::new();
+    let played = timeout(TEST_MAX, AssertUnwindSafe(test(&stage)).catch_unwind()).await;
+    stage.clear().await;
+    match played {
+        Ok(Ok(())) => {}
+        Ok(Err(panic)) => resume_unwind(panic),
+        Err(_) => panic!("the test took longer than {TEST_MAX:?}"),
+    }
+}
+
+impl Stage {
+    fn new() -> Self {
+        let rabbit = Rabbit::new();
+        let random = JobId::new().to_string()[24..].to_owned();
+        let queue = QueueName::parse(format!("t{random}")).expect("a good name");
+        let mut config = Config::default();
+        config.amqp.url = serde_json::from_value(rabbit.url.clone().into()).expect("an AMQP address");
+        config.amqp.prefix = format!("hlt-{random}");
+        config.amqp.ladder_prefix = LADDER.to_owned();
+        config.amqp.queues = vec![queue.clone()];
+        // The machine may be busy; no test is about these being short.
+        config.amqp.confirm_timeout = Duration::from_secs(20);
+        config.amqp.connect_timeout = Duration::from_secs(20);
+        config.http.listen = "127.0.0.1:0".parse().expect("an address");
+        config.routes = BTreeMap::from([(Kind::parse(Probe::KIND).expect("a kind"), queue.clone())]);
+        let names = Names::new(&config.amqp.prefix, LADDER);
+        Self {
+            rabbit,
+            config,
+            names,
+            queue,
+            ending: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            clients: Mutex::default(),
+        }
+    }
+
+    /// The AMQP name of the test's work queue.
+    pub(crate) fn work_queue(&self) -> String {
+        self.names.queue(&self.queue)
+    }
+
+    /// The AMQP name of its dead-letter queue.
+    pub(crate) fn dead_queue(&self) -> String {
+        self.names.dead_queue(&self.queue)
+    }
+
+    /// Another queue of this test; declared where a configuration or a worker names it.
+    pub(crate) fn other_queue(&self, word: &str) -> QueueName {
+        QueueName::parse(format!("{}-{word}", self.queue)).expect("a good name")
+    }
+
+    /// An HTTP front that is ready.
+    pub(crate) async fn front(&self) -> Front {
+        self.front_with(&self.config).await
+    }
+
+    pub(crate) async fn front_with(&self, config: &Config) -> Front {
+        let front = self.front_unready(config).await;
+        front.wait_ready().await;
+        front
+    }
+
+    /// An HTTP front, ready or not.
+    pub(crate) async fn front_unready(&self, config: &Config) -> Front {
+        let client = self.keep(Client::for_http(config));
+        let listener = hopline::http::bind(config).await.expect("a port");
+        let address = listener.local_addr().expect("its number");
+        let (config, shutdown, served) = (config.clone(), self.ending.child_token(), client.clone());
+        self.tasks.spawn(async move {
+            hopline::http::serve_on(listener, &config, served, shutdown.cancelled_owned()).await
+        });
+        Front::new(address, client)
+    }
+
+    /// A client that enqueues.
+    pub(crate) fn client(&self) -> Client {
+        self.keep(Client::new(&self.config))
+    }
+
+    fn keep(&self, client: Client) -> Client {
+        self.clients.lock().expect("no panic meanwhile").push(client.clone());
+        client
+    }
+
+    /// Runs a worker until it is stopped or the test ends.
+    pub(crate) fn work<S: Send + Sync + 'static>(&self, worker: Worker<S>) -> Working {
+        let stop = self.ending.child_token();
+        let until = stop.clone();
+        let task = self.tasks.spawn(async move { worker.run_until(until.cancelled()).await });
+        Working { stop, task }
+    }
+
+    /// A worker that runs probes from the test's queue.
+    pub(crate) fn probes(&self) -> (Working, Log) {
+        self.probes_with(&self.config, quick())
+    }
+
+    pub(crate) fn probes_with(&self, config: &Config, options: Options) -> (Working, Log) {
+        let (notes, log) = probe::notes();
+        let options = options.queue(self.queue.as_str());
+        (self.work(Worker::new(config.clone()).state(notes).register_with(probe::probe, options)), log)
+    }
+
+    /// Waits until a client sends a kind to a queue because a worker announced it.
+    pub(crate) async fn wait_announced(&self, client: &Client, kind: &str, queue: &QueueName) {
+        let kind = Kind::parse(kind).expect("a kind");
+        eventually("an announcement", async || (client.queue_of(&kind) == *queue).then_some(())).await;
+    }
+
+    async fn clear(self) {
+        self.ending.cancel();
+        self.tasks.close();
+        let ended = timeout(END_MAX, self.tasks.wait()).await;
+        let clients = self.clients.into_inner().expect("no panic meanwhile");
+        for client in clients {
+            client.close().await;
+        }
+        self.rabbit.unlimit(&self.config.amqp.prefix).await;
+        self.rabbit.sweep(&self.config.amqp.prefix).await;
+        assert!(ended.is_ok(), "something that the test started did not end in {END_MAX:?}");
+    }
+}
+
+/// A worker that runs in this process.
+pub(crate) struct Working {
+    stop: CancellationToken,
+    task: JoinHandle<Result<Report, WorkerError>>,
+}
+
+impl Working {
+    /// Tells it to stop.
+    pub(crate) fn tell(&self) {
+        self.stop.cancel();
+    }
+
+    /// Tells it to stop, and waits for its report.
+    pub(crate) async fn stop(self) -> Report {
+        self.tell();
+        let report = timeout(END_MAX, self.task).await.expect("it ends in time");
+        report.expect("no panic").expect("a worker that started")
+    }
+}
