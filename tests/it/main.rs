@@ -5,7 +5,11 @@
 //! `amqp.ladder_prefix` is for. `process*.rs` and `faults*.rs` start, stop and kill real processes; the others run
 //! fronts and workers in this one.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by unwrapping, also in its helpers")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by unwrapping, also in its helpers"
+)]
 
 mod dead;
 mod docs;

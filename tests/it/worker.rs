@@ -125,7 +125,8 @@ async fn a_handler_can_enqueue() {
         let mut ids: Vec<String> =
             serde_json::from_str(&front.call("test.fan", r#"{"probes":10}"#).await).expect("ids");
         let mut seen: Vec<String> = log.take(10).await.iter().map(|start| start.id.to_string()).collect();
-        (ids.sort(), seen.sort());
+        ids.sort();
+        seen.sort();
         assert_eq!(ids, seen);
     })
     .await;
