@@ -20,10 +20,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
     Channel,
-    options::{
-        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-        QueueDeclareOptions,
-    },
+    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::FieldTable,
 };
 use tokio::{
@@ -43,10 +40,8 @@ use crate::job::wire::Incoming;
 
 /// How long an acknowledgement behind a gap waits for the gap to close.
 const STRAGGLE: Duration = Duration::from_millis(50);
-/// How often a consumer that got nothing looks whether its queue is really empty.
+/// How long a consumer may get nothing before its source doubts that the broker still knows it.
 const QUIET: Duration = Duration::from_secs(30);
-/// When it looks again, before it takes the consumer for forgotten.
-const AGAIN: Duration = Duration::from_secs(3);
 
 /// A message and the right to settle it.
 #[derive(Debug)]
@@ -240,9 +235,9 @@ pub(crate) trait Source: Send + 'static {
         epoch: u64,
     ) -> impl Future<Output = Result<(String, FieldTable), LinkDown>> + Send;
 
-    /// Whether reading empties the queue: a message left in it is one that was not delivered. Not so in a stream.
-    fn is_drained(&self) -> bool {
-        true
+    /// Nothing came for a while, and nothing is unsettled. `true` asks for another channel and consumer.
+    fn when_quiet(&mut self, _: &Channel) -> impl Future<Output = Result<bool, LinkDown>> + Send {
+        std::future::ready(Ok(false))
     }
 
     /// The consumer is registered.
@@ -258,6 +253,13 @@ pub(crate) struct DeclaredQueue(pub(crate) String);
 impl Source for DeclaredQueue {
     async fn prepare(&mut self, _: &Channel, _: u64) -> Result<(String, FieldTable), LinkDown> {
         Ok((self.0.clone(), FieldTable::default()))
+    }
+
+    /// A consumer can be forgotten without a word. And when a queue is deleted and at once declared again, RabbitMQ
+    /// 3.10 moves its consumer over, counts messages as delivered to it, and delivers none: to look whether the
+    /// queue is empty would not find them. To leave that channel gives them back.
+    async fn when_quiet(&mut self, _: &Channel) -> Result<bool, LinkDown> {
+        Ok(true)
     }
 }
 
@@ -284,10 +286,13 @@ pub(crate) async fn consume(consuming: Consuming, mut source: impl Source) {
         rounds += 1;
         let began = Instant::now();
         let ended = one_epoch(&consuming, &mut source, rounds).await;
+        if matches!(ended, Ok(Ended::Renewed)) {
+            continue;
+        }
         consuming.consuming.store(false, Ordering::Relaxed);
         source.ended();
         match ended {
-            Ok(()) => break,
+            Ok(_) => break,
             Err(LinkDown(why)) if why != last_error => {
                 info!(reason = why, "consumer ended, starting over");
                 last_error = why;
@@ -312,11 +317,19 @@ pub(crate) async fn consume(consuming: Consuming, mut source: impl Source) {
     }
 }
 
-/// One channel's consuming. `Ok` when told to stop.
-async fn one_epoch(consuming: &Consuming, source: &mut impl Source, round: u64) -> Result<(), LinkDown> {
+/// Why an epoch ended that did not fail.
+enum Ended {
+    /// Told to stop.
+    Told,
+    /// The source asked for another one.
+    Renewed,
+}
+
+/// One channel's consuming.
+async fn one_epoch(consuming: &Consuming, source: &mut impl Source, round: u64) -> Result<Ended, LinkDown> {
     let Consuming { link, prefetch, deliveries, stop, .. } = consuming;
     let up = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return Ok(Ended::Told),
         up = link.wait_up(Instant::now() + REQUEST_TIMEOUT) => up?,
     };
     let channel = up.channel().await?;
@@ -329,15 +342,14 @@ async fn one_epoch(consuming: &Consuming, source: &mut impl Source, round: u64) 
     consuming.consuming.store(true, Ordering::Relaxed);
     source.started();
     let mut quiet = Instant::now() + QUIET;
-    let (mut buffer, mut forgotten) = (None, false);
-    loop {
+    let mut buffer = None;
+    let ended = loop {
         tokio::select! {
-            () = stop.cancelled() => break,
+            () = stop.cancelled() => break Ended::Told,
             () = epoch.over.cancelled() => return Err(LinkDown("the channel is gone".to_owned())),
             next = consumer.next(), if buffer.is_none() => match next {
                 Some(Ok(delivery)) => {
                     quiet = Instant::now() + QUIET;
-                    forgotten = false;
                     let receipt = epoch.receipt(delivery.delivery_tag);
                     buffer = Some(Delivery { incoming: incoming(delivery), receipt });
                 }
@@ -356,20 +368,16 @@ async fn one_epoch(consuming: &Consuming, source: &mut impl Source, round: u64) 
             },
             room = deliveries.reserve(), if buffer.is_some() => match room {
                 Ok(room) => room.send(buffer.take().expect("checked by the branch's condition")),
-                Err(_) => break, // nobody takes deliveries any more
+                Err(_) => break Ended::Told, // nobody takes deliveries any more
             },
             () = sleep_until(quiet), if buffer.is_none() => {
-                let waits = source.is_drained() && epoch.unsettled.load(Ordering::Relaxed) == 0 && has_messages(&up, &queue).await;
-                if waits && forgotten {
-                    epoch.over.cancel();
-                    return Err(LinkDown(format!("nothing comes from {queue} although it is not empty")));
+                if epoch.unsettled.load(Ordering::Relaxed) == 0 && source.when_quiet(&channel).await? {
+                    break Ended::Renewed;
                 }
-                // A message that came just now is not forgotten: look twice.
-                forgotten = waits;
-                quiet = Instant::now() + if waits { AGAIN } else { QUIET };
+                quiet = Instant::now() + QUIET;
             }
         }
-    }
+    };
     // Dropped unsettled, a delivery is handed back.
     drop(buffer);
     let cancelled = channel.basic_cancel(tag, BasicCancelOptions::default());
@@ -377,15 +385,7 @@ async fn one_epoch(consuming: &Consuming, source: &mut impl Source, round: u64) 
     while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
         drop(epoch.receipt(delivery.delivery_tag));
     }
-    Ok(())
-}
-
-/// Whether messages wait that this consumer should have been given: it may be one that the broker forgot.
-async fn has_messages(up: &super::connection::Up, queue: &str) -> bool {
-    let Ok(channel) = up.channel().await else { return false };
-    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(short(queue), passive, FieldTable::default());
-    in_time("look at the queue", declared).await.is_ok_and(|queue| queue.message_count() > 0)
+    Ok(ended)
 }
 
 #[cfg(test)]

@@ -241,8 +241,4 @@ impl Source for ControlLog {
         arguments.insert("x-stream-offset".into(), offset);
         Ok((self.queue.clone(), arguments))
     }
-
-    fn is_drained(&self) -> bool {
-        false
-    }
 }

@@ -188,6 +188,16 @@ struct ResultQueue {
     inner: Arc<Inner>,
 }
 
+impl ResultQueue {
+    async fn bind(&self, channel: &Channel) -> Result<(), LinkDown> {
+        let exchange = self.names.replies();
+        let (queue, options) = (short(&self.queue), QueueBindOptions::default());
+        let bound =
+            channel.queue_bind(queue.clone(), short(&exchange), queue, options, FieldTable::default());
+        in_time("bind the result queue", bound).await
+    }
+}
+
 impl Source for ResultQueue {
     async fn prepare(&mut self, channel: &Channel, epoch: u64) -> Result<(String, FieldTable), LinkDown> {
         self.queue = self.names.reply_queue(&self.instance, epoch);
@@ -195,16 +205,13 @@ impl Source for ResultQueue {
             QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
         let declared = channel.queue_declare(short(&self.queue), options, FieldTable::default());
         in_time("declare the result queue", declared).await?;
-        let exchange = self.names.replies();
-        let bound = channel.queue_bind(
-            short(&self.queue),
-            short(&exchange),
-            short(&self.queue),
-            QueueBindOptions::default(),
-            FieldTable::default(),
-        );
-        in_time("bind the result queue", bound).await?;
+        self.bind(channel).await?;
         Ok((self.queue.clone(), FieldTable::default()))
+    }
+
+    /// A worker may have declared the exchange again after someone deleted it, and our binding with it.
+    async fn when_quiet(&mut self, channel: &Channel) -> Result<bool, LinkDown> {
+        self.bind(channel).await.map(|()| false)
     }
 
     fn started(&mut self) {

@@ -55,7 +55,7 @@ async fn looking_a_hundred_times_leaves_a_dead_letter_where_it_is() {
         stage.rabbit.wait_count(&stage.dead_queue(), 1).await;
         for look in 0..100 {
             let seen = stage.rabbit.look(&stage.dead_queue(), 10).await;
-            assert_eq!(seen.iter().map(Seen::id).collect::<Vec<_>>(), [id.clone()], "look {look}");
+            assert!(seen.len() == 1 && seen[0].id() == id, "look {look}: {seen:?}");
         }
         assert_eq!(stage.rabbit.take(&stage.dead_queue()).await.id(), id);
     })

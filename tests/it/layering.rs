@@ -30,7 +30,7 @@ fn contains_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
         let before = line[..at].chars().next_back();
         let after = line[at + word.len()..].chars().next();
-        !before.is_some_and(part) && !(whole && after.is_some_and(part))
+        !(before.is_some_and(part) || whole && after.is_some_and(part))
     })
 }
 

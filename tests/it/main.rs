@@ -32,5 +32,4 @@ mod python;
 mod readme;
 mod recovery;
 mod routing;
-mod support;
 mod worker;

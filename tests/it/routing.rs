@@ -67,7 +67,7 @@ async fn a_queue_with_other_arguments_is_named_with_what_to_do() {
             said.contains("other arguments").then_some(said)
         })
         .await;
-        for part in [&stage.work_queue(), "x-queue-type", "delete it", "policy"] {
+        for part in [&stage.work_queue(), "inequivalent arg", "delete it", "policy"] {
             assert!(said.contains(part), "should name {part}: {said}");
         }
         let problem =

@@ -2,6 +2,7 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`process`], [`broker`] | for `process_*` and `faults_*`: processes, and the broker behind them |
 //! | [`rabbit`] | the broker under test: its addresses, its management API, a raw AMQP connection |
 //! | [`stage`] | one test's prefix, processes and clean-up |
 //! | [`process`] | real processes: fronts and workers that are killed and stopped |
@@ -21,7 +22,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 /// Longest time to wait for something that must happen. Generous: the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks again and again until the answer is `Some`; panics when it does not become so in [`PATIENCE`].
 pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {

@@ -29,7 +29,7 @@ use super::{
 /// What the names of the ladder start with: it is shared.
 pub(crate) const LADDER: &str = "hltest";
 /// Longest time for a test, its waiting included.
-const TEST_MAX: Duration = Duration::from_secs(100);
+const TEST_MAX: Duration = Duration::from_secs(120);
 /// Longest time for what a test started to end.
 const END_MAX: Duration = Duration::from_secs(30);
 
