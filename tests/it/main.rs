@@ -32,4 +32,5 @@ mod python;
 mod readme;
 mod recovery;
 mod routing;
+mod support;
 mod worker;
