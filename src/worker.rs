@@ -273,7 +273,11 @@ fn share(
         worker: live.instance.clone(),
         limits: config.limits.clone(),
         settings: config.worker.clone(),
-        waiting_max: WAITING_MAX.min(config.worker.consumer_timeout / 4),
+        waiting_max: waiting_max(config),
+        timeout_max: config
+            .worker
+            .consumer_timeout
+            .saturating_sub(waiting_max(config) + config.shutdown.grace),
         isolation,
         publish: live.publisher.link().clone(),
         counts: dispatch::Counts::default(),
@@ -373,11 +377,16 @@ impl Running {
     }
 }
 
+/// How long a job may wait in this process for its turn.
+fn waiting_max(config: &Config) -> Duration {
+    WAITING_MAX.min(config.worker.consumer_timeout / 4)
+}
+
 /// Checks what relates handlers and configuration.
 fn check_relations(config: &Config, registry: &Registry) -> Result<(), ConfigError> {
     let mut problems = Vec::new();
     let worker = &config.worker;
-    let waiting = WAITING_MAX.min(worker.consumer_timeout / 4);
+    let waiting = waiting_max(config);
     for (kind, options) in registry.options() {
         let longest = waiting + options.timeout + config.shutdown.grace;
         if longest >= worker.consumer_timeout {

@@ -227,8 +227,7 @@ async fn refuse_until_up(link: &Link, requests: &mut mpsc::Receiver<Request>) ->
             Ok(up) => return Some(up),
             Err(down) => {
                 tokio::select! {
-                    // A request is handed over only while the link is up: one that has come since is no reason to
-                    // refuse, but a sign that the state has changed.
+                    // In this order: who waited for the connection and then asks must not be told that there is none.
                     biased;
                     changed = state.changed() => changed.ok()?,
                     request = requests.recv() => {

@@ -22,9 +22,19 @@ pub mod mark {
     pub const WORKER: &str = "hopline-worker";
     /// When, in ms since the epoch.
     pub const DIED_AT: &str = "hopline-died-at";
+    /// Set where the message's own headers were too large to be kept.
+    pub const HEADERS_DROPPED: &str = "hopline-headers-dropped";
 }
 
-const MARKS: [&str; 6] = [mark::REASON, mark::CODE, mark::ERROR, mark::ATTEMPTS, mark::WORKER, mark::DIED_AT];
+const MARKS: [&str; 7] = [
+    mark::REASON,
+    mark::CODE,
+    mark::ERROR,
+    mark::ATTEMPTS,
+    mark::WORKER,
+    mark::DIED_AT,
+    mark::HEADERS_DROPPED,
+];
 
 /// Why a run ended dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

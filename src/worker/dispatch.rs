@@ -57,6 +57,7 @@ pub(super) struct Shared {
     pub(super) limits: config::Limits,
     pub(super) settings: config::Worker,
     pub(super) waiting_max: Duration,
+    pub(super) timeout_max: Duration,
     pub(super) isolation: bool,
     pub(super) publish: Link,
     pub(super) counts: Counts,
@@ -380,9 +381,12 @@ impl Dispatcher {
 
 impl Shared {
     /// One attempt, from start to settling.
-    async fn work(&self, envelope: Envelope, entry: &Entry, hold: Arc<Hold>, returns: u32, slot: Slot) {
+    async fn work(&self, mut envelope: Envelope, entry: &Entry, hold: Arc<Hold>, returns: u32, slot: Slot) {
         let mut running = Running { known: &self.known, key: envelope.key(), settled: false };
         let started_at = Timestamp::now();
+        // A job's own timeout cannot be longer than the broker lets a delivery live: it would be taken away while
+        // it runs, and run again.
+        envelope.timeout = envelope.timeout.map(|timeout| timeout.min(self.timeout_max));
         let terms = Terms::of(&envelope, entry);
         let outcome = if is_expired(&envelope, started_at) {
             Outcome::Expired

@@ -40,8 +40,6 @@ const AGAIN: Duration = Duration::from_millis(250);
 const LOOK: Duration = Duration::from_millis(250);
 /// No deadline: longer than the broker lets a delivery be unsettled.
 const FOREVER: Duration = Duration::from_secs(100 * 86_400);
-/// Set on a dead letter whose foreign headers were too large to be kept.
-const HEADERS_DROPPED: &str = "hopline-headers-dropped";
 
 /// The deliveries of one job and step in this process: usually one; a second one when the broker took the first
 /// back and handed the job to this very process again, or when a twin of the message exists.
@@ -183,7 +181,7 @@ impl Settler {
         let mut copy = Message { message_id: Some(id.to_string()), ..message.clone() };
         copy.headers = envelope::carried_all(&message.headers);
         if headers_size(&copy.headers) > HEADERS_MAX {
-            copy.headers = [(HEADERS_DROPPED.to_owned(), HeaderValue::Bool(true))].into();
+            copy.headers = [(dead::mark::HEADERS_DROPPED.to_owned(), HeaderValue::Bool(true))].into();
         }
         let now = Timestamp::now();
         let code = reason.as_str();

@@ -16,7 +16,7 @@ use crate::{
     process_worker::{item, stop_within},
     support::{
         broker::{Broker, Way},
-        process::{Stage, eventually, free_port, new_folder, submit_until, until_status},
+        process::{Stage, eventually, free_port, new_folder, say, submit_until, until_status},
     },
 };
 
@@ -51,13 +51,17 @@ async fn connections_cut_every_second_lose_and_convict_nothing() {
     let lines = stage.ledger().lines();
     let starts = lines.iter().filter(|line| line.word == "start").count();
     let apart = lines.iter().filter(|line| line.child && line.word == "start").count();
-    eprintln!(
+    say(format_args!(
         "{} jobs accepted, {} unsure, {} refused; {cut} connections cut; {starts} starts, {apart} in a child process",
         jobs.len(),
         submitted.unsure.len(),
         submitted.refused
-    );
+    ));
     assert!(cut >= CUTS * 3 && apart > 0, "too little happened");
+    for process in workers.iter().chain([&front.process]) {
+        let threads = process.threads();
+        assert!(threads < CUTS, "{threads} threads after {CUTS} lost connections:\n{}", process.log());
+    }
     for worker in &mut workers {
         worker.stop().await;
     }

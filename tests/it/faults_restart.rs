@@ -11,7 +11,9 @@ use crate::{
     process_worker::item,
     support::{
         broker::Broker,
-        process::{Front, Stage, Submitted, eventually, free_port, new_folder, submit_until, until_status},
+        process::{
+            Front, Stage, Submitted, eventually, free_port, new_folder, say, submit_until, until_status,
+        },
     },
 };
 
@@ -80,11 +82,11 @@ async fn assert_nothing_lost(stage: &Stage, submitted: &Submitted) {
     assert!(stranger.is_empty(), "refused with 503, but run: {stranger:?}");
     let repeats = ends.values().map(|count| count - 1).sum::<usize>();
     let late = unsure.iter().filter(|job| ends.contains_key(*job)).count();
-    eprintln!(
+    say(format_args!(
         "{} jobs accepted, all ended; {repeats} ends more than one; {} unsure, {late} of them ended; {refused} refused; {codes:?}",
         accepted.len(),
         unsure.len(),
-    );
+    ));
     assert!(*refused > 0, "nobody was refused: the broker was not away");
     assert_eq!(stage.broker.waiting(&stage.dead_queue()).await, 0, "somebody was convicted");
     assert_eq!(stage.broker.waiting(&stage.work_queue()).await, 0);

@@ -1,11 +1,15 @@
-//! Integration tests: all of Hopline against a real RabbitMQ, one binary. `make test` brings one, or
-//! `HOPLINE_TEST_AMQP_URL` and `HOPLINE_TEST_MANAGEMENT_URL` (with login) name it; without these they fail, they do not
-//! skip.
+//! Tests against a real RabbitMQ, one binary. `make test` starts a private broker for them and names it in
+//! `HOPLINE_TEST_AMQP_URL` and `HOPLINE_TEST_MANAGEMENT_URL`; without these they fail, they do not skip.
 //!
-//! `process_*` and `faults_*` have processes, nodes and networks of their own. All others run in this process, each on
-//! a prefix and with queue names of its own; the delay ladder (28 queues) is shared, which `amqp.ladder_prefix` is for.
+//! Each test has its own prefix and its own queue names. The delay ladder (28 queues) is shared by most, which
+//! `amqp.ladder_prefix` is for. `process*.rs` and `faults*.rs` start, stop and kill real processes; the others run
+//! fronts and workers in this one.
 
-mod support;
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by unwrapping, also in its helpers"
+)]
 
 mod dead;
 mod docs;
@@ -28,4 +32,5 @@ mod python;
 mod readme;
 mod recovery;
 mod routing;
+mod support;
 mod worker;

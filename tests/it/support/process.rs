@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::ErrorKind,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -216,6 +216,11 @@ impl Process {
         kill_process(pid, signal).expect("it still runs, or waits to be reaped");
     }
 
+    /// How many threads it has; 0 where the system does not say.
+    pub(crate) fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.id())).map_or(0, Iterator::count)
+    }
+
     /// How it ended; `None`: it runs.
     pub(crate) fn status(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("our own child")
@@ -403,6 +408,11 @@ async fn answer(sent: Result<reqwest::Response, reqwest::Error>) -> Answer {
         }
         Err(_) => Answer { status: 0, body: Value::Null, job: None },
     }
+}
+
+/// Prints a line also where the test is well and its output is captured.
+pub(crate) fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Polls a worker's or front's health until it has this status.
