@@ -472,14 +472,13 @@ impl Ledger {
         .await;
     }
 
-    /// Waits until this job has a line with this word, and returns it.
-    pub(crate) async fn until_of(&self, job: &str, word: &str) -> Line {
-        let what = format!("{word} of {job} in the ledger");
-        eventually(&what, async || self.of(job).into_iter().find(|line| line.word == word)).await
-    }
-
     /// Waits until all these jobs have ended well.
     pub(crate) async fn until_all_ended(&self, jobs: &[String]) {
+        self.until_all_ended_within(PATIENCE, jobs).await;
+    }
+
+    /// As [`Ledger::until_all_ended`], with another patience.
+    pub(crate) async fn until_all_ended_within(&self, patience: Duration, jobs: &[String]) {
         let begun = Instant::now();
         loop {
             let ended = self.count("end");
@@ -487,7 +486,7 @@ impl Ledger {
             if missing == 0 {
                 return;
             }
-            assert!(begun.elapsed() < PATIENCE, "{missing} of {} jobs have not ended", jobs.len());
+            assert!(begun.elapsed() < patience, "{missing} of {} jobs have not ended", jobs.len());
             sleep(LOOK * 4).await;
         }
     }
