@@ -10,6 +10,9 @@ use crate::cli::up::{
     process::Process,
 };
 
+/// The settings that the deployment files ship, too.
+const ADVANCED: &str = include_str!("../../../../config/advanced.config");
+
 const PLUGINS: &str =
     "[rabbitmq_management,rabbitmq_prometheus,rabbitmq_shovel,rabbitmq_shovel_management].\n";
 /// Enough to see a small disk fill up, little enough to start on one.
@@ -119,7 +122,7 @@ impl Files {
              {extra}\n"
         );
         files::write(&self.config(), config.as_bytes())?;
-        files::write(&self.advanced(), b"[].\n")?;
+        files::write(&self.advanced(), ADVANCED.as_bytes())?;
         files::write(&self.plugins(), PLUGINS.as_bytes())
     }
 
