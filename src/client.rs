@@ -64,8 +64,8 @@ pub enum SubmitError {
         /// Bytes allowed.
         limit: usize,
     },
-    /// A queue with a length limit is full. Not accepted.
-    #[error("the broker refused the job: a queue is full")]
+    /// The broker refused it: a queue with a length limit is full, or its leader did not answer. Not accepted.
+    #[error("the broker refused the job: its queue is full, or does not answer")]
     Refused,
     /// There is no connection to the broker. Not accepted.
     #[error("the broker is not available: {0}")]

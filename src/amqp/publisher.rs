@@ -43,8 +43,8 @@ pub enum PublishError {
     /// No queue is bound for the routing key. Not stored.
     #[error("no queue takes this message")]
     Unroutable,
-    /// The broker refused it (a queue's length limit). Not stored.
-    #[error("the broker refused the message: a queue is full")]
+    /// The broker refused it: a queue's length limit, or a quorum queue without a leader. Not stored.
+    #[error("the broker refused the message: its queue is full, or does not answer")]
     Refused,
     /// There is no connection, or what it was published to is missing. Not stored.
     #[error("the broker is not available: {0}")]

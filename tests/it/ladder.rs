@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::support::{
     PATIENCE,
     probe::{Probe, Start, quick},
-    stage::{LADDER, Stage, stage},
+    stage::{LADDER, Stage, stage, submit_all},
 };
 
 /// How much earlier than asked for a job may start: clocks and timers of two processes.
@@ -122,9 +122,7 @@ async fn submit_random(stage: &Stage, client: &Client, count: usize) -> HashMap<
             .collect();
         let asked = Timestamp::now();
         due.extend(jobs.iter().map(|job| (job.envelope.id, after(asked, job.delay))));
-        for accepted in client.submit_all(jobs).await {
-            accepted.expect("accepted");
-        }
+        submit_all(client, jobs).await;
     }
     due
 }
@@ -157,24 +155,20 @@ async fn delays_of_a_deleted_queue_hold_up_no_other() {
         other.amqp.queues = vec![gone.clone()];
         // Declared by a process that is gone too; nobody declares it again.
         let declarer = Client::new(&other);
-        declarer.submit(delayed(&gone, Duration::ZERO)).await.expect("accepted");
+        submit_all(&declarer, vec![delayed(&gone, Duration::ZERO)]).await;
         declarer.close().await;
 
         // More than the 32 messages that a level hands on at a time.
         let lost: Vec<Submission> = (0..40).map(|_| delayed(&gone, Duration::from_millis(1500))).collect();
         let mut lost_ids: HashSet<String> = lost.iter().map(|job| job.envelope.id.to_string()).collect();
-        for accepted in client.submit_all(lost).await {
-            accepted.expect("accepted");
-        }
+        submit_all(&client, lost).await;
         stage.rabbit.delete_queue(&stage.names.queue(&gone)).await;
         let asked = Timestamp::now();
         let ours: Vec<Submission> =
             (0..100).map(|n| delayed(&stage.queue, Duration::from_millis(1500 + 15 * n))).collect();
         let mut due: HashMap<JobId, Timestamp> =
             ours.iter().map(|job| (job.envelope.id, after(asked, job.delay))).collect();
-        for accepted in client.submit_all(ours).await {
-            accepted.expect("accepted");
-        }
+        submit_all(&client, ours).await;
         for start in log.take(100).await {
             check_not_early(&start, due.remove(&start.id).expect("each once"));
         }

@@ -18,7 +18,11 @@ use lapin::{
 };
 use tokio::task::JoinHandle;
 
-use crate::support::{eventually, probe::Probe, stage::stage};
+use crate::support::{
+    eventually,
+    probe::Probe,
+    stage::{stage, submit_all},
+};
 
 /// A job that nobody runs.
 fn job(queue: &QueueName) -> Submission {
@@ -71,7 +75,8 @@ async fn submit(client: Client, queue: QueueName, count: usize) -> (HashSet<Stri
 async fn a_hundred_thousand_publishes_to_a_full_queue_are_answered_right() {
     stage(async |stage| {
         let client = stage.client();
-        client.submit(job(&stage.queue)).await.expect("accepted: the queue is declared");
+        // Afterwards the queue is declared.
+        submit_all(&client, vec![job(&stage.queue)]).await;
         stage.rabbit.purge(&stage.work_queue()).await;
         stage.rabbit.limit(&stage.config.amqp.prefix, &stage.work_queue(), 200).await;
         let (stored, draining) = drain(stage.rabbit.channel().await, stage.work_queue()).await;

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use hopline::{Client, Context, EnqueueOptions, FromRef, Job, JobResult, QueueName, Worker};
+use bytes::Bytes;
+use hopline::{
+    Client, Context, EnqueueOptions, Envelope, FromRef, Job, JobResult, Kind, QueueName, Worker,
+    client::Submission,
+};
 use lapin::BasicProperties;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -10,7 +14,7 @@ use serde_json::{Value, json};
 use crate::support::{
     eventually,
     probe::{Notes, Probe, notes, probe, quick},
-    stage::{Stage, stage},
+    stage::{Stage, stage, submit_all},
 };
 
 /// A second kind: enqueues so many probes, with its queue's name in their args.
@@ -51,11 +55,11 @@ impl FromRef<Whole> for () {
 
 /// So many jobs that wait to be let go.
 async fn submit_held(client: &Client, queue: &QueueName, count: usize) {
-    let held = Probe(serde_json::value::to_raw_value(&json!({"script": ["held"]})).expect("JSON"));
-    for _ in 0..count {
-        let options = EnqueueOptions { queue: Some(queue.clone()), ..EnqueueOptions::default() };
-        client.enqueue_with(&held, options).await.expect("accepted");
-    }
+    let kind = Kind::parse(Probe::KIND).expect("a kind");
+    let args = Bytes::from_static(br#"{"script":["held"]}"#);
+    let job = || Envelope::new(kind.clone(), queue.clone(), args.clone());
+    let jobs = (0..count).map(|_| Submission { envelope: job(), delay: Duration::ZERO }).collect();
+    submit_all(client, jobs).await;
 }
 
 #[tokio::test]

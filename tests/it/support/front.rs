@@ -113,9 +113,15 @@ impl Front {
         eventually("readiness", async || (self.get("/readyz").await.status == 200).then_some(())).await;
     }
 
-    /// Submits, and expects that it is accepted.
+    /// Submits, and expects that it is accepted; a busy broker may refuse it at first.
     pub(crate) async fn submit(&self, body: impl Into<String>) -> String {
-        self.post("/v1/jobs", body).await.accepted()
+        let body = body.into();
+        let answer = eventually("a submit is accepted", async || {
+            let answer = self.post("/v1/jobs", body.clone()).await;
+            let refused = answer.status == 503 && answer.json()["code"] == "broker_refused";
+            (!refused).then_some(answer)
+        });
+        answer.await.accepted()
     }
 
     /// Calls, and expects the output.

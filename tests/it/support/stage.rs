@@ -11,6 +11,7 @@ use futures_util::FutureExt;
 use hopline::{
     Client, Config, Kind, Options, QueueName, Worker,
     amqp::Names,
+    client::{Submission, SubmitError},
     config,
     job::{Job, JobId},
     telemetry,
@@ -173,6 +174,19 @@ impl Stage {
         self.rabbit.unlimit(&self.config.amqp.prefix).await;
         self.rabbit.sweep(&self.config.amqp.prefix).await;
         assert!(ended.is_ok(), "something that the test started did not end in {END_MAX:?}");
+    }
+}
+
+/// Submits jobs, those again that the broker refused: a busy broker may, and they were not accepted.
+pub(crate) async fn submit_all(client: &Client, mut jobs: Vec<Submission>) {
+    while !jobs.is_empty() {
+        let answers = client.submit_all(jobs.clone()).await.into_iter();
+        let refused = answers.zip(jobs).filter_map(|(answer, job)| match answer {
+            Ok(()) => None,
+            Err(SubmitError::Refused) => Some(job),
+            Err(error) => panic!("not accepted: {error}"),
+        });
+        jobs = refused.collect();
     }
 }
 
