@@ -1,6 +1,6 @@
 //! The control log: which worker runs which kind from which queue.
 //!
-//! Workers announce their kinds on `hopline.control` before they consume, and again at each reconnect; the
+//! Workers announce their kinds on `hopline.control` before they consume, again at each reconnect and every hour; the
 //! announcements stay in a stream. An HTTP process reads that stream from its beginning, so that it routes a
 //! kind to its queue although no worker runs at the moment. The newest announcement of a kind holds.
 
@@ -46,6 +46,9 @@ const KINDS_MAX: usize = 100_000;
 const PREFETCH: u16 = 1000;
 /// Pause between attempts to write to the log.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often a worker announces its kinds on a connection that lasts: what it said may have left the log (its age, a
+/// policy, a log that was deleted), and a front that starts then would send the kinds to `default`.
+const REPEAT: Duration = Duration::from_secs(3600);
 
 /// One kind of an announcement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,8 +73,8 @@ fn message(kind: &str, body: Vec<u8>) -> Message {
     }
 }
 
-/// Announces a worker's kinds at each connection of `publisher`'s link, until told to stop. `announced` turns
-/// true when the log has them for the first time.
+/// Announces a worker's kinds at each connection of `publisher`'s link and every hour, until told to stop. `announced`
+/// turns true when the log has them for the first time.
 pub(crate) async fn announce(
     publisher: Publisher,
     names: Names,
@@ -83,20 +86,20 @@ pub(crate) async fn announce(
     // Serialising names cannot fail.
     let body = serde_json::to_vec(&Announcement { worker: worker.clone(), kinds }).unwrap_or_default();
     let mut state = publisher.link().watch();
-    let mut told_epoch = 0;
+    let mut told = None;
     loop {
         state.borrow_and_update();
         let pause = match publisher.link().up() {
-            Ok(up) if up.epoch == told_epoch => Duration::MAX,
+            Ok(up) if !still(told, up.epoch).is_zero() => still(told, up.epoch),
             Ok(up) => {
                 let target =
                     Target { exchange: names.control(), key: format!("kinds.{worker}"), mandatory: true };
                 let deadline = Instant::now() + Duration::from_secs(5);
                 match publisher.publish(target, message(KINDS, body.clone()), deadline).await {
                     Ok(()) => {
-                        told_epoch = up.epoch;
+                        told = Some((up.epoch, Instant::now()));
                         announced.send_replace(true);
-                        Duration::MAX
+                        REPEAT
                     }
                     Err(error) => {
                         debug!(%error, "cannot announce kinds");
@@ -104,13 +107,21 @@ pub(crate) async fn announce(
                     }
                 }
             }
-            Err(_) => Duration::MAX,
+            Err(_) => REPEAT,
         };
         tokio::select! {
             () = stop.cancelled() => return,
             changed = state.changed() => if changed.is_err() { return },
-            () = sleep(pause.min(Duration::from_secs(86_400))) => {}
+            () = sleep(pause) => {}
         }
+    }
+}
+
+/// How long an announcement still holds that was made on connection `told.0` at `told.1`; zero: it is due.
+fn still(told: Option<(u64, Instant)>, epoch: u64) -> Duration {
+    match told {
+        Some((on, at)) if on == epoch => REPEAT.saturating_sub(at.elapsed()),
+        _ => Duration::ZERO,
     }
 }
 
@@ -240,5 +251,20 @@ impl Source for ControlLog {
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), offset);
         Ok((self.queue.clone(), arguments))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn kinds_are_announced_on_each_connection_and_every_hour() {
+        let told = Some((1, Instant::now()));
+        assert_eq!(still(None, 1), Duration::ZERO);
+        assert_eq!(still(told, 2), Duration::ZERO);
+        assert_eq!(still(told, 1), REPEAT);
+        tokio::time::advance(REPEAT).await;
+        assert_eq!(still(told, 1), Duration::ZERO);
     }
 }

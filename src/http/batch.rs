@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use super::{
     App,
     answer::{self, status_of},
-    body::{self, Inbound, Media},
+    body::{self, Inbound, Media, Room, held},
     fields::{self, Errors, Items},
     problem::{Code, Problem},
     submission::{Draft, ERRORS_MAX, ITEM_ERRORS_MAX, trace_context},
@@ -31,6 +31,9 @@ use crate::{
 const ITEM_COST: usize = 1024;
 /// After so many items others get their turn on this thread.
 const TURN: usize = 128;
+/// So many wrong items are told all that is wrong with them, further ones one thing: an answer may not be many times
+/// its request.
+const TOLD_ALL: usize = 100;
 
 /// `POST /v1/jobs/batch`.
 pub(super) async fn post(State(app): State<App>, request: Request) -> Response {
@@ -58,7 +61,7 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
         let _place = app.enter()?;
         batch.settle(app.client.submit_all(jobs).await);
     }
-    Ok(batch.answer())
+    Ok(batch.answer(Some(received.room)))
 }
 
 /// An item's text, and its line in NDJSON.
@@ -121,6 +124,8 @@ struct Batch {
     answers: Vec<Answer>,
     jobs: Vec<Submission>,
     places: Vec<usize>,
+    /// Items that were refused before anything was published.
+    refused: usize,
     gravest: Option<Gravest>,
 }
 
@@ -135,7 +140,8 @@ async fn read(app: &App, trace: &Headers, bytes: &Bytes, items: &[Item<'_>]) -> 
     let now = Timestamp::now();
     let mut batch = Batch::default();
     for (index, item) in items.iter().enumerate() {
-        match read_item(item, bytes, app, now) {
+        let told = if batch.refused < TOLD_ALL { ITEM_ERRORS_MAX } else { 1 };
+        match read_item(item, bytes, app, now, told) {
             Ok(draft) => batch.add(item, draft.into_submission(&app.client, trace, now)),
             Err(problem) => batch.refuse(item, problem),
         }
@@ -146,10 +152,16 @@ async fn read(app: &App, trace: &Headers, bytes: &Bytes, items: &[Item<'_>]) -> 
     batch
 }
 
-fn read_item(item: &Item<'_>, bytes: &Bytes, app: &App, now: Timestamp) -> Result<Draft, Problem> {
+fn read_item(
+    item: &Item<'_>,
+    bytes: &Bytes,
+    app: &App,
+    now: Timestamp,
+    told: usize,
+) -> Result<Draft, Problem> {
     let read = || {
         let text = fields::text(item.text)?;
-        Draft::read(text, bytes, &app.limits, now, Errors::new(ITEM_ERRORS_MAX))
+        Draft::read(text, bytes, &app.limits, now, Errors::new(told))
     };
     read().map_err(|problem| place(problem, item))
 }
@@ -184,6 +196,7 @@ impl Batch {
     }
 
     fn refuse(&mut self, item: &Item<'_>, problem: Problem) {
+        self.refused += 1;
         let index = self.answers.len();
         let error = written(&problem);
         self.answers.push(Answer { index, line: item.line, id: None, status: None, error });
@@ -215,12 +228,17 @@ impl Batch {
         }
     }
 
-    fn answer(self) -> Response {
+    /// The answer, which keeps its part of `room` until the client has taken it: who does not read must not fill the
+    /// memory.
+    fn answer(self, room: Option<Room>) -> Response {
         let accepted = self.answers.iter().filter(|answer| answer.error.is_none()).count();
         let rejected = self.answers.len() - accepted;
         let gravest = self.gravest.filter(|_| accepted == 0);
         let status = gravest.as_ref().map_or(StatusCode::ACCEPTED, |gravest| gravest.status);
-        let mut response = answer::json_of(status, &Whole { accepted, rejected, items: &self.answers });
+        // Our own shapes have text as keys and nothing that fails.
+        let whole = Whole { accepted, rejected, items: &self.answers };
+        let body = serde_json::to_vec(&whole).unwrap_or_default();
+        let mut response = answer::json(status, held(body, room));
         if let Some(pause) = gravest.and_then(|gravest| gravest.retry_after) {
             response.headers_mut().insert(header::RETRY_AFTER, pause);
         }

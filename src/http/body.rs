@@ -75,6 +75,29 @@ impl Room {
         }
         Ok(())
     }
+
+    /// Gives back what is held beyond `bytes`.
+    fn shrink(&mut self, bytes: usize) {
+        if let Some(held) = &mut self.held {
+            let spare = held.num_permits().saturating_sub(bytes.div_ceil(1024));
+            drop(held.split(spare));
+        }
+    }
+}
+
+/// `bytes` that hold their part of `room` until they are dropped: when they are written, or their connection is gone.
+pub(super) fn held(bytes: Vec<u8>, room: Option<Room>) -> Bytes {
+    struct Held(Vec<u8>, #[expect(dead_code, reason = "given back on drop")] Option<Room>);
+    impl AsRef<[u8]> for Held {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let room = room.map(|mut room| {
+        room.shrink(bytes.len());
+        room
+    });
+    Bytes::from_owner(Held(bytes, room))
 }
 
 /// What a body is, by its content type.
@@ -381,6 +404,17 @@ mod tests {
         assert!(read(20 << 10).await.is_ok());
         drop(first);
         assert!(read(40 << 10).await.is_ok());
+        assert_eq!(memory.free.available_permits(), 100);
+    }
+
+    #[test]
+    fn an_answer_holds_its_part_of_the_room() {
+        let memory = BodyMemory::new(100 << 10);
+        let mut room = memory.room();
+        room.cover(80 << 10).unwrap();
+        let answer = held(vec![0; 10 << 10], Some(room));
+        assert_eq!(memory.free.available_permits(), 90);
+        drop(answer);
         assert_eq!(memory.free.available_permits(), 100);
     }
 

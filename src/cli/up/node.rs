@@ -129,6 +129,9 @@ pub enum NodeError {
     /// Erlang's port mapper is not on this machine.
     #[error("Erlang's `epmd` was found neither beside rabbitmq-server nor in PATH")]
     NoEpmd,
+    /// RabbitMQ asks a shell how full the disk is, and puts the folder between quotes: it hangs at its start.
+    #[error("RabbitMQ cannot run in {}: a quote in the folder's name", .0.display())]
+    QuoteInPath(PathBuf),
     /// Another process runs a node in this folder.
     #[error("another process runs a RabbitMQ node in {}", .0.display())]
     InUse(PathBuf),
@@ -210,8 +213,9 @@ impl Node {
     /// Outside of a tokio runtime with I/O and time enabled.
     pub async fn start(options: NodeOptions) -> Result<Self, NodeError> {
         locate::sbin()?;
-        super::files::make_dir(&options.dir)?;
         let dir = std::path::absolute(&options.dir).unwrap_or_else(|_| options.dir.clone());
+        files::check_quotes(&dir)?;
+        super::files::make_dir(&dir)?;
         let files = Files { dir };
         files.make_dirs()?;
         let lock = lock(&files.lock())?.ok_or_else(|| NodeError::InUse(files.dir.clone()))?;

@@ -1,6 +1,10 @@
 //! The node's own folder: its configuration, its login, and the record of its processes.
 
-use std::{io::Read, path::PathBuf, time::Duration};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -143,9 +147,33 @@ impl Files {
     }
 }
 
+/// Refuses a folder that a RabbitMQ node cannot run in.
+///
+/// # Errors
+/// [`NodeError::QuoteInPath`].
+pub(super) fn check_quotes(dir: &Path) -> Result<(), NodeError> {
+    let quoted = dir.as_os_str().as_encoded_bytes().iter().any(|byte| matches!(byte, b'\'' | b'"'));
+    if quoted { Err(NodeError::QuoteInPath(dir.to_owned())) } else { Ok(()) }
+}
+
 /// 144 random bits as text that needs no escaping anywhere.
 fn random() -> std::io::Result<String> {
     let mut bytes = [0; 18];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quote_in_the_path_is_refused() {
+        for good in ["/tmp/var", "/tmp/a b", "/tmp/é", "/tmp/a\\b", "/tmp/$HOME"] {
+            assert!(check_quotes(good.as_ref()).is_ok(), "{good}");
+        }
+        for bad in ["/tmp/o'q", "/tmp/o\"q/var"] {
+            assert!(matches!(check_quotes(bad.as_ref()), Err(NodeError::QuoteInPath(_))), "{bad}");
+        }
+    }
 }
