@@ -27,6 +27,8 @@ COPY --from=build /out/ /usr/local/bin/
 COPY --chmod=755 config/healthcheck /usr/local/bin/healthcheck
 COPY --chown=10001:10001 workers/media/pictures/ /pictures/
 ENV MEDIA_ROOT=/pictures
+# lapin reads nested headers by recursion without a limit; with the usual 2 MiB of stack a few kilobytes end a process.
+ENV RUST_MIN_STACK=67108864
 USER 10001:10001
 # An instance's own files, and where hopline.toml is looked for.
 WORKDIR /data

@@ -28,7 +28,7 @@ pub(crate) mod pause;
 pub(crate) mod publisher;
 pub(crate) mod replies;
 pub mod topology;
-mod version;
+pub(crate) mod version;
 
 pub use self::names::Names;
 pub use self::publisher::PublishError;

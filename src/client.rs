@@ -9,7 +9,7 @@
 mod recording;
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -32,6 +32,7 @@ use crate::{
         publisher::{Publisher, Target},
         replies::Replies,
         topology::Plan,
+        version,
     },
     config::Config,
     job::{Envelope, Job, JobId, Kind, NameError, QueueName, Reply, Status, envelope::RetryOverrides, json},
@@ -218,13 +219,38 @@ impl Role {
     }
 }
 
+/// Starts connections of this process, and closes them all; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Links {
+    amqp: crate::config::Amqp,
+    plan: Plan,
+    /// What the connections' names start with.
+    name: String,
+    runtime: Arc<AmqpRuntime>,
+    started: Arc<Mutex<Vec<Link>>>,
+}
+
+impl Links {
+    /// A connection for one purpose, which the management UI shows in its name.
+    pub(crate) fn start(&self, purpose: &str) -> Link {
+        let name = format!("{} {purpose}", self.name);
+        let link = Link::start(&self.amqp, name, self.plan.clone(), &self.runtime);
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).push(link.clone());
+        link
+    }
+
+    fn all(&self) -> Vec<Link> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// The connections of a client, once they are needed.
 pub(crate) struct Live {
     pub(crate) names: Names,
     pub(crate) instance: String,
     pub(crate) publisher: Publisher,
     pub(crate) consume: Link,
-    runtime: Arc<AmqpRuntime>,
+    pub(crate) links: Links,
     admin: Admin,
     replies: OnceLock<Replies>,
     catalogue: OnceLock<Catalogue>,
@@ -379,6 +405,14 @@ impl Client {
         announced.or_else(|| self.inner.config.routes.get(kind).cloned()).unwrap_or_else(default_queue)
     }
 
+    /// Whether the connections could be started. A broker that is away is no error.
+    ///
+    /// # Errors
+    /// A sentence: the address is none, or the system refused a thread.
+    pub fn started(&self) -> Result<(), String> {
+        self.live().map(drop)
+    }
+
     /// State of the connections.
     #[must_use]
     pub fn health(&self) -> Health {
@@ -434,6 +468,7 @@ impl Client {
 
 impl Live {
     fn start(config: &Config, role: &Role) -> Result<Self, String> {
+        version::parse(config.amqp.url.expose())?;
         let runtime = AmqpRuntime::start().map_err(|error| format!("cannot start a thread: {error}"))?;
         let names = Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix);
         let instance = instance();
@@ -442,16 +477,18 @@ impl Live {
             queues.extend(own.iter().filter(|queue| !config.amqp.queues.contains(queue)).cloned());
         }
         let plan = Plan { names: names.clone(), queues };
-        let name = |purpose: &str| format!("{} {} {instance} {purpose}", config.amqp.prefix, role.name());
-        let publish = Link::start(&config.amqp, name("publish"), plan.clone(), &runtime);
-        let consume = Link::start(&config.amqp, name("consume"), plan, &runtime);
-        let admin = Admin::new(&config.amqp, name("admin"), &runtime).map_err(|error| error.to_string())?;
+        let name = format!("{} {} {instance}", config.amqp.prefix, role.name());
+        let admin =
+            Admin::new(&config.amqp, format!("{name} admin"), &runtime).map_err(|error| error.to_string())?;
+        let links = Links { amqp: config.amqp.clone(), plan, name, runtime, started: Arc::default() };
+        let publish = links.start("publish");
+        publish.keep_repaired();
         Ok(Self {
             publisher: Publisher::start(&publish, config.amqp.window, config.amqp.backlog),
             names,
             instance,
-            consume,
-            runtime,
+            consume: links.start("consume"),
+            links,
             admin,
             replies: OnceLock::new(),
             catalogue: OnceLock::new(),
@@ -460,7 +497,7 @@ impl Live {
 
     /// The runtime that the connections live on.
     pub(crate) fn runtime(&self) -> tokio::runtime::Handle {
-        self.runtime.handle()
+        self.links.runtime.handle()
     }
 
     fn replies(&self, limit: usize) -> &Replies {
@@ -468,7 +505,10 @@ impl Live {
     }
 
     fn catalogue(&self) -> &Catalogue {
-        self.catalogue.get_or_init(|| Catalogue::start(&self.consume, self.publisher.clone(), &self.names))
+        // On a connection of its own: a record that lapin cannot read costs the connection.
+        self.catalogue.get_or_init(|| {
+            Catalogue::start(&self.links.start("control"), self.publisher.clone(), &self.names)
+        })
     }
 
     async fn check_queue(&self, queue: &QueueName, deadline: Instant) -> Result<(), SubmitError> {
@@ -501,7 +541,14 @@ impl Live {
                 self.publisher.link().repair().await.map_err(|down| SubmitError::Unavailable(down.0))?;
                 Ok(self.publish(target, envelope, patient, deadline).await?)
             }
-            Err(PublishError::Unroutable) => Err(SubmitError::UnknownQueue(envelope.queue.clone())),
+            Err(PublishError::Unroutable) => {
+                // Another process's queue: it is unknown only if it does not exist. If it does, its binding is gone.
+                let restored = self.admin.restore(&self.names, &envelope.queue).await;
+                if !restored.map_err(|down| SubmitError::Unavailable(down.0))? {
+                    return Err(SubmitError::UnknownQueue(envelope.queue.clone()));
+                }
+                Ok(self.publish(target, envelope, patient, deadline).await?)
+            }
             other => Ok(other?),
         }
     }
@@ -533,8 +580,7 @@ impl Live {
 
     pub(crate) async fn close(&self) {
         self.give_up();
-        self.consume.close().await;
-        self.publisher.link().close().await;
+        join_all(self.links.all().iter().map(Link::close)).await;
     }
 }
 
@@ -543,8 +589,7 @@ impl Live {
 impl Drop for Live {
     fn drop(&mut self) {
         self.give_up();
-        self.consume.give_up();
-        self.publisher.link().give_up();
+        self.links.all().iter().for_each(Link::give_up);
     }
 }
 

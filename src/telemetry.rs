@@ -54,6 +54,9 @@ where
         level: log.level.clone(),
         reason: error.to_string(),
     })?;
+    // lapin repeats, as errors, what the connection's own log lines say once and in words.
+    let asked = log.level.contains("lapin");
+    let targets = if asked { targets } else { targets.with_target("lapin", LevelFilter::OFF) };
     let targets = targets.with_target(WITH_BODIES, LevelFilter::OFF);
     // A log that cannot be written must not bring the process down, which the default's complaint on the very
     // same standard error would.

@@ -239,7 +239,8 @@ impl<S: Send + Sync + 'static> Worker<S> {
 
         let stop = CancellationToken::new();
         let running = Running::start(&config, &shared, live, &queues, &stop).await?;
-        info!(worker = live.instance, queues = ?queues.iter().map(QueueName::as_str).collect::<Vec<_>>(), "worker started");
+        let broker = live.consume.describe();
+        info!(broker, worker = live.instance, queues = ?queues.iter().map(QueueName::as_str).collect::<Vec<_>>(), "worker started");
         shutdown.await;
 
         let report = running.drain(&config, &shared, &stop).await;

@@ -17,8 +17,10 @@ use tokio::time::{Instant, timeout};
 use super::{
     connection::{AmqpRuntime, LinkDown, REQUEST_TIMEOUT, with_heartbeat},
     message::short,
+    names::Names,
+    topology::Plan,
 };
-use crate::config::Amqp;
+use crate::{config::Amqp, job::QueueName};
 
 /// Most connections of the pool: questions are rare.
 const POOL: usize = 2;
@@ -82,6 +84,24 @@ impl Admin {
             Ok(_) => Ok(true),
             Err(error) if is_not_found(&error) => Ok(false),
             Err(error) => Err(LinkDown(error.to_string())),
+        }
+    }
+
+    /// Declares a work queue's company and bindings anew, if the queue itself exists; whether it does.
+    pub(crate) async fn restore(&self, names: &Names, queue: &QueueName) -> Result<bool, LinkDown> {
+        let restoring = async {
+            if !self.look(&names.queue(queue)).await? {
+                return Ok(false);
+            }
+            let connection = self.pool.get().await.map_err(|error| LinkDown(error.to_string()))?;
+            let channel = connection.create_channel().await.map_err(|error| LinkDown(error.to_string()))?;
+            let plan = Plan { names: names.clone(), queues: vec![queue.clone()] };
+            plan.declare(&channel).await.map_err(|error| LinkDown(error.to_string()))?;
+            Ok(true)
+        };
+        match timeout(REQUEST_TIMEOUT, restoring).await {
+            Ok(answer) => answer,
+            Err(_) => Err(LinkDown("no answer about the queue".to_owned())),
         }
     }
 

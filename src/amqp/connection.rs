@@ -17,17 +17,19 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     pause::Pauses,
     topology::{Plan, TopologyError},
     version::{self, BrokerVersion},
 };
-use crate::config::Amqp;
+use crate::config::{Amqp, AmqpUrl};
 
 /// How often a connection's state is looked at, besides the events it sends.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often the topology is declared again.
+const REPAIR: Duration = Duration::from_secs(60);
 /// Longest time for one request on a channel: open, declare, consume, cancel.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -128,6 +130,8 @@ pub(crate) struct Link(Arc<Inner>);
 struct Inner {
     name: String,
     url: String,
+    /// The address without its password.
+    shown: AmqpUrl,
     connect_timeout: Duration,
     plan: Plan,
     state: watch::Sender<LinkState>,
@@ -143,6 +147,7 @@ impl Link {
         let inner = Arc::new(Inner {
             name,
             url,
+            shown: config.url.clone(),
             connect_timeout: config.connect_timeout,
             plan,
             state: watch::Sender::new(LinkState::Down("connecting".to_owned())),
@@ -205,6 +210,25 @@ impl Link {
     /// Declares the topology again: after a channel error that says something is missing.
     pub(crate) async fn repair(&self) -> Result<(), LinkDown> {
         declare(&self.up()?, &self.0.plan).await
+    }
+
+    /// Declares the topology again every now and then: a binding that someone deleted makes no noise.
+    pub(crate) fn keep_repaired(&self) {
+        let link = self.clone();
+        self.runtime().spawn(async move {
+            let mut due = interval(REPAIR);
+            due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            due.tick().await; // at once: declared already
+            loop {
+                tokio::select! {
+                    () = link.0.closing.cancelled() => return,
+                    _ = due.tick() => {}
+                }
+                if let Err(LinkDown(why)) = link.repair().await {
+                    debug!(link = link.0.name, reason = why, "cannot declare the topology again");
+                }
+            }
+        });
     }
 
     /// Declares `queue` and its company once more; an error where it is none of this process's queues.
@@ -289,7 +313,7 @@ async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
     let connecting = Connection::connect_with_runtime(&inner.url, properties, runtime);
     let connection = match timeout(inner.connect_timeout, connecting).await {
         Ok(Ok(connection)) => Arc::new(connection),
-        Ok(Err(error)) => return Err(LinkDown(format!("cannot connect: {error}"))),
+        Ok(Err(error)) => return Err(LinkDown(refused(inner, &error))),
         Err(_) => {
             return Err(LinkDown(format!("cannot connect: no answer within {:?}", inner.connect_timeout)));
         }
@@ -300,8 +324,21 @@ async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
     Ok(up)
 }
 
+/// Why the broker did not take the connection, and what to do about it.
+fn refused(inner: &Inner, error: &lapin::Error) -> String {
+    let shown = &inner.shown;
+    let text = error.to_string();
+    if text.contains("ACCESS_REFUSED") || text.contains("NOT_ALLOWED") {
+        return format!(
+            "the broker refuses {shown}: check user, password and virtual host in amqp.url (HOPLINE_AMQP_URL): {text}"
+        );
+    }
+    format!("cannot connect to {shown}: {text}")
+}
+
 async fn check_version(inner: &Inner) -> Result<Option<BrokerVersion>, LinkDown> {
-    let found = version::ask(&inner.url, inner.connect_timeout).await.map_err(LinkDown)?;
+    let asked = version::ask(&inner.url, inner.connect_timeout).await;
+    let found = asked.map_err(|why| LinkDown(format!("cannot connect to {}: {why}", inner.shown)))?;
     if let Some(found) = &found {
         found.check().map_err(LinkDown)?;
     }

@@ -44,6 +44,10 @@ const BARRIER: &str = "hopline.barrier";
 const KINDS_MAX: usize = 100_000;
 /// Records read ahead.
 const PREFETCH: u16 = 1000;
+/// Reading that ends within this time has met something that it cannot read.
+const AT_ONCE: Duration = Duration::from_secs(2);
+/// How often, in a row, until that is skipped.
+const STUCK: u32 = 3;
 /// Pause between attempts to write to the log.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often a worker announces its kinds on a connection that lasts: what it said may have left the log (its age, a
@@ -145,7 +149,8 @@ impl Catalogue {
         }));
         let (deliveries, incoming) = mpsc::channel(PREFETCH.into());
         let next = Arc::new(Mutex::new(None));
-        let source = ControlLog { queue: names.control_log(), next: Arc::clone(&next) };
+        let source =
+            ControlLog { queue: names.control_log(), next: Arc::clone(&next), attempt: Attempt::default() };
         let consuming = Consuming {
             link: link.clone(),
             prefetch: PREFETCH,
@@ -239,24 +244,101 @@ async fn write_barrier(publisher: Publisher, exchange: String, barrier: String, 
 }
 
 /// Reads the stream from its first record, and after a reconnect from where it stopped.
+///
+/// A record that lapin cannot parse (a property that is not UTF-8) costs the connection each time it is delivered.
+/// So when reading ends at once, at the same place, several times in a row, that place is skipped. Skipping one too
+/// many does little harm: workers announce their kinds again every hour.
 struct ControlLog {
     queue: String,
     next: Arc<Mutex<Option<i64>>>,
+    attempt: Attempt,
+}
+
+/// Where reading was begun last, and how often it has ended there at once.
+#[derive(Debug, Default)]
+struct Attempt {
+    from: Option<i64>,
+    began: Option<Instant>,
+    ended_at_once: bool,
+    failures: u32,
+}
+
+impl Attempt {
+    /// Where to begin, given the record after the last one read.
+    fn begin(&mut self, next: Option<i64>) -> Option<i64> {
+        self.began = Some(Instant::now());
+        let read_nothing = next.is_none_or(|next| self.from.is_some_and(|from| next <= from));
+        if !(self.ended_at_once && read_nothing) {
+            (self.from, self.failures) = (next, 0);
+            return next;
+        }
+        self.failures += 1;
+        if self.failures >= STUCK {
+            let skipped = self.from.unwrap_or(0);
+            warn!(offset = skipped, "a record of the control log cannot be read and is skipped");
+            self.from = Some(skipped + 1);
+        }
+        self.from
+    }
+
+    fn end(&mut self) {
+        if let Some(began) = self.began.take() {
+            self.ended_at_once = began.elapsed() < AT_ONCE;
+        }
+    }
 }
 
 impl Source for ControlLog {
     async fn prepare(&mut self, _: &Channel, _: u64) -> Result<(String, FieldTable), LinkDown> {
         let next = *self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = self.attempt.begin(next);
         let offset = next.map_or_else(|| AMQPValue::LongString("first".into()), AMQPValue::LongLongInt);
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), offset);
         Ok((self.queue.clone(), arguments))
+    }
+
+    fn ended(&mut self) {
+        self.attempt.end();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_read_is_skipped_after_some_attempts() {
+        let mut attempt = Attempt::default();
+        let mut fail = |next| {
+            let from = attempt.begin(next);
+            attempt.end();
+            from
+        };
+        // Records 0 to 6 are read; 7 and 8 cannot be.
+        assert_eq!(fail(None), None);
+        let begun: Vec<_> = (0..6).map(|_| fail(Some(7))).collect();
+        assert_eq!(begun, [7, 7, 7, 8, 9, 10].map(Some));
+        // 10 could be read, and more: a connection lost at once later on counts anew.
+        assert_eq!([fail(Some(20)), fail(Some(20))], [Some(20), Some(20)]);
+        // At the very beginning of the log.
+        let mut attempt = Attempt::default();
+        let begun: Vec<_> = (0..5)
+            .map(|_| {
+                let from = attempt.begin(None);
+                attempt.end();
+                from
+            })
+            .collect();
+        assert_eq!(begun, [None, None, None, Some(1), Some(2)]);
+        // A connection that lived for a while was not ended by a record.
+        let mut attempt = Attempt::default();
+        for _ in 0..9 {
+            assert_eq!(attempt.begin(Some(7)), Some(7));
+            tokio::time::advance(AT_ONCE).await;
+            attempt.end();
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn kinds_are_announced_on_each_connection_and_every_hour() {

@@ -56,18 +56,32 @@ impl BrokerVersion {
 /// # Errors
 /// A sentence: nobody listens, or nobody answers within `deadline`.
 pub(crate) async fn ask(url: &str, deadline: Duration) -> Result<Option<BrokerVersion>, String> {
-    let uri: AMQPUri = url.parse().map_err(|error| format!("amqp.url is not valid: {error}"))?;
+    let uri = parse(url)?;
     let address = (uri.authority.host.trim_matches(['[', ']']).to_owned(), uri.authority.port);
     if uri.scheme != AMQPScheme::AMQP {
         return Ok(None);
     }
     let start = match timeout(deadline, first_frame(address)).await {
         Ok(Ok(start)) => start,
-        Ok(Err(error)) => return Err(format!("cannot connect: {error}")),
-        Err(_) => return Err(format!("cannot connect: the broker does not answer within {deadline:?}")),
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(format!("no answer within {deadline:?}")),
     };
     let named = |name| property(&start, name);
     Ok(named("product").zip(named("version")).map(|(product, version)| BrokerVersion { product, version }))
+}
+
+/// Reads an address.
+///
+/// # Errors
+/// A sentence that says what to do.
+pub(crate) fn parse(url: &str) -> Result<AMQPUri, String> {
+    let wrong = |error| {
+        format!(
+            "amqp.url (HOPLINE_AMQP_URL) is no AMQP address: {error}; percent-encode what is special in user, password and virtual host"
+        )
+    };
+    let uri: AMQPUri = url.parse().map_err(wrong)?;
+    if uri.authority.host.is_empty() { Err(wrong("it names no host".to_owned())) } else { Ok(uri) }
 }
 
 async fn first_frame(address: (String, u16)) -> io::Result<Vec<u8>> {

@@ -154,6 +154,11 @@ async fn ask(
     wait: Option<Duration>,
 ) -> anyhow::Result<(StatusCode, Value)> {
     let base = target.url.clone().or_else(|| up::running_http("var".as_ref()));
+    if base.is_none() {
+        say::error(format_args!(
+            "No Hopline is up in ./var; using {DEFAULT_URL} (--url or HOPLINE_URL to change that)."
+        ));
+    }
     let base = base.as_deref().unwrap_or(DEFAULT_URL);
     let mut url = reqwest::Url::parse(base).with_context(|| format!("`{base}` is no address"))?;
     match url.path_segments_mut() {

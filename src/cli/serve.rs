@@ -12,6 +12,7 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
     telemetry::init(&config.log)?;
     let asked_to_end = shutdown::requested().context("cannot listen for signals")?;
     let client = Client::for_http(&config);
+    client.started().map_err(anyhow::Error::msg)?;
     let served = http::serve(&config, client.clone(), asked_to_end).await;
     // Also after an error: what was handed over is still published.
     client.close().await;

@@ -25,8 +25,10 @@ const TOOLS: [&str; 3] = ["HOPLINE_TEST_", "HOPLINE_RABBITMQ_", "HOPLINE_URL"];
 #[non_exhaustive]
 pub enum ConfigError {
     /// A file could not be read.
-    #[error("cannot read {path}")]
+    #[error("cannot read {path}{}", .variable.as_ref().map(|name| format!(", which {name} names")).unwrap_or_default())]
     Read {
+        /// The variable that names it, if one does.
+        variable: Option<String>,
         /// Which.
         path: PathBuf,
         /// Why.
@@ -34,8 +36,13 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file or a variable is malformed.
-    #[error("configuration: {0}")]
-    Malformed(String),
+    #[error("configuration ({origin}): {detail}")]
+    Malformed {
+        /// Where it was read from.
+        origin: String,
+        /// What is wrong.
+        detail: String,
+    },
     /// Values that cannot be, or cannot be together: all of them, a line each.
     #[error("configuration:{}", .0.iter().map(|problem| format!("\n  {problem}")).collect::<String>())]
     Invalid(Vec<String>),
@@ -69,8 +76,11 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let mut layers = config::Config::builder();
         if let Some(path) = file {
-            let text =
-                fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+            let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                variable: None,
+                path: path.into(),
+                source,
+            })?;
             layers = layers.add_source(config::File::from_str(&text, config::FileFormat::Toml));
         }
         let (mut scalars, mut lists) = (HashMap::new(), Vec::new());
@@ -89,9 +99,10 @@ impl Config {
                 .source(Some(scalars)),
         );
         for (key, value) in lists {
-            layers = layers.set_override(key, value).map_err(malformed)?;
+            layers = layers.set_override(key, value).map_err(malformed(file))?;
         }
-        let config: Self = layers.build().and_then(config::Config::try_deserialize).map_err(malformed)?;
+        let config: Self =
+            layers.build().and_then(config::Config::try_deserialize).map_err(malformed(file))?;
         config.check()?;
         Ok(config)
     }
@@ -181,9 +192,11 @@ impl Config {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "fits map_err")]
-fn malformed(error: config::ConfigError) -> ConfigError {
-    ConfigError::Malformed(error.to_string())
+/// The error of the layering crate, with the places that it may be about.
+fn malformed(file: Option<&Path>) -> impl Fn(config::ConfigError) -> ConfigError {
+    let variables = format!("{PREFIX}* variables");
+    let origin = file.map_or_else(|| variables.clone(), |file| format!("{} and {variables}", file.display()));
+    move |error| ConfigError::Malformed { origin: origin.clone(), detail: error.to_string() }
 }
 
 fn split(value: &str) -> Vec<String> {
@@ -202,7 +215,7 @@ fn keys(
         }
         let Some(rest) = name.strip_prefix(PREFIX) else { continue };
         let (rest, value) = match rest.strip_suffix("_FILE") {
-            Some(rest) => (rest, read_secret(&value)?),
+            Some(rest) => (rest, read_secret(&name, &value)?),
             None => (rest, value),
         };
         found.insert(rest.to_ascii_lowercase().replacen('_', ".", 1), value);
@@ -210,8 +223,13 @@ fn keys(
     Ok(found)
 }
 
-fn read_secret(path: &str) -> Result<String, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+fn read_secret(variable: &str, path: &str) -> Result<String, ConfigError> {
+    let variable = Some(variable.to_owned());
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        variable,
+        path: path.into(),
+        source,
+    })?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 

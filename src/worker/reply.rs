@@ -5,7 +5,10 @@
 //! what `worker.reply_queues` allows. The default exchange reaches every queue, so a stranger's `reply_to` is
 //! not followed blindly.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::{
     sync::Semaphore,
@@ -19,7 +22,7 @@ use crate::{
         Names, PublishError,
         publisher::{Done, Publisher, Target},
     },
-    client::Live,
+    client::{Links, Live},
     job::{Reply, wire::Message},
 };
 
@@ -39,8 +42,10 @@ const FLUSH: Duration = Duration::from_secs(2);
 pub(super) struct Replier {
     names: Names,
     ours: Publisher,
-    /// Apart, because a user without the right to the default exchange loses the channel at each attempt.
-    foreign: Publisher,
+    /// Apart, on a connection of its own that is made when it is needed: a user without the right to the default
+    /// exchange loses the channel at each attempt, and a forged direct reply-to address costs the connection.
+    foreign: Arc<OnceLock<Publisher>>,
+    links: Links,
     allowed: Arc<[String]>,
     waiting: Arc<Semaphore>,
     /// Replies on their way.
@@ -53,7 +58,8 @@ impl Replier {
         Self {
             names: live.names.clone(),
             ours: Publisher::start(link, WINDOW, WINDOW),
-            foreign: Publisher::start(link, WINDOW, WINDOW),
+            foreign: Arc::default(),
+            links: live.links.clone(),
             allowed: allowed.into(),
             waiting: Arc::new(Semaphore::new(WAITING)),
             sent: TaskTracker::new(),
@@ -93,7 +99,10 @@ impl Replier {
             return Some((&self.ours, self.names.replies()));
         }
         let allowed = self.allowed.iter().any(|pattern| matches(pattern, reply_to));
-        (reply_to.starts_with(DIRECT) || allowed).then(|| (&self.foreign, String::new()))
+        (reply_to.starts_with(DIRECT) || allowed).then(|| {
+            let start = || Publisher::start(&self.links.start("foreign replies"), WINDOW, WINDOW);
+            (self.foreign.get_or_init(start), String::new())
+        })
     }
 
     /// Keeps a reply until there is a connection again: a caller may still be waiting.

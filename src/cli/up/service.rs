@@ -26,6 +26,10 @@ use super::{
     state::{Board, Running},
 };
 
+/// Stack of a process's threads, in bytes; only what is used takes memory. lapin reads the headers of a message by
+/// recursion without a limit: with the usual 2 MiB a few kilobytes of nested tables end the process.
+const STACK: &str = "67108864";
+
 /// Deaths before it was ever ready, after which its start has failed. It is tried further all the same.
 const DEATHS: u32 = 3;
 const PROBE_PAUSE: Duration = Duration::from_millis(150);
@@ -163,6 +167,7 @@ impl Keeper {
             .args(&spec.arguments)
             .envs(spec.environment.iter().map(|(name, value)| (name, value)))
             .env(spec.variable, address.to_string())
+            .env("RUST_MIN_STACK", STACK)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -8,6 +8,11 @@ use hopline::{Config, Options, RetryPolicy, Worker};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    if let Some(argument) = std::env::args().nth(1) {
+        anyhow::bail!(
+            "no arguments are taken, not {argument:?} either: see hopline.toml and HOPLINE_* variables"
+        );
+    }
     // Short pauses: a person is watching.
     let quick = RetryPolicy {
         initial: Duration::from_millis(200),
