@@ -10,7 +10,8 @@ use std::{
 use async_rs::Runtime;
 use deadpool_lapin::{Manager, Pool, Timeouts};
 use lapin::{
-    ConnectionProperties, ErrorKind, options::QueueDeclareOptions, protocol::AMQPErrorKind, types::FieldTable,
+    Channel, ConnectionProperties, ErrorKind, options::QueueDeclareOptions, protocol::AMQPErrorKind,
+    types::FieldTable,
 };
 use tokio::time::{Instant, timeout};
 
@@ -26,6 +27,8 @@ use crate::{config::Amqp, job::QueueName};
 const POOL: usize = 2;
 /// How long it is believed that a queue exists.
 const REMEMBERED: Duration = Duration::from_secs(30);
+/// How often a channel is asked for.
+const CHANNEL_ATTEMPTS: usize = 5;
 /// Most queues remembered.
 const REMEMBERED_MAX: usize = 10_000;
 
@@ -33,7 +36,16 @@ const REMEMBERED_MAX: usize = 10_000;
 #[derive(Clone)]
 pub(crate) struct Admin {
     pool: Pool,
-    seen: Arc<Mutex<HashMap<String, Instant>>>,
+    seen: Arc<Mutex<HashMap<String, Seen>>>,
+    /// One question at a time: whoever asks the same meanwhile finds the answer.
+    asking: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What is known of a queue, and since when.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    exists: bool,
+    at: Instant,
 }
 
 impl Admin {
@@ -54,31 +66,54 @@ impl Admin {
             Pool::builder(manager).max_size(POOL).timeouts(timeouts).runtime(deadpool_lapin::Runtime::Tokio1);
         let pool =
             pool.build().map_err(|error| LinkDown(format!("cannot make the connection pool: {error}")))?;
-        Ok(Self { pool, seen: Arc::default() })
+        Ok(Self { pool, seen: Arc::default(), asking: Arc::default() })
     }
 
     /// Whether a queue exists; a yes is believed for half a minute.
     pub(crate) async fn queue_exists(&self, queue: &str) -> Result<bool, LinkDown> {
-        if self.seen().get(queue).is_some_and(|at| at.elapsed() < REMEMBERED) {
-            return Ok(true);
-        }
-        let exists = match timeout(REQUEST_TIMEOUT, self.look(queue)).await {
-            Ok(answer) => answer?,
-            Err(_) => return Err(LinkDown("no answer about the queue".to_owned())),
-        };
-        if exists {
-            let mut seen = self.seen();
-            if seen.len() >= REMEMBERED_MAX {
-                seen.clear();
+        self.ask(queue, self.look(queue)).await
+    }
+
+    /// Declares a work queue's company and bindings anew, if the queue itself exists; whether it does.
+    pub(crate) async fn restore(&self, names: &Names, queue: &QueueName) -> Result<bool, LinkDown> {
+        let name = names.queue(queue);
+        // A yes from before says nothing about the bindings.
+        self.seen().retain(|other, seen| *other != name || !seen.exists);
+        let restoring = async {
+            if !self.look(&name).await? {
+                return Ok(false);
             }
-            seen.insert(queue.to_owned(), Instant::now());
+            let plan = Plan { names: names.clone(), queues: vec![queue.clone()] };
+            plan.declare(&self.channel().await?).await.map_err(|error| LinkDown(error.to_string()))?;
+            Ok(true)
+        };
+        self.ask(&name, restoring).await
+    }
+
+    /// Answers from memory, else by asking.
+    async fn ask(
+        &self,
+        queue: &str,
+        question: impl Future<Output = Result<bool, LinkDown>>,
+    ) -> Result<bool, LinkDown> {
+        let asked = Instant::now();
+        let asking = async {
+            let _turn = self.asking.lock().await;
+            if let Some(exists) = self.remembered(queue, asked) {
+                return Ok(exists);
+            }
+            let exists = question.await?;
+            self.remember(queue, exists);
+            Ok(exists)
+        };
+        match timeout(REQUEST_TIMEOUT, asking).await {
+            Ok(answer) => answer,
+            Err(_) => Err(LinkDown("no answer about the queue".to_owned())),
         }
-        Ok(exists)
     }
 
     async fn look(&self, queue: &str) -> Result<bool, LinkDown> {
-        let connection = self.pool.get().await.map_err(|error| LinkDown(error.to_string()))?;
-        let channel = connection.create_channel().await.map_err(|error| LinkDown(error.to_string()))?;
+        let channel = self.channel().await?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         match channel.queue_declare(short(queue), passive, FieldTable::default()).await {
             Ok(_) => Ok(true),
@@ -87,29 +122,40 @@ impl Admin {
         }
     }
 
-    /// Declares a work queue's company and bindings anew, if the queue itself exists; whether it does.
-    pub(crate) async fn restore(&self, names: &Names, queue: &QueueName) -> Result<bool, LinkDown> {
-        let restoring = async {
-            if !self.look(&names.queue(queue)).await? {
-                return Ok(false);
+    async fn channel(&self) -> Result<Channel, LinkDown> {
+        let connection = self.pool.get().await.map_err(|error| LinkDown(error.to_string()))?;
+        for _ in 0..CHANNEL_ATTEMPTS {
+            match connection.create_channel().await {
+                Ok(channel) => return Ok(channel),
+                // The number of a channel that a "no" has just closed is given out again at once, and what closed
+                // the old one may still be told to the new one.
+                Err(error) if is_not_found(&error) => {}
+                Err(error) => return Err(LinkDown(error.to_string())),
             }
-            let connection = self.pool.get().await.map_err(|error| LinkDown(error.to_string()))?;
-            let channel = connection.create_channel().await.map_err(|error| LinkDown(error.to_string()))?;
-            let plan = Plan { names: names.clone(), queues: vec![queue.clone()] };
-            plan.declare(&channel).await.map_err(|error| LinkDown(error.to_string()))?;
-            Ok(true)
-        };
-        match timeout(REQUEST_TIMEOUT, restoring).await {
-            Ok(answer) => answer,
-            Err(_) => Err(LinkDown("no answer about the queue".to_owned())),
         }
+        Err(LinkDown("cannot open a channel".to_owned()))
+    }
+
+    /// A yes holds for a while; a no only if it came after the question: a worker may declare the queue any moment.
+    fn remembered(&self, queue: &str, asked: Instant) -> Option<bool> {
+        let seen = *self.seen().get(queue)?;
+        let holds = if seen.exists { seen.at.elapsed() < REMEMBERED } else { seen.at >= asked };
+        holds.then_some(seen.exists)
+    }
+
+    fn remember(&self, queue: &str, exists: bool) {
+        let mut seen = self.seen();
+        if seen.len() >= REMEMBERED_MAX {
+            seen.clear();
+        }
+        seen.insert(queue.to_owned(), Seen { exists, at: Instant::now() });
     }
 
     pub(crate) fn close(&self) {
         self.pool.close();
     }
 
-    fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<String, Instant>> {
+    fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<String, Seen>> {
         // The map is whole after every statement.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
