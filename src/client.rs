@@ -6,36 +6,33 @@
 //!
 //! Not done here: remembering jobs. What became of a job is known to whoever waits for its reply.
 
+mod error;
+mod live;
 mod recording;
 
 use std::{
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use thiserror::Error;
 use tokio::time::Instant;
 
-pub use self::recording::Recorded;
+#[cfg(feature = "worker")]
+pub(crate) use self::live::Links;
+pub(crate) use self::live::{Live, Role};
 use self::recording::Recording;
+pub use self::{
+    error::{CallError, EnqueueError, SubmitError},
+    recording::Recorded,
+};
 pub use crate::amqp::replies::{WaitError, Waiter};
 use crate::{
-    amqp::{
-        Names, PublishError,
-        admin::Admin,
-        connection::{AmqpRuntime, Link},
-        control::Catalogue,
-        delay,
-        publisher::{Publisher, Target},
-        replies::Replies,
-        topology::Plan,
-        version,
-    },
+    amqp::{control::Catalogue, delay, replies::Replies},
     config::Config,
-    job::{Envelope, Job, JobId, Kind, NameError, QueueName, Reply, Status, envelope::RetryOverrides, json},
+    job::{Envelope, Job, JobId, Kind, QueueName, Reply, Status, envelope::RetryOverrides, json},
 };
 
 /// A job and when it is to run.
@@ -45,112 +42,6 @@ pub struct Submission {
     pub envelope: Envelope,
     /// How long it waits before it is queued; zero: now.
     pub delay: Duration,
-}
-
-/// Why a job was not accepted, or not surely.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum SubmitError {
-    /// The queue does not exist: no worker has declared it, and no configuration names it. Not accepted.
-    #[error("no worker has declared queue {0}")]
-    UnknownQueue(QueueName),
-    /// The delay is longer than `limits.max_delay`. Not accepted.
-    #[error("the delay is longer than limits.max_delay")]
-    DelayTooLong,
-    /// The args are longer than `limits.args`. Not accepted.
-    #[error("the args are {len} bytes, over the limit of {limit} (limits.args)")]
-    TooLarge {
-        /// Bytes found.
-        len: usize,
-        /// Bytes allowed.
-        limit: usize,
-    },
-    /// The broker refused it: a queue with a length limit is full, or its leader did not answer. Not accepted.
-    #[error("the broker refused the job: its queue is full, or does not answer")]
-    Refused,
-    /// There is no connection to the broker. Not accepted.
-    #[error("the broker is not available: {0}")]
-    Unavailable(String),
-    /// A memory or disk alarm of the broker stops all publishing. Not accepted.
-    #[error("the broker is blocked by a memory or disk alarm")]
-    Blocked,
-    /// Too many jobs wait to be published. Not accepted.
-    #[error("too many jobs wait to be published")]
-    Full,
-    /// The broker did not confirm in time. The job may run.
-    #[error("the broker did not confirm in time; the job may run")]
-    Timeout,
-    /// The connection was lost before the confirm. The job may run.
-    #[error("the connection was lost before the broker confirmed; the job may run: {0}")]
-    Lost(String),
-}
-
-impl From<PublishError> for SubmitError {
-    fn from(error: PublishError) -> Self {
-        match error {
-            PublishError::Refused => Self::Refused,
-            PublishError::Unavailable(why) => Self::Unavailable(why),
-            PublishError::Blocked => Self::Blocked,
-            PublishError::Full => Self::Full,
-            PublishError::Timeout => Self::Timeout,
-            PublishError::Lost(why) => Self::Lost(why),
-            // Told apart from an unknown queue where the job is known.
-            PublishError::Unroutable => Self::Unavailable("no queue takes this job".to_owned()),
-        }
-    }
-}
-
-/// Why [`Client::enqueue`] failed.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum EnqueueError {
-    /// The job cannot be written as JSON, or nests too deep.
-    #[error("the args cannot be written as JSON: {0}")]
-    Args(String),
-    /// A kind or queue name breaks its rule.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// The job was not accepted, or not surely.
-    #[error(transparent)]
-    Submit(#[from] SubmitError),
-}
-
-/// Why [`Client::call`] gave no output.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum CallError {
-    /// The job was not enqueued, or not surely.
-    #[error(transparent)]
-    Enqueue(#[from] EnqueueError),
-    /// Nobody can wait for a reply now; the job was not enqueued.
-    #[error(transparent)]
-    Wait(#[from] WaitError),
-    /// No reply by the deadline. A job that had not started expires; one that runs goes on.
-    #[error("job {0} did not end in time")]
-    Timeout(JobId),
-    /// The job failed for good.
-    #[error("job {id} is dead ({reason}): [{code}] {message}")]
-    Dead {
-        /// The job.
-        id: JobId,
-        /// Why it is dead, as on the wire.
-        reason: String,
-        /// The error's code.
-        code: String,
-        /// The error's text.
-        message: String,
-    },
-    /// No worker started the job before its expiry.
-    #[error("job {0} expired before a worker started it")]
-    Expired(JobId),
-    /// The output is not what the job's type says, or was over the limit and left out.
-    #[error("the output of job {id} cannot be read: {detail}")]
-    Output {
-        /// The job.
-        id: JobId,
-        /// What is wrong.
-        detail: String,
-    },
 }
 
 /// What one job does differently from its kind.
@@ -196,64 +87,6 @@ struct Inner {
     role: Role,
     live: OnceLock<Result<Live, String>>,
     recording: Option<Recording>,
-}
-
-/// What a process is, which decides what it starts and how patient it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// A program that enqueues. Waits for a connection within the confirm timeout.
-    Producer,
-    /// The HTTP front. Refuses at once what cannot be published now.
-    Http,
-    /// A worker, with its queues.
-    Worker(Vec<QueueName>),
-}
-
-impl Role {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Producer => "client",
-            Self::Http => "http",
-            Self::Worker(_) => "worker",
-        }
-    }
-}
-
-/// Starts connections of this process, and closes them all; cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Links {
-    amqp: crate::config::Amqp,
-    plan: Plan,
-    /// What the connections' names start with.
-    name: String,
-    runtime: Arc<AmqpRuntime>,
-    started: Arc<Mutex<Vec<Link>>>,
-}
-
-impl Links {
-    /// A connection for one purpose, which the management UI shows in its name.
-    pub(crate) fn start(&self, purpose: &str) -> Link {
-        let name = format!("{} {purpose}", self.name);
-        let link = Link::start(&self.amqp, name, self.plan.clone(), &self.runtime);
-        self.started.lock().unwrap_or_else(PoisonError::into_inner).push(link.clone());
-        link
-    }
-
-    fn all(&self) -> Vec<Link> {
-        self.started.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-/// The connections of a client, once they are needed.
-pub(crate) struct Live {
-    pub(crate) names: Names,
-    pub(crate) instance: String,
-    pub(crate) publisher: Publisher,
-    pub(crate) consume: Link,
-    pub(crate) links: Links,
-    admin: Admin,
-    replies: OnceLock<Replies>,
-    catalogue: OnceLock<Catalogue>,
 }
 
 impl Client {
@@ -466,133 +299,6 @@ impl Client {
     }
 }
 
-impl Live {
-    fn start(config: &Config, role: &Role) -> Result<Self, String> {
-        version::parse(config.amqp.url.expose())?;
-        let runtime = AmqpRuntime::start().map_err(|error| format!("cannot start a thread: {error}"))?;
-        let names = Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix);
-        let instance = instance();
-        let mut queues = config.amqp.queues.clone();
-        if let Role::Worker(own) = role {
-            queues.extend(own.iter().filter(|queue| !config.amqp.queues.contains(queue)).cloned());
-        }
-        let plan = Plan { names: names.clone(), queues };
-        let name = format!("{} {} {instance}", config.amqp.prefix, role.name());
-        let admin =
-            Admin::new(&config.amqp, format!("{name} admin"), &runtime).map_err(|error| error.to_string())?;
-        let links = Links { amqp: config.amqp.clone(), plan, name, runtime, started: Arc::default() };
-        let publish = links.start("publish");
-        publish.keep_repaired();
-        Ok(Self {
-            publisher: Publisher::start(&publish, config.amqp.window, config.amqp.backlog),
-            names,
-            instance,
-            consume: links.start("consume"),
-            links,
-            admin,
-            replies: OnceLock::new(),
-            catalogue: OnceLock::new(),
-        })
-    }
-
-    /// The runtime that the connections live on.
-    pub(crate) fn runtime(&self) -> tokio::runtime::Handle {
-        self.links.runtime.handle()
-    }
-
-    fn replies(&self, limit: usize) -> &Replies {
-        self.replies.get_or_init(|| Replies::start(&self.consume, &self.names, &self.instance, limit))
-    }
-
-    fn catalogue(&self) -> &Catalogue {
-        // On a connection of its own: a record that lapin cannot read costs the connection.
-        self.catalogue.get_or_init(|| {
-            Catalogue::start(&self.links.start("control"), self.publisher.clone(), &self.names)
-        })
-    }
-
-    async fn check_queue(&self, queue: &QueueName, deadline: Instant) -> Result<(), SubmitError> {
-        let link = self.publisher.link();
-        if link.declares(queue) {
-            return Ok(());
-        }
-        // A broker that is away is not asked on a connection of its own, which would be another wait.
-        link.wait_up(deadline).await.map_err(|down| SubmitError::Unavailable(down.0))?;
-        match self.admin.queue_exists(&self.names.queue(queue)).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(SubmitError::UnknownQueue(queue.clone())),
-            Err(down) => Err(SubmitError::Unavailable(down.0)),
-        }
-    }
-
-    /// Publishes a job towards its queue, to arrive after `ticks`.
-    async fn publish_job(
-        &self,
-        envelope: &Envelope,
-        ticks: u32,
-        patient: bool,
-        deadline: Instant,
-    ) -> Result<(), SubmitError> {
-        let (exchange, key) = self.names.route(&envelope.queue, envelope.kind.as_str(), ticks);
-        let target = Target { exchange, key, mandatory: true };
-        match self.publish(target.clone(), envelope, patient, deadline).await {
-            Err(PublishError::Unroutable) if self.publisher.link().declares(&envelope.queue) => {
-                // One of our own queues: someone deleted it or its binding.
-                self.publisher.link().repair().await.map_err(|down| SubmitError::Unavailable(down.0))?;
-                Ok(self.publish(target, envelope, patient, deadline).await?)
-            }
-            Err(PublishError::Unroutable) => {
-                // Another process's queue: it is unknown only if it does not exist. If it does, its binding is gone.
-                let restored = self.admin.restore(&self.names, &envelope.queue).await;
-                if !restored.map_err(|down| SubmitError::Unavailable(down.0))? {
-                    return Err(SubmitError::UnknownQueue(envelope.queue.clone()));
-                }
-                Ok(self.publish(target, envelope, patient, deadline).await?)
-            }
-            other => Ok(other?),
-        }
-    }
-
-    async fn publish(
-        &self,
-        target: Target,
-        envelope: &Envelope,
-        patient: bool,
-        deadline: Instant,
-    ) -> Result<(), PublishError> {
-        if patient {
-            self.publisher.publish_patiently(target, envelope.encode(), deadline).await
-        } else {
-            self.publisher.publish(target, envelope.encode(), deadline).await
-        }
-    }
-
-    /// Stops what uses the connections.
-    fn give_up(&self) {
-        if let Some(replies) = self.replies.get() {
-            replies.close();
-        }
-        if let Some(catalogue) = self.catalogue.get() {
-            catalogue.close();
-        }
-        self.admin.close();
-    }
-
-    pub(crate) async fn close(&self) {
-        self.give_up();
-        join_all(self.links.all().iter().map(Link::close)).await;
-    }
-}
-
-/// The tasks that keep the connections hold the runtime they run on: without this, a dropped client would leave
-/// both behind.
-impl Drop for Live {
-    fn drop(&mut self) {
-        self.give_up();
-        self.links.all().iter().for_each(Link::give_up);
-    }
-}
-
 fn submission<J: Job>(job: &J, options: EnqueueOptions) -> Result<Submission, EnqueueError> {
     let args = serde_json::to_vec(job).map_err(|error| EnqueueError::Args(error.to_string()))?;
     json::check_depth(&args).map_err(|error| EnqueueError::Args(error.to_string()))?;
@@ -626,16 +332,4 @@ fn read_output<T: serde::de::DeserializeOwned>(reply: &Reply) -> Result<T, CallE
 
 fn default_queue() -> QueueName {
     QueueName::parse("default").expect("a literal within the rule")
-}
-
-/// A name for this process that people can find: host, process id, and some random digits, because containers
-/// repeat both.
-fn instance() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .or_else(|_| std::env::var("HOSTNAME").map_err(std::io::Error::other));
-    let host = host.unwrap_or_else(|_| "host".to_owned());
-    let host: String =
-        host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
-    let random = uuid::Uuid::new_v8(*JobId::new().as_bytes()).simple().to_string();
-    format!("{host}-{}-{}", std::process::id(), &random[random.len() - 6..])
 }

@@ -1,0 +1,219 @@
+//! The connections behind a client: what a process is decides which of them it starts.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use super::SubmitError;
+use crate::{
+    amqp::{
+        Names, PublishError,
+        admin::Admin,
+        connection::{AmqpRuntime, Link},
+        control::Catalogue,
+        publisher::{Publisher, Target},
+        replies::Replies,
+        topology::Plan,
+        version,
+    },
+    config::{self, Config},
+    job::{Envelope, JobId, QueueName},
+};
+
+/// What a process is, which decides what it starts and how patient it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// A program that enqueues. Waits for a connection within the confirm timeout.
+    Producer,
+    /// The HTTP front. Refuses at once what cannot be published now.
+    Http,
+    /// A worker, with its queues.
+    Worker(Vec<QueueName>),
+}
+
+impl Role {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Producer => "client",
+            Self::Http => "http",
+            Self::Worker(_) => "worker",
+        }
+    }
+}
+
+/// Starts connections of this process, and closes them all; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Links {
+    amqp: config::Amqp,
+    plan: Plan,
+    /// What the connections' names start with.
+    name: String,
+    runtime: Arc<AmqpRuntime>,
+    started: Arc<Mutex<Vec<Link>>>,
+}
+
+impl Links {
+    /// A connection for one purpose, which the management UI shows in its name.
+    pub(crate) fn start(&self, purpose: &str) -> Link {
+        let name = format!("{} {purpose}", self.name);
+        let link = Link::start(&self.amqp, name, self.plan.clone(), &self.runtime);
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).push(link.clone());
+        link
+    }
+
+    fn all(&self) -> Vec<Link> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The connections of a client, once they are needed.
+pub(crate) struct Live {
+    pub(crate) names: Names,
+    pub(crate) instance: String,
+    pub(crate) publisher: Publisher,
+    pub(crate) consume: Link,
+    pub(crate) links: Links,
+    admin: Admin,
+    pub(super) replies: OnceLock<Replies>,
+    pub(super) catalogue: OnceLock<Catalogue>,
+}
+
+impl Live {
+    pub(super) fn start(config: &Config, role: &Role) -> Result<Self, String> {
+        version::parse(config.amqp.url.expose())?;
+        let runtime = AmqpRuntime::start().map_err(|error| format!("cannot start a thread: {error}"))?;
+        let names = Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix);
+        let instance = instance();
+        let mut queues = config.amqp.queues.clone();
+        if let Role::Worker(own) = role {
+            queues.extend(own.iter().filter(|queue| !config.amqp.queues.contains(queue)).cloned());
+        }
+        let plan = Plan { names: names.clone(), queues };
+        let name = format!("{} {} {instance}", config.amqp.prefix, role.name());
+        let admin =
+            Admin::new(&config.amqp, format!("{name} admin"), &runtime).map_err(|error| error.to_string())?;
+        let links = Links { amqp: config.amqp.clone(), plan, name, runtime, started: Arc::default() };
+        let publish = links.start("publish");
+        publish.keep_repaired();
+        Ok(Self {
+            publisher: Publisher::start(&publish, config.amqp.window, config.amqp.backlog),
+            names,
+            instance,
+            consume: links.start("consume"),
+            links,
+            admin,
+            replies: OnceLock::new(),
+            catalogue: OnceLock::new(),
+        })
+    }
+
+    /// The runtime that the connections live on.
+    pub(crate) fn runtime(&self) -> tokio::runtime::Handle {
+        self.links.runtime.handle()
+    }
+
+    pub(super) fn replies(&self, limit: usize) -> &Replies {
+        self.replies.get_or_init(|| Replies::start(&self.consume, &self.names, &self.instance, limit))
+    }
+
+    pub(super) fn catalogue(&self) -> &Catalogue {
+        // On a connection of its own: a record that lapin cannot read costs the connection.
+        self.catalogue.get_or_init(|| {
+            Catalogue::start(&self.links.start("control"), self.publisher.clone(), &self.names)
+        })
+    }
+
+    pub(super) async fn check_queue(&self, queue: &QueueName, deadline: Instant) -> Result<(), SubmitError> {
+        let link = self.publisher.link();
+        if link.declares(queue) {
+            return Ok(());
+        }
+        // A broker that is away is not asked on a connection of its own, which would be another wait.
+        link.wait_up(deadline).await.map_err(|down| SubmitError::Unavailable(down.0))?;
+        match self.admin.queue_exists(&self.names.queue(queue)).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(SubmitError::UnknownQueue(queue.clone())),
+            Err(down) => Err(SubmitError::Unavailable(down.0)),
+        }
+    }
+
+    /// Publishes a job towards its queue, to arrive after `ticks`.
+    pub(super) async fn publish_job(
+        &self,
+        envelope: &Envelope,
+        ticks: u32,
+        patient: bool,
+        deadline: Instant,
+    ) -> Result<(), SubmitError> {
+        let (exchange, key) = self.names.route(&envelope.queue, envelope.kind.as_str(), ticks);
+        let target = Target { exchange, key, mandatory: true };
+        match self.publish(target.clone(), envelope, patient, deadline).await {
+            Err(PublishError::Unroutable) if self.publisher.link().declares(&envelope.queue) => {
+                // One of our own queues: someone deleted it or its binding.
+                self.publisher.link().repair().await.map_err(|down| SubmitError::Unavailable(down.0))?;
+                Ok(self.publish(target, envelope, patient, deadline).await?)
+            }
+            Err(PublishError::Unroutable) => {
+                // Another process's queue: it is unknown only if it does not exist. If it does, its binding is gone.
+                let restored = self.admin.restore(&self.names, &envelope.queue).await;
+                if !restored.map_err(|down| SubmitError::Unavailable(down.0))? {
+                    return Err(SubmitError::UnknownQueue(envelope.queue.clone()));
+                }
+                Ok(self.publish(target, envelope, patient, deadline).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    async fn publish(
+        &self,
+        target: Target,
+        envelope: &Envelope,
+        patient: bool,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        if patient {
+            self.publisher.publish_patiently(target, envelope.encode(), deadline).await
+        } else {
+            self.publisher.publish(target, envelope.encode(), deadline).await
+        }
+    }
+
+    /// Stops what uses the connections.
+    fn give_up(&self) {
+        if let Some(replies) = self.replies.get() {
+            replies.close();
+        }
+        if let Some(catalogue) = self.catalogue.get() {
+            catalogue.close();
+        }
+        self.admin.close();
+    }
+
+    pub(crate) async fn close(&self) {
+        self.give_up();
+        join_all(self.links.all().iter().map(Link::close)).await;
+    }
+}
+
+/// The tasks that keep the connections hold the runtime they run on: without this, a dropped client would leave
+/// both behind.
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.give_up();
+        self.links.all().iter().for_each(Link::give_up);
+    }
+}
+
+/// A name for this process that people can find: host, process id, and some random digits, because containers
+/// repeat both.
+fn instance() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::env::var("HOSTNAME").map_err(std::io::Error::other));
+    let host = host.unwrap_or_else(|_| "host".to_owned());
+    let host: String =
+        host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
+    let random = uuid::Uuid::new_v8(*JobId::new().as_bytes()).simple().to_string();
+    format!("{host}-{}-{}", std::process::id(), &random[random.len() - 6..])
+}
