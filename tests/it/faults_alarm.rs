@@ -45,7 +45,8 @@ async fn an_alarm_holds_up_but_neither_loses_nor_doubles() {
     // Work goes on, and so do acknowledgements.
     stage.ledger().until("end", 8).await;
     stage.ledger().until("fail", 8).await;
-    // Long enough for the retries' confirms to be missed, more than once.
+    // Nothing happens here to wait for: the alarm must last long enough for the retries' confirms to be missed, more
+    // than once.
     tokio::time::sleep(Duration::from_secs(3)).await;
 
     node.ctl(&["set_vm_memory_high_watermark", "0.4"]).await.expect("the end of the alarm");

@@ -39,6 +39,7 @@ async fn connections_cut_every_second_lose_and_convict_nothing() {
     let cutting = async {
         let mut cut = 0;
         for _ in 0..CUTS {
+            // The fault itself: a cut every second.
             sleep(Duration::from_secs(1)).await;
             cut += way.cut();
         }

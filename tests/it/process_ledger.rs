@@ -80,6 +80,7 @@ async fn run(job: Do, cx: Context<Book>) -> JobResult<Value> {
         [] => Way::Well,
         ways => ways[(book.starts(&cx) - 1).min(ways.len() - 1)],
     };
+    // The job itself: it takes as long as its args say.
     let pause = tokio::time::sleep(Duration::from_millis(job.ms));
     tokio::select! {
         () = pause => {}
@@ -110,10 +111,12 @@ async fn end(way: Way, cx: &Context<Book>) -> JobResult<Value> {
 
 fn spin<T>() -> T {
     loop {
+        // Keeps its thread for ever, without keeping the core from others.
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
+// No test: the entry point of the worker processes, which are this program started again for this function alone.
 #[test]
 #[ignore = "the worker that other tests start"]
 fn ledger_worker() {

@@ -393,6 +393,7 @@ pub(crate) async fn submit_until(
             (503, "broker_unavailable" | "broker_blocked" | "overloaded") => submitted.refused += 1,
             _ => panic!("not documented: {answer:?}"),
         }
+        // The load's rate.
         sleep(pause).await;
     }
     submitted
