@@ -323,6 +323,7 @@ fn read_output<T: serde::de::DeserializeOwned>(reply: &Reply) -> Result<T, CallE
         (Status::Succeeded, _) => serde_json::from_slice(&reply.body)
             .map_err(|error| CallError::Output { id, detail: error.to_string() }),
         (Status::Expired, _) => Err(CallError::Expired(id)),
+        (Status::Cancelled, _) => Err(CallError::Cancelled(id)),
         (Status::Dead, failure) => {
             let (code, message) = failure.map(|failure| (failure.code, failure.message)).unwrap_or_default();
             Err(CallError::Dead { id, reason: reply.reason.clone().unwrap_or_default(), code, message })

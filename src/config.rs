@@ -8,7 +8,7 @@ mod duration;
 mod load;
 mod secret;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,10 @@ pub struct Config {
     pub limits: Limits,
     /// Ending a process.
     pub shutdown: Shutdown,
+    /// The record of every job.
+    pub record: Record,
+    /// Cancelling jobs.
+    pub cancel: Cancel,
     /// Logs.
     pub log: Log,
     /// Which queue a kind goes to while no worker has announced it: `"image.thumbnail" = "media"`.
@@ -152,6 +156,10 @@ pub struct Worker {
     /// Run a job in a child process from this delivery on, because it may be what killed the worker before.
     /// 0: never. Default 3.
     pub isolate_from_delivery: u32,
+    /// How long a delivery that may be a repeat is held until an HTTP process has said whether its job has ended.
+    /// Then it is run. 0: never ask. Default 60 s.
+    #[serde(with = "duration")]
+    pub lookup_patience: Duration,
     /// The broker's consumer timeout: a delivery that is unacknowledged for longer closes the channel. Checked
     /// against timeouts and prefetch at start. Default 30 min, RabbitMQ's own.
     #[serde(with = "duration")]
@@ -174,6 +182,7 @@ impl Default for Worker {
             patience: 5,
             patience_initial: Duration::from_secs(2),
             isolate_from_delivery: 3,
+            lookup_patience: Duration::from_secs(60),
             consumer_timeout: Duration::from_secs(1800),
             reply_queues: Vec::new(),
             queues: BTreeMap::new(),
@@ -237,6 +246,52 @@ pub struct Shutdown {
 impl Default for Shutdown {
     fn default() -> Self {
         Self { grace: Duration::from_secs(25) }
+    }
+}
+
+/// `[record]`: what is remembered of jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Record {
+    /// Folder of an HTTP process's record; each process needs its own, and locks it. It can be deleted while the
+    /// process is down: the record is rebuilt from the event log. Default `hopline-record` in the working directory.
+    pub path: PathBuf,
+    /// Longest args and output that are recorded, in bytes; longer ones are left out of the record (not of the
+    /// job). At most 1 MiB. Default 64 KiB.
+    pub max_inline: usize,
+    /// How long a job that has ended is remembered. Dead jobs are remembered until they are replayed or purged.
+    /// At least 1 min. Default 7 d.
+    #[serde(with = "duration")]
+    pub retention: Duration,
+    /// How long a job may be waiting in a queue that is empty and idle until it counts as lost (its message was
+    /// deleted by hand). Default 10 min.
+    #[serde(with = "duration")]
+    pub lost_after: Duration,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::from("hopline-record"),
+            max_inline: 64 << 10,
+            retention: Duration::from_secs(7 * 86_400),
+            lost_after: Duration::from_secs(600),
+        }
+    }
+}
+
+/// `[cancel]`: cancelling jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cancel {
+    /// How long a running handler has to end by itself after it was asked to; then it is dropped. Default 10 s.
+    #[serde(with = "duration")]
+    pub grace: Duration,
+}
+
+impl Default for Cancel {
+    fn default() -> Self {
+        Self { grace: Duration::from_secs(10) }
     }
 }
 

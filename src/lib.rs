@@ -7,9 +7,11 @@ pub mod amqp;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod event;
 #[cfg(feature = "server")]
 pub mod http;
 pub mod job;
+pub mod record;
 pub mod retry;
 #[cfg(feature = "worker")]
 pub mod shutdown;

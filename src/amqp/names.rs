@@ -47,6 +47,42 @@ impl Names {
         format!("{}.control.log", self.prefix)
     }
 
+    /// Topic exchange: lifecycle events for whoever binds a queue.
+    #[must_use]
+    pub fn events(&self) -> String {
+        format!("{}.events", self.prefix)
+    }
+
+    /// Fanout exchange: the way of events into the log, and nowhere else.
+    #[must_use]
+    pub fn record(&self) -> String {
+        format!("{}.record", self.prefix)
+    }
+
+    /// Stream: the event log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        format!("{}.log", self.prefix)
+    }
+
+    /// Queue: workers ask here whether a job has ended.
+    #[must_use]
+    pub fn lookup(&self) -> String {
+        format!("{}.lookup", self.prefix)
+    }
+
+    /// The queue of one connection of one HTTP process for what workers say of themselves.
+    #[must_use]
+    pub fn heartbeat_queue(&self, instance: &str, epoch: u64) -> String {
+        format!("{}.heartbeats.{instance}.{epoch}", self.prefix)
+    }
+
+    /// Name of the exclusive queue whose declaration is the cluster-wide lock on a pass over a dead-letter queue.
+    #[must_use]
+    pub fn pass_lock(&self, queue: &QueueName) -> String {
+        format!("{}.pass.{queue}", self.prefix)
+    }
+
     /// Direct exchange: replies to our own callers.
     #[must_use]
     pub fn replies(&self) -> String {

@@ -32,6 +32,14 @@ const NO_DELIVERY_LIMIT: i32 = i32::MAX;
 const CONTROL_AGE: &str = "60D";
 const CONTROL_BYTES: i64 = 1 << 30;
 const CONTROL_SEGMENT: i64 = 32 << 20;
+/// How long the log keeps events, and how much of them: generous constants, because arguments cannot be changed.
+/// Policies tighten them.
+const LOG_AGE: &str = "90D";
+const LOG_BYTES: i64 = 16 << 30;
+const LOG_SEGMENT: i64 = 64 << 20;
+/// How long a worker's question waits for an HTTP process, in ms, and how many of them.
+const LOOKUP_TTL_MS: i32 = 10_000;
+const LOOKUP_LENGTH: i32 = 10_000;
 
 /// The broker refused to declare something.
 #[derive(Debug, Clone, Error)]
@@ -100,6 +108,8 @@ impl Plan {
             (names.jobs(), ExchangeKind::Topic, FieldTable::default()),
             (names.dead(), ExchangeKind::Topic, FieldTable::default()),
             (names.control(), ExchangeKind::Topic, FieldTable::default()),
+            (names.events(), ExchangeKind::Topic, FieldTable::default()),
+            (names.record(), ExchangeKind::Fanout, FieldTable::default()),
             (names.replies(), ExchangeKind::Direct, FieldTable::default()),
             (names.strays(), ExchangeKind::Fanout, FieldTable::default()),
         ];
@@ -125,14 +135,17 @@ impl Plan {
             steps.push(queue(channel, strays.clone(), quorum(NO_DELIVERY_LIMIT, [single])));
             steps.push(bind(channel, strays.clone(), strays, String::new()));
         }
-        let log = args([
-            ("x-queue-type", text("stream")),
-            ("x-max-age", text(CONTROL_AGE)),
-            ("x-max-length-bytes", AMQPValue::LongLongInt(CONTROL_BYTES)),
-            ("x-stream-max-segment-size-bytes", AMQPValue::LongLongInt(CONTROL_SEGMENT)),
-        ]);
-        steps.push(queue(channel, names.control_log(), log));
+        steps.push(queue(channel, names.control_log(), stream(CONTROL_AGE, CONTROL_BYTES, CONTROL_SEGMENT)));
         steps.push(bind(channel, names.control_log(), names.control(), "#".to_owned()));
+        steps.push(queue(channel, names.log(), stream(LOG_AGE, LOG_BYTES, LOG_SEGMENT)));
+        steps.push(bind(channel, names.log(), names.record(), String::new()));
+        // Questions are asked again: what waits too long, or too many, may go.
+        let lookup = args([
+            ("x-message-ttl", AMQPValue::LongInt(LOOKUP_TTL_MS)),
+            ("x-max-length", AMQPValue::LongInt(LOOKUP_LENGTH)),
+        ]);
+        steps.push(queue(channel, names.lookup(), lookup));
+        steps.push(bind(channel, names.lookup(), names.replies(), names.lookup()));
         steps
     }
 
@@ -195,6 +208,15 @@ fn quorum<const N: usize>(delivery_limit: i32, more: [(&str, AMQPValue); N]) -> 
     table.insert("x-queue-type".into(), text("quorum"));
     table.insert("x-delivery-limit".into(), AMQPValue::LongInt(delivery_limit));
     table
+}
+
+fn stream(age: &str, bytes: i64, segment: i64) -> FieldTable {
+    args([
+        ("x-queue-type", text("stream")),
+        ("x-max-age", text(age)),
+        ("x-max-length-bytes", AMQPValue::LongLongInt(bytes)),
+        ("x-stream-max-segment-size-bytes", AMQPValue::LongLongInt(segment)),
+    ])
 }
 
 fn exchange(channel: &Channel, name: String, kind: ExchangeKind, args: FieldTable) -> Step<'_> {

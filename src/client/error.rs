@@ -100,6 +100,9 @@ pub enum CallError {
         /// The error's text.
         message: String,
     },
+    /// The job was cancelled.
+    #[error("job {0} was cancelled")]
+    Cancelled(JobId),
     /// No worker started the job before its expiry.
     #[error("job {0} expired before a worker started it")]
     Expired(JobId),

@@ -151,6 +151,7 @@ impl Config {
             within("http.max_connections", self.http.max_connections, 1, 1_000_000),
             within("limits.args", self.limits.args, 1 << 10, 16 << 20),
             within("limits.output", self.limits.output, 0, 16 << 20),
+            within("record.max_inline", self.record.max_inline, 0, 1 << 20),
             within("worker.cpu_threads", self.worker.cpu_threads, 0, 1024),
             within("worker.patience", self.worker.patience as usize, 0, 20),
         ];
@@ -169,6 +170,10 @@ impl Config {
             ("http.read_timeout", self.http.read_timeout, 1, 3600),
             ("limits.max_delay", self.limits.max_delay, 0, 310 * 86_400),
             ("shutdown.grace", self.shutdown.grace, 0, 86_400),
+            ("record.retention", self.record.retention, 60, 3650 * 86_400),
+            ("record.lost_after", self.record.lost_after, 1, 30 * 86_400),
+            ("cancel.grace", self.cancel.grace, 0, 3600),
+            ("worker.lookup_patience", self.worker.lookup_patience, 0, 3600),
             ("worker.patience_initial", self.worker.patience_initial, 0, 86_400),
             ("worker.consumer_timeout", self.worker.consumer_timeout, 60, 100 * 86_400),
         ];

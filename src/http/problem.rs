@@ -68,6 +68,8 @@ codes! {
     MethodNotAllowed = METHOD_NOT_ALLOWED "method_not_allowed" "The path does not have this method";
     /// The client sent its head or its body too slowly.
     RequestTimeout = REQUEST_TIMEOUT "request_timeout" "The request did not arrive in time";
+    /// RPC: the job was cancelled.
+    JobCancelled = CONFLICT "job_cancelled" "The job was cancelled";
     /// Body, args or an item over its limit of bytes.
     TooLarge = PAYLOAD_TOO_LARGE "too_large" "The request is over a limit of bytes";
     /// More items in a batch than allowed.

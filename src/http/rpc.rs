@@ -183,6 +183,10 @@ fn ended(job: &Envelope, reply: &Reply) -> Result<Response, Problem> {
             let detail = reply.failure().map_or_else(String::new, |failure| failure.message);
             Err(about(Problem::new(code, detail)))
         }
+        Status::Cancelled => {
+            let detail = reply.failure().map_or_else(String::new, |failure| failure.message);
+            Err(about(Problem::new(Code::JobCancelled, detail)))
+        }
         Status::Expired => Err(about(Problem::new(
             Code::WaitTimeout,
             "no worker could start the job in time; it has expired and will not run",

@@ -55,6 +55,16 @@ pub enum Reason {
     UnsupportedVersion,
     /// Args or headers over the limit.
     Oversize,
+    /// The broker gave up on it: it came back too often (`x-delivery-limit`).
+    DeliveryLimit,
+    /// The broker expired it: a TTL that is none of ours.
+    BrokerExpired,
+    /// Someone rejected it by hand.
+    Rejected,
+    /// Its queue was gone when its delay was over.
+    Unroutable,
+    /// Its message is gone: deleted or purged by hand, with its queue, or with the broker's disk.
+    Lost,
 }
 
 impl Reason {
@@ -69,6 +79,11 @@ impl Reason {
             Self::UnknownKind => "unknown_kind",
             Self::UnsupportedVersion => "unsupported_version",
             Self::Oversize => "oversize",
+            Self::DeliveryLimit => "delivery_limit",
+            Self::BrokerExpired => "broker_expired",
+            Self::Rejected => "rejected",
+            Self::Unroutable => "unroutable",
+            Self::Lost => "lost",
         }
     }
 }
@@ -104,6 +119,55 @@ pub fn mark(mut message: Message, death: &Death<'_>) -> Message {
         message.headers.insert(name.to_owned(), value);
     }
     message
+}
+
+/// What alike deaths share: 16 hexadecimal digits that depend on the kind, the error's code, and its text without what
+/// differs from job to job (numbers, identifiers, quoted parts).
+///
+/// Computed from what both the record and the dead message know, so that a group can be replayed. 64 bits of FNV-1a:
+/// a name for a group, no proof.
+#[must_use]
+pub fn fingerprint(kind: Option<&str>, code: &str, error: &str) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut feed = |text: &str| {
+        for byte in text.bytes().chain([0]) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    };
+    feed(kind.unwrap_or_default());
+    feed(clip(code, 100));
+    feed(&likeness(clip(error, ERROR_MAX)));
+    format!("{hash:016x}")
+}
+
+/// The first line of `text`, with each word that has a digit, and each quoted part, replaced.
+fn likeness(text: &str) -> String {
+    let mut alike = String::new();
+    let mut quote = None;
+    let mut word = String::new();
+    let end_word = |word: &mut String, alike: &mut String| {
+        let varies = word.bytes().any(|byte| byte.is_ascii_digit());
+        alike.push_str(if varies { "#" } else { word });
+        word.clear();
+    };
+    for c in text.lines().next().unwrap_or_default().chars() {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '`') => {
+                end_word(&mut word, &mut alike);
+                alike.push('"');
+                quote = Some(c);
+            }
+            (None, c) if c.is_alphanumeric() || matches!(c, '_' | '-') => word.push(c),
+            (None, c) => {
+                end_word(&mut word, &mut alike);
+                alike.push(c);
+            }
+        }
+    }
+    end_word(&mut word, &mut alike);
+    alike
 }
 
 /// Whether these are the headers of a dead job.
@@ -148,6 +212,23 @@ mod tests {
         let marked = mark(Message::default(), &death);
         assert!(is_marked(&marked.headers));
         assert!(matches!(&marked.headers[mark::ERROR], HeaderValue::Text(text) if text.len() == ERROR_MAX));
+    }
+
+    #[test]
+    fn alike_deaths_share_a_fingerprint() {
+        let of = |error: &str| fingerprint(Some("a.b"), "http_500", error);
+        let same = [
+            "user 17 has no address \"Main St. 4\"",
+            "user 18 has no address \"\"",
+            "user 99123 has no address \"x\"\nand more",
+        ];
+        assert!(same.iter().all(|error| of(error) == of(same[0])));
+        assert_ne!(of("user 17 has no address"), of("user 17 has no name"));
+        assert_ne!(of("x"), fingerprint(Some("a.c"), "http_500", "x"));
+        assert_ne!(of("x"), fingerprint(Some("a.b"), "http_502", "x"));
+        assert_eq!(of("id 0191d2c4-7b1e-7000-8000-00000000aaaa gone"), of("id 5 gone"));
+        // Part of what clients store: never change it.
+        assert_eq!(fingerprint(None, "", ""), "d94d12186c0f2fb7");
     }
 
     #[test]

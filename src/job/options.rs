@@ -18,11 +18,19 @@ pub struct Options {
     pub retry: RetryPolicy,
     /// Another queue than [`crate::Job::QUEUE`] to take this kind from.
     pub queue: Option<String>,
+    /// Whether args and outputs stay out of the record (for what must not be kept). Default false.
+    pub private: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { timeout: DEFAULT_TIMEOUT, concurrency: None, retry: RetryPolicy::default(), queue: None }
+        Self {
+            timeout: DEFAULT_TIMEOUT,
+            concurrency: None,
+            retry: RetryPolicy::default(),
+            queue: None,
+            private: false,
+        }
     }
 }
 
@@ -65,6 +73,14 @@ impl Options {
     #[must_use]
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
         self.queue = Some(queue.into());
+        self
+    }
+
+    /// Keeps args and outputs of this kind out of the record. Whoever submits learns it from the worker's
+    /// announcement: what is submitted before the first worker has announced the kind is recorded.
+    #[must_use]
+    pub fn private(mut self) -> Self {
+        self.private = true;
         self
     }
 }

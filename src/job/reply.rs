@@ -41,6 +41,8 @@ pub enum Status {
     Succeeded,
     /// Failed for good; the message waits in the dead-letter queue.
     Dead,
+    /// Cancelled before its end.
+    Cancelled,
     /// No attempt could start before the job's expiry.
     Expired,
 }
@@ -52,19 +54,22 @@ impl Status {
         match self {
             Self::Succeeded => "succeeded",
             Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
             Self::Expired => "expired",
         }
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [Self::Succeeded, Self::Dead, Self::Expired].into_iter().find(|status| status.as_str() == text)
+        [Self::Succeeded, Self::Dead, Self::Cancelled, Self::Expired]
+            .into_iter()
+            .find(|status| status.as_str() == text)
     }
 }
 
 /// Body of a reply that is no success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The handler's code, or `error`, `timeout`, `panic`, `crashed`, `expired`.
+    /// The handler's code, or `error`, `timeout`, `panic`, `crashed`, `expired`, `cancelled`.
     pub code: String,
     /// For people.
     pub message: String,
