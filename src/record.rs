@@ -7,7 +7,11 @@
 //!
 //! Writing is for every process; reading is for HTTP processes (feature `server`).
 
+#[cfg(feature = "server")]
+mod fold;
 pub mod model;
+#[cfg(feature = "server")]
+mod store;
 pub(crate) mod writer;
 
 #[cfg(feature = "server")]
