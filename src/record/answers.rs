@@ -162,7 +162,7 @@ fn question(delivery: Delivery) -> Option<Question> {
 }
 
 /// What is known of these runs, in the order asked.
-pub(super) fn look_up(store: &Store, asked: &[Asked]) -> Result<Vec<Known>, StoreError> {
+fn look_up(store: &Store, asked: &[Asked]) -> Result<Vec<Known>, StoreError> {
     let runs: Vec<(JobId, u32)> = asked.iter().map(|asked| (asked.id, asked.run)).collect();
     let found = store.lookup(&runs)?;
     let mut room = OUTPUTS_MAX;

@@ -169,3 +169,45 @@ async fn publish(publisher: &Publisher, names: &Names, id: &str, deadline: Insta
     };
     publisher.publish(target, message, deadline).await.map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn only_the_barrier_in_flight_counts_and_only_once() {
+        let barriers = Barriers::default();
+        *barriers.flying() = Some("a".to_owned());
+        barriers.land("b");
+        assert!(!*barriers.caught_up().borrow() && barriers.0.landed.notified().now_or_never().is_none());
+        barriers.land("a");
+        barriers.land("a");
+        assert!(*barriers.caught_up().borrow());
+        assert!(barriers.0.landed.notified().now_or_never().is_some());
+        assert!(
+            barriers.0.landed.notified().now_or_never().is_none(),
+            "a copy of it says nothing about the next"
+        );
+        let asked = barriers.asked();
+        barriers.lose();
+        assert!(!*barriers.caught_up().borrow() && barriers.asked() > asked);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_later_waits_for_the_next_one() {
+        let barriers = Barriers::default();
+        let deadline = Instant::now() + PATIENCE;
+        let first = barriers.catch_up(deadline);
+        let late = barriers.catch_up(deadline);
+        tokio::pin!(first, late);
+        assert!(first.as_mut().now_or_never().is_none());
+        // A barrier is written now; then somebody else asks; then it comes back.
+        let number = barriers.asked();
+        assert!(late.as_mut().now_or_never().is_none());
+        barriers.0.answered.send_replace(number);
+        assert!(first.await);
+        assert!(!late.await, "at the deadline");
+    }
+}

@@ -26,7 +26,6 @@ use tracing::warn;
 use super::{
     answers,
     barrier::Barriers,
-    lookup::{Asked, Known},
     model::{Counts, Filter, Group, JobRecord, Page, Position, QueueRecord, Scope, StoredEvent, Summary},
     projector::Projector,
     rates::Rates,
@@ -441,19 +440,6 @@ impl Record {
     #[must_use]
     pub fn watch_job(&self, id: JobId) -> JobWatch {
         self.0.shared.watching.watch(id)
-    }
-
-    /// What is known of these runs, in the order asked: all that was confirmed before this call.
-    ///
-    /// # Errors
-    /// [`RecordError`]; [`RecordError::Behind`] at the deadline.
-    pub(crate) async fn lookup(
-        &self,
-        asked: Vec<Asked>,
-        deadline: Instant,
-    ) -> Result<Vec<Known>, RecordError> {
-        self.catch_up(deadline).await?;
-        self.0.shared.read(move |store| answers::look_up(store, &asked)).await
     }
 
     /// Jobs of `queue` that have been queued, or running without news, since before `before`: the oldest first, at most

@@ -55,7 +55,7 @@ impl Watching {
 
     /// Anything may have happened: the record was begun anew.
     pub(super) fn wake_all(&self) {
-        self.jobs().values().for_each(|sender| drop(sender.send_replace(())));
+        self.jobs().values().for_each(|sender| sender.send_replace(()));
         self.0.any.send_replace(());
     }
 
