@@ -137,12 +137,7 @@ impl Replies {
         }
         answers.insert(correlation_id.to_owned(), sender);
         drop(answers);
-        Ok(Answer {
-            correlation_id: correlation_id.to_owned(),
-            reply_to,
-            receiver,
-            replies: self.clone(),
-        })
+        Ok(Answer { correlation_id: correlation_id.to_owned(), reply_to, receiver, replies: self.clone() })
     }
 
     /// The result queue's name, as soon as there is one.

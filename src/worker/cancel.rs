@@ -8,10 +8,13 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::executor::{Cancellation, Strings};
-use crate::job::JobId;
+use crate::{
+    amqp::control::{CancelOrder, Control},
+    job::JobId,
+};
 
 /// Which runs are to be cancelled, by what is known.
 type Ordered = Arc<dyn Fn(JobId, u32) -> Option<Cancellation> + Send + Sync>;
@@ -27,8 +30,29 @@ pub(super) struct Cancels {
 }
 
 impl Cancels {
-    pub(super) fn new(ordered: Ordered) -> Self {
+    /// What the control log says.
+    pub(super) fn new(control: &Control) -> Self {
+        let control = control.clone();
+        Self::by(Arc::new(move |id, run| {
+            control.cancelled(id, run).map(|order| Cancellation { by: order.by, reason: order.reason })
+        }))
+    }
+
+    fn by(ordered: Ordered) -> Self {
         Self { ordered, attempts: Mutex::default(), news: watch::Sender::new(0) }
+    }
+
+    /// Passes on what comes, until there is nothing more to come.
+    pub(super) async fn follow(&self, mut orders: broadcast::Receiver<CancelOrder>) {
+        loop {
+            match orders.recv().await {
+                Ok(CancelOrder { id, run, by, reason, .. }) => {
+                    self.tell(id, run, &Cancellation { by, reason })
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => self.look(),
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
     }
 
     /// The order to cancel this run, if there is one.
@@ -57,7 +81,7 @@ impl Cancels {
     }
 
     /// An order has come.
-    pub(super) fn tell(&self, id: JobId, run: u32, order: &Cancellation) {
+    fn tell(&self, id: JobId, run: u32, order: &Cancellation) {
         for (_, strings) in self.attempts().get(&(id, run)).into_iter().flatten() {
             strings.order(order.clone());
         }
@@ -65,7 +89,7 @@ impl Cancels {
     }
 
     /// Orders may have been missed: all attempts are looked at.
-    pub(super) fn look(&self) {
+    fn look(&self) {
         for (&(id, run), attempts) in &*self.attempts() {
             if let Some(order) = self.order(id, run) {
                 attempts.iter().for_each(|(_, strings)| strings.order(order.clone()));
@@ -109,7 +133,7 @@ mod tests {
 
     #[test]
     fn an_order_reaches_the_attempts_of_its_run() {
-        let cancels = Cancels::new(Arc::new(|_, _| None));
+        let cancels = Cancels::by(Arc::new(|_, _| None));
         let (id, other) = (JobId::new(), JobId::new());
         let [first, second, next_run, another] = std::array::from_fn(|_| Strings::default());
         let watched = [
@@ -136,7 +160,7 @@ mod tests {
         let id = JobId::new();
         let known = Arc::new(Mutex::new(None));
         let asked = Arc::clone(&known);
-        let cancels = Cancels::new(Arc::new(move |_, _| asked.lock().unwrap().clone()));
+        let cancels = Cancels::by(Arc::new(move |_, _| asked.lock().unwrap().clone()));
         let early = Strings::default();
         let _early = cancels.watch(id, 1, &early);
         *known.lock().unwrap() = Some(by("a"));

@@ -22,6 +22,12 @@ impl Hold {
         Arc::new(Self(Mutex::new(vec![receipt])))
     }
 
+    /// No delivery at all.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        Self(Mutex::default())
+    }
+
     /// Takes another delivery of the same job and step: it is settled with the first.
     pub(super) fn attach(&self, receipt: Receipt) {
         let mut receipts = self.receipts();

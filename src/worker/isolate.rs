@@ -279,7 +279,9 @@ fn outcome(word: Word, terms: &Terms) -> Outcome {
         Word::TimedOut => Outcome::TimedOut(terms.timeout),
         Word::Panicked(text) => Outcome::Panicked(text),
         Word::HandedBack => Outcome::HandedBack,
-        Word::Ready | Word::Progress { .. } => Outcome::Crashed("the process that ran it started over".to_owned()),
+        Word::Ready | Word::Progress { .. } => {
+            Outcome::Crashed("the process that ran it started over".to_owned())
+        }
     }
 }
 

@@ -64,6 +64,11 @@ impl Known {
         }
     }
 
+    /// Some of the jobs that run now.
+    pub(super) fn running(&self, most: usize) -> Vec<JobId> {
+        self.lock().running.keys().take(most).map(|(id, ..)| *id).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, KnownJobs> {
         // Each method leaves the tables whole before anything could panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

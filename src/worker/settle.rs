@@ -240,7 +240,7 @@ impl Settler {
     ) -> Settled {
         let Stray { message, queue, reason, error, .. } = *stray;
         let mut copy = envelope::raw_copy(message, queue);
-        let (id, place) = (envelope::id_of(&copy, queue), envelope::place_of(&copy));
+        let (id, place) = (envelope::id_of(&copy, queue), envelope::place_of(message));
         warn!(job.id = %id, queue = %queue, reason = reason.as_str(), error, "dead: not a job that can be run");
         if headers_size(&copy.headers) > HEADERS_MAX {
             copy.headers = [
@@ -257,7 +257,7 @@ impl Settler {
             key: Names::dead_key(queue, None),
             mandatory: true,
         };
-        let event = self.teller.dead_stray(stray, id, place);
+        let event = self.teller.dead_stray(stray, &copy, place);
         if let Err(left) = self.write_while_held(vec![event], hold, give_up).await {
             return left;
         }
@@ -342,8 +342,7 @@ impl Settler {
         event: Event,
         give_up: &CancellationToken,
     ) -> Settled {
-        let (exchange, key) =
-            self.names.route(&copy.queue, copy.kind.as_str(), delay::ticks_capped(delay));
+        let (exchange, key) = self.names.route(&copy.queue, copy.kind.as_str(), delay::ticks_capped(delay));
         let target = Target { exchange, key, mandatory: true };
         if let Err(left) = self.publish_surely(target, copy.encode(), ended.hold, give_up).await {
             return left;
