@@ -8,6 +8,8 @@
 
 mod error;
 mod live;
+mod pending;
+pub use pending::*;
 mod recording;
 
 use std::{
