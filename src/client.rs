@@ -9,8 +9,6 @@
 mod control;
 mod error;
 mod live;
-mod pending;
-pub use pending::*;
 mod recording;
 
 use std::{
