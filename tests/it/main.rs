@@ -34,3 +34,6 @@ mod recovery;
 mod routing;
 mod support;
 mod worker;
+mod worker_cancel;
+mod worker_events;
+mod worker_lookup;
