@@ -9,10 +9,12 @@
 //! | [`broker`] | what the process tests ask of the broker, and brokers of their own |
 //! | [`front`] | an HTTP front and what it answers |
 //! | [`sse`] | a reader of server-sent events |
+//! | [`log`] | the event log, read raw |
 //! | [`probe`] | a job whose args say what is to happen |
 
 pub(crate) mod broker;
 pub(crate) mod front;
+pub(crate) mod log;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod rabbit;
