@@ -294,6 +294,12 @@ impl Problem {
     pub(super) fn record(error: &RecordError) -> Self {
         match error {
             RecordError::Behind(why) => Self::new(Code::RecordBehind, format!("{why}; try again")),
+            RecordError::Busy => Self::new(Code::Overloaded, "too much is asked of the record; try again"),
+            RecordError::Filter(member) => {
+                let mut errors = Errors::new(1);
+                errors.parameter(member, "cannot be read");
+                Self::invalid(errors)
+            }
             error => {
                 tracing::error!(%error, "the record cannot be read");
                 Self::new(Code::Internal, "the record cannot be read; the log says why")

@@ -10,6 +10,8 @@
 //! | [`front`] | an HTTP front and what it answers |
 //! | [`log`] | the event log, read raw |
 //! | [`sse`] | a reader of server-sent events |
+//! | [`sse`] | a reader of server-sent events |
+//! | [`log`] | the event log, read raw |
 //! | [`probe`] | a job whose args say what is to happen |
 
 pub(crate) mod broker;
