@@ -33,10 +33,9 @@ pub use self::{
     record::CancelOrder,
     state::{Pause, Pauses},
 };
-pub(crate) use self::{
-    record::{Announced, Written},
-    state::Route,
-};
+#[cfg(feature = "worker")]
+pub(crate) use self::record::Announced;
+pub(crate) use self::{record::Written, state::Route};
 use self::{
     record::{PauseOrder, Record},
     state::State,
