@@ -29,12 +29,12 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+#[cfg(feature = "worker")]
+pub(crate) use self::record::Announced;
 pub use self::{
     record::CancelOrder,
     state::{Pause, Pauses},
 };
-#[cfg(feature = "worker")]
-pub(crate) use self::record::Announced;
 pub(crate) use self::{record::Written, state::Route};
 use self::{
     record::{PauseOrder, Record},
