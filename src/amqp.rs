@@ -13,6 +13,7 @@
 //! | [`control`] | the control log: which worker runs which kind |
 //! | [`version`] | what broker answers |
 //! | [`admin`] | short-lived questions, on pooled connections |
+//! | [`pass`] | going once over a dead-letter queue |
 //! | [`pause`] | pauses between attempts to connect: the only file that names `backoff` |
 
 pub(crate) mod admin;
@@ -24,6 +25,8 @@ pub(crate) mod control;
 pub mod delay;
 pub(crate) mod message;
 pub mod names;
+#[cfg(feature = "server")]
+pub(crate) mod pass;
 pub(crate) mod pause;
 pub(crate) mod publisher;
 pub(crate) mod replies;
