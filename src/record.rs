@@ -3,10 +3,12 @@
 //! | module | owns |
 //! |---|---|
 //! | [`writer`] | the event writer of a process: events in batches, confirmed, into the log |
+//! | [`lookup`] | what a worker asks about a job that it may have run already |
 //! | [`model`] | what is known of a job, as others see it |
 //!
 //! Writing is for every process; reading is for HTTP processes (feature `server`).
 
+pub(crate) mod lookup;
 pub mod model;
 pub(crate) mod writer;
 
