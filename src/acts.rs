@@ -47,10 +47,10 @@ use crate::{
     client::Client,
     config::{Config, WorkerQueue},
     event::{self, Event, EventError},
-    job::{Kind, Options, QueueName, RetryPolicy as _, wire::Message},
+    job::{Kind, Options, QueueName, wire::Message},
     record::{Record, RecordError, writer::EventWriter},
     retry::RetryPolicy,
-    worker::{Replier, Report, Worker, WorkerError},
+    worker::{Report, Worker, WorkerError, reply::Replier},
 };
 
 /// Acts at the same time, and taken ahead.
@@ -187,9 +187,13 @@ impl Acts {
         self.record.catch_up(Instant::now() + CONFIRM).await
     }
 
+    fn is_private(&self, kind: &Kind) -> bool {
+        self.client.live().is_ok_and(|live| live.is_private(kind))
+    }
+
     /// Puts args into an event, or says that they are left out.
     fn inline_args(&self, event: &mut Event, args: &[u8]) {
-        let private = event.data.kind.as_ref().is_some_and(|kind| self.client.is_private(kind));
+        let private = event.data.kind.as_ref().is_some_and(|kind| self.is_private(kind));
         event.data.args = event::inline(args, self.config.record.max_inline, private);
         event.data.args_omitted = event.data.args.is_none();
     }
@@ -210,10 +214,8 @@ pub async fn serve(
     let stop = CancellationToken::new();
     let acts = Acts::new(config, record, client, stop.clone()).map_err(WorkerError::Start)?;
     let runtime = acts.publisher.link().runtime();
-    let reconciling = [
-        runtime.spawn(strays::reconcile(acts.clone())),
-        runtime.spawn(lost::watch(acts.clone())),
-    ];
+    let reconciling =
+        [runtime.spawn(strays::reconcile(acts.clone())), runtime.spawn(lost::watch(acts.clone()))];
     let worker = worker(config, acts);
     let told = async {
         shutdown.await;
@@ -232,16 +234,17 @@ pub async fn serve(
 /// The worker that runs acts.
 fn worker(config: &Config, acts: Acts) -> Worker<Acts> {
     let mut config = config.clone();
-    let queue = words::queue(&acts.names);
+    let queue = queue(&acts.names);
     // Its port is the other workers'.
     config.worker.health = None;
     let share = WorkerQueue { concurrency: Some(CONCURRENCY), prefetch: u16::try_from(CONCURRENCY).ok() };
     config.worker.queues.insert(queue.clone(), share);
     config.shutdown.grace = config.shutdown.grace.min(config.worker.consumer_timeout / 8);
-    let options = Options::new()
-        .queue(queue.as_str())
-        .timeout(attempt_max(&config))
-        .retry(RetryPolicy { max_attempts: 100, max: Duration::from_secs(60), ..RetryPolicy::default() });
+    let options = Options::new().queue(queue.as_str()).timeout(attempt_max(&config)).retry(RetryPolicy {
+        max_attempts: 100,
+        max: Duration::from_secs(60),
+        ..RetryPolicy::default()
+    });
     Worker::new(config)
         .state(acts)
         .register_with(sweep::replay, options.clone())

@@ -27,7 +27,7 @@ mod health;
 mod isolate;
 mod pause;
 mod registry;
-mod reply;
+pub(crate) mod reply;
 mod settle;
 
 use std::{

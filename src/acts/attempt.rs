@@ -72,7 +72,7 @@ impl Attempt {
 
     /// Tells how far the act is.
     pub(super) fn tell(&self) {
-        self.cx.progress(self.tally.percent(self.expected), &self.tally.say());
+        self.cx.progress(self.tally.percent(self.expected), self.tally.say());
     }
 
     /// Whether the act may go on now; else, how it ends for now.

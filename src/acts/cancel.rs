@@ -1,7 +1,5 @@
 //! Cancelling many jobs: asking for each, as for a single one.
 
-use jiff::Timestamp;
-
 use super::{
     Acts,
     attempt::{Attempt, behind},
@@ -9,7 +7,7 @@ use super::{
     words::{Cancel, Done, queue},
 };
 use crate::{
-    amqp::control::CancelOrder,
+    client::CancelTarget,
     job::{JobError, JobId, JobResult},
     record::model::{Filter, JobStatus, Summary},
     worker::Context,
@@ -25,7 +23,7 @@ const LIVE: [JobStatus; 4] =
 pub(super) async fn cancel(job: Cancel, cx: Context<Acts>) -> JobResult<Done> {
     check_ids(job.ids.as_deref())?;
     let attempt = Attempt::begin(cx, job.expected, None).await?;
-    let mut cancelling = Cancelling { attempt, by: job.by, reason: job.reason };
+    let cancelling = Cancelling { attempt, by: job.by, reason: job.reason };
     match job.ids {
         Some(ids) => cancelling.jobs(&ids).await,
         None => cancelling.filter(job.filter).await,
@@ -73,16 +71,19 @@ impl Cancelling {
 
     async fn ask(&mut self, jobs: Vec<Summary>) -> JobResult<()> {
         self.attempt.check()?;
-        let (act, now) = (self.attempt.cx().job_id(), Timestamp::now());
+        let act = self.attempt.cx().job_id();
         let count = jobs.len();
         let open = jobs.into_iter().filter(|job| is_open(job, act));
-        let orders: Vec<CancelOrder> = open
-            .map(|job| CancelOrder {
+        let orders: Vec<CancelTarget> = open
+            .map(|job| CancelTarget {
                 id: job.id,
                 run: job.run,
+                attempt: job.attempt,
+                step: job.step,
+                kind: job.kind,
+                queue: job.queue,
                 by: self.by.clone(),
                 reason: self.reason.clone(),
-                at: now,
             })
             .collect();
         self.attempt.tally.skipped += (count - orders.len()) as u64;

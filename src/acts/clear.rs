@@ -56,7 +56,8 @@ async fn jobs(mut attempt: Attempt, queue: &QueueName, by: Option<String>) -> Jo
             if letters.is_empty() {
                 break;
             }
-            let ends: Vec<End> = letters.iter().map(|letter| End::of(&acts, letter, queue, by.clone())).collect();
+            let ends: Vec<End> =
+                letters.iter().map(|letter| End::of(&acts, letter, queue, by.clone())).collect();
             acts.write(ends.iter().map(|end| end.event.clone()).collect()).await.map_err(failed)?;
             for (letter, end) in letters.iter().zip(&ends) {
                 end.reply(&acts, letter);

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 
 use super::words::REPLAYED_BY;
 use crate::{
-    event::{Data, Event, EventError, EventType},
+    event::{Data, Event, EventType},
     job::{
         Envelope, JobId, Kind, QueueName,
         dead::{self, mark},
@@ -39,8 +39,7 @@ impl Facts {
     /// Reads `message`, which came from `queue` or its dead-letter queue.
     pub(super) fn of(message: &Message, queue: &QueueName) -> Self {
         let kind = message.kind.as_deref().and_then(|kind| Kind::parse(kind).ok());
-        let (code, error) =
-            (text(&message.headers, mark::CODE), text(&message.headers, mark::ERROR));
+        let (code, error) = (text(&message.headers, mark::CODE), text(&message.headers, mark::ERROR));
         let fingerprint = dead::fingerprint(kind.as_ref().map(Kind::as_str), code, error);
         let read = headers_alone(message, queue);
         let (run, attempt, step) =
@@ -138,11 +137,6 @@ pub(super) fn next_run_raw(message: &Message, facts: &Facts, act: JobId) -> Mess
     Message { message_id: Some(facts.id.to_string()), headers, ..message.clone() }
 }
 
-/// The error of an event that no attempt has caused.
-pub(super) fn error(code: &str, message: &str) -> EventError {
-    EventError { code: code.to_owned(), message: dead::clip(message, dead::ERROR_MAX).to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,7 +173,10 @@ mod tests {
         let (job, message) = dead_job();
         let facts = Facts::of(&message, &queue());
         assert_eq!((facts.id, facts.run, facts.attempt, facts.step), (job.id, 2, 5, 7));
-        assert_eq!((&facts.kind, &facts.tags, facts.created_at), (&Some(job.kind), &job.tags, job.created_at));
+        assert_eq!(
+            (&facts.kind, &facts.tags, facts.created_at),
+            (&Some(job.kind), &job.tags, job.created_at)
+        );
         assert_eq!(facts.fingerprint, dead::fingerprint(Some("a.b"), "c", "no 5"));
         assert_eq!(facts.replayed_by, None);
     }
@@ -203,14 +200,17 @@ mod tests {
         assert_eq!((next.id, next.run, next.attempt, next.step), (job.id, 3, 1, 0));
         assert_eq!((next.expires_at, next.unsure, &next.args), (None, true, &job.args));
         assert!(!dead::is_marked(&next.encode().headers));
-        let again = dead::mark(next.encode(), &Death {
-            reason: Reason::Fatal,
-            code: "",
-            error: "",
-            attempts: 1,
-            worker: "",
-            at: Timestamp::UNIX_EPOCH,
-        });
+        let again = dead::mark(
+            next.encode(),
+            &Death {
+                reason: Reason::Fatal,
+                code: "",
+                error: "",
+                attempts: 1,
+                worker: "",
+                at: Timestamp::UNIX_EPOCH,
+            },
+        );
         assert_eq!(Facts::of(&again, &queue()).replayed_by, Some(act.to_string()));
     }
 

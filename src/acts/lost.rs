@@ -95,9 +95,10 @@ async fn look(acts: &Acts, idle: &mut Idle, lost_after: Duration) -> Result<(), 
 async fn is_idle(acts: &Acts, queue: &QueueName) -> Result<bool, String> {
     let depth = acts.client.depth(queue).await.map_err(|error| error.to_string())?;
     let workers = acts.client.workers();
-    let busy = workers.iter().flat_map(|worker| &worker.queues).any(|share| {
-        share.queue == *queue && (share.running > 0 || share.waiting > 0)
-    });
+    let busy = workers
+        .iter()
+        .flat_map(|worker| &worker.queues)
+        .any(|share| share.queue == *queue && (share.running > 0 || share.waiting > 0));
     // A queue that is gone is empty.
     Ok(!busy && depth.is_none_or(|depth| depth.ready == 0))
 }
@@ -179,13 +180,7 @@ fn event(acts: &Acts, job: &Summary, detail: &str, now: Timestamp) -> Event {
         reason: Some(Reason::Lost.as_str().to_owned()),
         ..Data::default()
     };
-    Event {
-        event_type: EventType::DeliveryLost,
-        job: job.id,
-        source: acts.instance.clone(),
-        time: now,
-        data,
-    }
+    Event { event_type: EventType::DeliveryLost, job: job.id, source: acts.instance.clone(), time: now, data }
 }
 
 /// The job as the record knows it, if that is enough to run it: what it said of its timeout and its retries is gone.

@@ -13,8 +13,8 @@ use crate::{
     record::model::{JobStatus, Summary},
 };
 
-/// The queue of messages of which nothing says where they belong: `<prefix>.q.strays.dead` holds them.
-const NOWHERE: &str = "strays";
+/// The queue of messages of which nothing says where they belong: `<prefix>.q.nowhere.dead` holds them.
+const NOWHERE: &str = "nowhere";
 
 /// A message that the broker moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,24 +95,16 @@ struct DeathEntry<'a> {
 /// The entries of `x-death`, the newest first.
 fn deaths(headers: &Headers) -> Vec<DeathEntry<'_>> {
     let Some(HeaderValue::List(entries)) = headers.get("x-death") else { return Vec::new() };
-    let text = |table: &'_ Headers, name: &str| match table.get(name) {
-        Some(HeaderValue::Text(_)) => true,
-        _ => false,
-    };
-    entries
-        .iter()
-        .filter_map(|entry| match entry {
-            HeaderValue::Table(table) if text(table, "queue") && text(table, "reason") => {
-                match (&table["queue"], &table["reason"]) {
-                    (HeaderValue::Text(queue), HeaderValue::Text(reason)) => {
-                        Some(DeathEntry { queue, reason })
-                    }
-                    _ => None,
-                }
+    let read = |entry| {
+        let HeaderValue::Table(entry) = entry else { return None };
+        match (entry.get("queue"), entry.get("reason")) {
+            (Some(HeaderValue::Text(queue)), Some(HeaderValue::Text(reason))) => {
+                Some(DeathEntry { queue, reason })
             }
             _ => None,
-        })
-        .collect()
+        }
+    };
+    entries.iter().filter_map(read).collect()
 }
 
 /// What the record says of a stray.
@@ -183,8 +175,8 @@ mod tests {
             ),
             ("media", Vec::new(), "media", Unroutable),
             ("No Queue", vec![entry(work, "rejected")], "media", Rejected),
-            ("No Queue", vec![entry("other", "rejected")], "strays", Rejected),
-            ("", Vec::new(), "strays", Unroutable),
+            ("No Queue", vec![entry("other", "rejected")], "nowhere", Rejected),
+            ("", Vec::new(), "nowhere", Unroutable),
         ] {
             let stray = moved(key, deaths);
             assert_eq!((stray.queue.as_str(), stray.reason), (queue, reason), "{key}");
@@ -198,7 +190,9 @@ mod tests {
         let stray = moved(&format!("{bits}media.normal.image.thumbnail"), ladder.clone());
         assert_eq!((stray.queue.as_str(), stray.reason), ("media", Reason::Unroutable));
         assert!(stray.may_be_offered());
-        for broken in [bits.clone(), format!("{bits}media"), format!("{bits}No Queue.normal.k"), "0.1.0".into()] {
+        for broken in
+            [bits.clone(), format!("{bits}media"), format!("{bits}No Queue.normal.k"), "0.1.0".into()]
+        {
             assert_eq!(off_the_ladder(&broken), None, "{broken}");
         }
         assert!(!moved("", Vec::new()).may_be_offered(), "there is no queue to offer it to");

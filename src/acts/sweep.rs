@@ -75,7 +75,7 @@ impl Sweep {
     pub(super) async fn over(mut self, queue: Option<QueueName>, ids: Option<Vec<JobId>>) -> JobResult<Done> {
         let named = ids.as_ref().map_or(0, |ids| ids.iter().collect::<BTreeSet<_>>().len() as u64);
         let queues = match (queue, ids) {
-            (None, Some(ids)) => self.queues_of(&ids).await?,
+            (None, Some(ids)) => self.queues_of(&ids).await?.into_iter().collect(),
             (queue, _) => self.attempt.queues(queue.as_ref()).await?,
         };
         for queue in queues {

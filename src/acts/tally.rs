@@ -27,9 +27,9 @@ impl Tally {
     }
 
     /// 0 to 99: only the end is 100.
-    pub(super) fn percent(&self, expected: Option<u64>) -> u8 {
+    pub(super) fn percent(&self, expected: Option<u64>) -> u64 {
         let expected = expected.unwrap_or(0).max(1);
-        u8::try_from(self.matched().saturating_mul(100) / expected).unwrap_or(99).min(99)
+        (self.matched().saturating_mul(100) / expected).min(99)
     }
 
     /// In words, which [`Tally::read`] understands.
@@ -70,7 +70,8 @@ mod tests {
         assert_eq!(tally.say(), "120 done, 3 skipped, 1 failed");
         let read = Tally::read(&tally.say()).unwrap();
         assert_eq!((read.done, read.skipped, read.failed), (120, 3, 0), "what failed is met again");
-        for other in ["", "half way", "1 done", "x done, 2 skipped, 3 failed", "-1 done, 2 skipped, 3 failed"] {
+        for other in ["", "half way", "1 done", "x done, 2 skipped, 3 failed", "-1 done, 2 skipped, 3 failed"]
+        {
             assert_eq!(Tally::read(other), None, "{other}");
         }
     }

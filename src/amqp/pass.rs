@@ -15,9 +15,7 @@ use std::time::Duration;
 
 use lapin::{
     Channel, Consumer, ErrorKind,
-    options::{
-        BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions,
-    },
+    options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions},
     protocol::{AMQPErrorKind, AMQPSoftError},
     types::FieldTable,
 };
@@ -166,10 +164,8 @@ impl Lock {
 /// Whether an error says that somebody else has the lock.
 fn is_taken(error: &lapin::Error) -> bool {
     let ErrorKind::ProtocolError(amqp) = error.kind() else { return false };
-    matches!(
-        amqp.kind(),
-        AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED | AMQPSoftError::ACCESSREFUSED)
-    ) && (amqp.get_message().as_str().contains("exclusive"))
+    matches!(amqp.kind(), AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED | AMQPSoftError::ACCESSREFUSED))
+        && (amqp.get_message().as_str().contains("exclusive"))
 }
 
 /// One pass. Dropped, it leaves all that is unsettled in the queue.
@@ -222,11 +218,6 @@ impl Pass {
     /// goes on.
     pub(crate) fn is_late(&self) -> bool {
         self.left > 0 && Instant::now() >= self.ends_at
-    }
-
-    /// How many messages wait that were there at the beginning and have not been met.
-    pub(crate) fn left(&self) -> u32 {
-        self.left
     }
 
     /// Takes a message out of the queue: what follows from it is confirmed.
