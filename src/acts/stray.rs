@@ -95,16 +95,17 @@ struct DeathEntry<'a> {
 /// The entries of `x-death`, the newest first.
 fn deaths(headers: &Headers) -> Vec<DeathEntry<'_>> {
     let Some(HeaderValue::List(entries)) = headers.get("x-death") else { return Vec::new() };
-    let read = |entry| {
-        let HeaderValue::Table(entry) = entry else { return None };
-        match (entry.get("queue"), entry.get("reason")) {
-            (Some(HeaderValue::Text(queue)), Some(HeaderValue::Text(reason))) => {
-                Some(DeathEntry { queue, reason })
-            }
-            _ => None,
+    entries.iter().filter_map(death).collect()
+}
+
+fn death(entry: &HeaderValue) -> Option<DeathEntry<'_>> {
+    let HeaderValue::Table(entry) = entry else { return None };
+    match (entry.get("queue"), entry.get("reason")) {
+        (Some(HeaderValue::Text(queue)), Some(HeaderValue::Text(reason))) => {
+            Some(DeathEntry { queue, reason })
         }
-    };
-    entries.iter().filter_map(read).collect()
+        _ => None,
+    }
 }
 
 /// What the record says of a stray.
