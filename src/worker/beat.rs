@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::dispatch::{QueueShare, Shared};
+use super::{dispatch::QueueShare, work::Shared};
 use crate::{
     amqp::{
         Names,
