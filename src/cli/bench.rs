@@ -211,9 +211,7 @@ impl Bench {
         let (stop_front, stopped) = oneshot::channel();
         let served = tokio::spawn({
             let (config, front, record) = (config.clone(), front.clone(), record.clone());
-            async move {
-                http::serve_on(listener, &config, front, record, async { drop(stopped.await) }).await
-            }
+            async move { http::serve_on(listener, &config, front, record, async { drop(stopped.await) }).await }
         });
         let http = local_http(LONGEST)?;
         let ready = async {

@@ -66,12 +66,7 @@ impl Answer {
 }
 
 impl Front {
-    pub(crate) fn new(
-        address: SocketAddr,
-        client: Client,
-        record: Record,
-        stop: CancellationToken,
-    ) -> Self {
+    pub(crate) fn new(address: SocketAddr, client: Client, record: Record, stop: CancellationToken) -> Self {
         let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("an HTTP client");
         Self { address, client, record, stop, http }
     }
