@@ -8,6 +8,7 @@
 //! | [`process`] | real processes: fronts and workers that are killed and stopped |
 //! | [`broker`] | what the process tests ask of the broker, and brokers of their own |
 //! | [`front`] | an HTTP front and what it answers |
+//! | [`sse`] | a reader of server-sent events |
 //! | [`probe`] | a job whose args say what is to happen |
 
 pub(crate) mod broker;
@@ -15,6 +16,7 @@ pub(crate) mod front;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod rabbit;
+pub(crate) mod sse;
 pub(crate) mod stage;
 
 use std::time::Duration;
