@@ -41,7 +41,7 @@ use crate::{
     amqp::{
         control::{Control, Written},
         delay,
-        replies::{Answer, Replies},
+        replies::Replies,
     },
     config::Config,
     event::{self, Event, EventType},
@@ -273,7 +273,11 @@ impl Client {
 
     /// A place to wait for the answer to a question that is not a job; `None` when there is no result queue by then.
     #[cfg(feature = "worker")]
-    pub(crate) async fn expect_answer(&self, correlation_id: &str, deadline: Instant) -> Option<Answer> {
+    pub(crate) async fn expect_answer(
+        &self,
+        correlation_id: &str,
+        deadline: Instant,
+    ) -> Option<crate::amqp::replies::Answer> {
         let replies = self.live().ok()?.replies(self.inner.config.http.max_waiters);
         replies.expect_answer(correlation_id, deadline).await.ok()
     }

@@ -38,3 +38,6 @@ mod routing;
 mod sse;
 mod support;
 mod worker;
+mod worker_cancel;
+mod worker_events;
+mod worker_lookup;
