@@ -3,10 +3,13 @@
 //! | module | owns |
 //! |---|---|
 //! | [`writer`] | the event writer of a process: events in batches, confirmed, into the log |
+//! | [`keys`] | ids that clients chose, and what request each belongs to (feature `server`) |
 //! | [`model`] | what is known of a job, as others see it |
 //!
 //! Writing is for every process; reading is for HTTP processes (feature `server`).
 
+#[cfg(feature = "server")]
+pub mod keys;
 pub mod model;
 pub(crate) mod writer;
 
