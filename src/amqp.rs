@@ -8,6 +8,7 @@
 //! | [`topology`] | declaring what [`names`] names |
 //! | [`connection`] | one supervised connection ([`connection::Link`]) and its runtime |
 //! | [`publisher`] | one confirming channel with one owner task |
+//! | [`outlet`] | publishing what may be lost |
 //! | [`consumer`] | consumers, channel epochs, acknowledgements |
 //! | [`replies`] | the result queue of a process that waits |
 //! | [`control`] | the control log: which worker runs which kind |
@@ -24,6 +25,7 @@ pub(crate) mod control;
 pub mod delay;
 pub(crate) mod message;
 pub mod names;
+pub(crate) mod outlet;
 pub(crate) mod pause;
 pub(crate) mod publisher;
 pub(crate) mod replies;

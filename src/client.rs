@@ -19,6 +19,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::Instant;
+use tracing::debug;
 
 #[cfg(feature = "worker")]
 pub(crate) use self::live::Links;
@@ -32,8 +33,13 @@ pub use crate::amqp::replies::{WaitError, Waiter};
 use crate::{
     amqp::{control::Catalogue, delay, replies::Replies},
     config::Config,
+    event::{self, Event, EventType},
     job::{Envelope, Job, JobId, Kind, QueueName, Reply, Status, envelope::RetryOverrides, json},
 };
+
+/// Who published, on the wire: a program with this library. An `app_id` that starts with `hopline-` says that a
+/// `submitted` event was written.
+const APP_ID: &str = "hopline-client";
 
 /// A job and when it is to run.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +48,30 @@ pub struct Submission {
     pub envelope: Envelope,
     /// How long it waits before it is queued; zero: now.
     pub delay: Duration,
+    /// Digest of the request, where its submitter chose the job's id or gave a key: kept in the record.
+    pub request: Option<String>,
+}
+
+impl Submission {
+    /// A job to be queued after `delay`.
+    #[must_use]
+    pub fn new(envelope: Envelope, delay: Duration) -> Self {
+        Self { envelope, delay, request: None }
+    }
+
+    /// The event that says so: what is in the record before any worker has seen the job.
+    fn event(&self, source: &str, max_inline: usize, private: bool) -> Event {
+        let Self { envelope, delay, request } = self;
+        let now = Timestamp::now();
+        let mut event = Event::of(EventType::Submitted, envelope, source, now);
+        event.data.run_at = Some(*delay)
+            .filter(|delay| !delay.is_zero())
+            .and_then(|delay| envelope.created_at.unwrap_or(now).checked_add(delay).ok());
+        event.data.request.clone_from(request);
+        event.data.args = event::inline(&envelope.args, max_inline, private);
+        event.data.args_omitted = event.data.args.is_none();
+        event
+    }
 }
 
 /// What one job does differently from its kind.
@@ -273,7 +303,7 @@ impl Client {
     }
 
     async fn submit_with(&self, job: Submission, wait_for_room: bool) -> Result<(), SubmitError> {
-        let Submission { envelope, delay } = job;
+        let (envelope, delay) = (&job.envelope, job.delay);
         let limits = &self.inner.config.limits;
         if envelope.args.len() > limits.args {
             return Err(SubmitError::TooLarge { len: envelope.args.len(), limit: limits.args });
@@ -281,7 +311,7 @@ impl Client {
         let ticks =
             delay::ticks(delay).filter(|_| delay <= limits.max_delay).ok_or(SubmitError::DelayTooLong)?;
         if let Some(recording) = &self.inner.recording {
-            recording.add(envelope, delay);
+            recording.add(job.envelope, delay);
             return Ok(());
         }
         let live = self.live().map_err(SubmitError::Unavailable)?;
@@ -295,7 +325,19 @@ impl Client {
             // `mandatory` proves only that the ladder takes the job, not that its queue exists.
             live.check_queue(&envelope.queue, if patient { deadline } else { Instant::now() }).await?;
         }
-        live.publish_job(&envelope, ticks, patient, deadline).await
+        live.publish_job(envelope, ticks, patient, deadline).await?;
+        self.tell(live, &job, deadline).await;
+        Ok(())
+    }
+
+    /// Writes that the job was submitted. It is accepted whatever becomes of that: an event that is not confirmed in
+    /// time is written later, and a worker's own events make a record too.
+    async fn tell(&self, live: &Live, job: &Submission, deadline: Instant) {
+        let max_inline = self.inner.config.record.max_inline;
+        let event = job.event(&live.instance, max_inline, false);
+        if let Err(error) = live.events.write(vec![event], deadline).await {
+            debug!(job.id = %job.envelope.id, %error, "submitted, but that is not in the log yet");
+        }
     }
 }
 
@@ -311,7 +353,8 @@ fn submission<J: Job>(job: &J, options: EnqueueOptions) -> Result<Submission, En
     envelope.max_attempts = options.max_attempts;
     envelope.retry = options.retry;
     envelope.tags = options.tags;
-    Ok(Submission { envelope, delay: options.delay })
+    envelope.app_id = Some(APP_ID.to_owned());
+    Ok(Submission::new(envelope, options.delay))
 }
 
 fn read_output<T: serde::de::DeserializeOwned>(reply: &Reply) -> Result<T, CallError> {

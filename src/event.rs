@@ -342,6 +342,16 @@ impl Event {
     }
 }
 
+/// Args or an output as an event carries them: nothing where they are longer than `max` bytes, `private`, or not JSON.
+#[must_use]
+pub fn inline(json: &[u8], max: usize, private: bool) -> Option<Box<RawValue>> {
+    if private || json.len() > max {
+        return None;
+    }
+    // To a string first: that checks the encoding, which reading raw bytes would check as well, and copies once.
+    RawValue::from_string(std::str::from_utf8(json).ok()?.to_owned()).ok()
+}
+
 /// A time as all our JSON has it: RFC 3339, UTC, with milliseconds.
 #[must_use]
 pub fn time_text(at: Timestamp) -> String {

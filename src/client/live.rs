@@ -1,6 +1,9 @@
 //! The connections behind a client: what a process is decides which of them it starts.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::{
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -12,6 +15,7 @@ use crate::{
         admin::Admin,
         connection::{AmqpRuntime, Link},
         control::Catalogue,
+        outlet::Outlet,
         publisher::{Publisher, Target},
         replies::Replies,
         topology::Plan,
@@ -19,7 +23,11 @@ use crate::{
     },
     config::{self, Config},
     job::{Envelope, JobId, QueueName},
+    record::writer::EventWriter,
 };
+
+/// How long events that are not confirmed yet are waited for when the process ends.
+const EVENTS_FLUSH: Duration = Duration::from_secs(2);
 
 /// What a process is, which decides what it starts and how patient it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +80,12 @@ pub(crate) struct Live {
     pub(crate) names: Names,
     pub(crate) instance: String,
     pub(crate) publisher: Publisher,
+    /// Writes events into the log.
+    pub(crate) events: EventWriter,
     pub(crate) consume: Link,
+    /// For what must hold up neither jobs nor acknowledgements: the control log, heartbeats, events for subscribers.
+    pub(crate) control: Link,
+    pub(crate) outlet: Outlet,
     pub(crate) links: Links,
     admin: Admin,
     pub(super) replies: OnceLock<Replies>,
@@ -96,7 +109,12 @@ impl Live {
         let links = Links { amqp: config.amqp.clone(), plan, name, runtime, started: Arc::default() };
         let publish = links.start("publish");
         publish.keep_repaired();
+        let control = links.start("control");
+        let outlet = Outlet::start(&control);
         Ok(Self {
+            events: EventWriter::start(&publish, &names, outlet.clone()),
+            control,
+            outlet,
             publisher: Publisher::start(&publish, config.amqp.window, config.amqp.backlog),
             names,
             instance,
@@ -118,10 +136,8 @@ impl Live {
     }
 
     pub(super) fn catalogue(&self) -> &Catalogue {
-        // On a connection of its own: a record that lapin cannot read costs the connection.
-        self.catalogue.get_or_init(|| {
-            Catalogue::start(&self.links.start("control"), self.publisher.clone(), &self.names)
-        })
+        // Not on a connection that jobs use: a record that lapin cannot read costs the connection.
+        self.catalogue.get_or_init(|| Catalogue::start(&self.control, self.publisher.clone(), &self.names))
     }
 
     pub(super) async fn check_queue(&self, queue: &QueueName, deadline: Instant) -> Result<(), SubmitError> {
@@ -192,6 +208,7 @@ impl Live {
     }
 
     pub(crate) async fn close(&self) {
+        self.events.flush(Instant::now() + EVENTS_FLUSH).await;
         self.give_up();
         join_all(self.links.all().iter().map(Link::close)).await;
     }

@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_scheduled_job_says_when() {
-        let job = Submission { envelope: envelope("{}"), delay: Duration::from_secs(90) };
+        let job = Submission::new(envelope("{}"), Duration::from_secs(90));
         let value = serde_json::to_value(Accepted::new(&job)).unwrap();
         assert_eq!(value["status"], "scheduled");
         assert_eq!(value["created_at"], "2030-01-01T00:00:00.001Z");

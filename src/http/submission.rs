@@ -131,7 +131,7 @@ impl Draft {
         envelope.app_id = Some(APP_ID.to_owned());
         envelope.extra = trace.clone();
         let delay = self.run_at.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
-        Submission { envelope, delay: delay.unwrap_or_default() }
+        Submission::new(envelope, delay.unwrap_or_default())
     }
 }
 

@@ -1,21 +1,325 @@
-//! The event writer of a process.
+//! The event writer of a process: events in batches, confirmed, into the log.
+//!
+//! Self-clocking: what gathers while a batch awaits its confirm is the next batch. So an idle process adds no latency,
+//! and a busy one writes a hundred events for the price of one. Whoever needs an event in the log before going on
+//! waits for its confirm ([`EventWriter::write`]); an event that is handed over is written sooner or later, whatever
+//! becomes of the wait. Streams are not fsynced: the last seconds of confirmed batches are written once more after a
+//! connection was lost, in case the broker lost them with its power. Readers know copies by [`Event::tag`].
+//!
+//! The same events, without args and output, go to `hopline.events` for subscribers, grouped by routing key: best
+//! effort, nothing waits for it.
 
-use tokio::time::Instant;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-use crate::{amqp::PublishError, event::Event};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, sleep, timeout_at},
+};
+use tracing::{debug, warn};
+
+use crate::{
+    amqp::{
+        Names, PublishError,
+        connection::{Link, LinkState},
+        outlet::Outlet,
+        publisher::{Publisher, Target},
+    },
+    event::{
+        Event,
+        batch::{self, BATCH_MAX, EVENTS_MAX},
+    },
+    job::{JobId, wire::Message},
+};
+
+/// Requests that wait for the batch before theirs.
+const WAITING: usize = 20_000;
+/// Bytes of events that may wait, in KiB.
+const WAITING_KIB: usize = 128 << 10;
+/// Batches of one round.
+const BATCHES: usize = 64;
+/// Batches confirmed within so long before the last one are written again after a connection was lost.
+const UNSYNCED: Duration = Duration::from_secs(10);
+/// Most bytes kept for that.
+const UNSYNCED_BYTES: usize = 32 << 20;
+/// Pause before a batch is tried again.
+const AGAIN: Duration = Duration::from_millis(250);
+/// No deadline: a batch is written or the process ends.
+const FOREVER: Duration = Duration::from_secs(100 * 86_400);
+
+/// An event on its way.
+struct Item {
+    key: String,
+    bytes: Vec<u8>,
+    /// Without args and output, where it has any.
+    public: Option<Vec<u8>>,
+}
+
+impl Item {
+    fn new(event: &Event) -> Self {
+        let inline = event.data.args.is_some() || event.data.output.is_some();
+        Self {
+            key: event.routing_key(),
+            bytes: batch::encode_one(event),
+            public: inline.then(|| batch::encode_one(&event.public())),
+        }
+    }
+}
+
+struct Request {
+    items: Vec<Item>,
+    done: Option<oneshot::Sender<()>>,
+    _room: Option<OwnedSemaphorePermit>,
+}
 
 /// Writes events; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct EventWriter {}
+pub(crate) struct EventWriter {
+    requests: mpsc::Sender<Request>,
+    room: Arc<Semaphore>,
+}
 
 impl EventWriter {
-    /// Writes events and waits until the log has them. Waits for a connection and for room until the deadline.
-    pub(crate) async fn write(&self, events: Vec<Event>, deadline: Instant) -> Result<(), PublishError> {
-        todo!("{events:?} {deadline:?}")
+    /// Starts to write through `link`, with `outlet` for subscribers.
+    pub(crate) fn start(link: &Link, names: &Names, outlet: Outlet) -> Self {
+        let (requests, queue) = mpsc::channel(WAITING);
+        let task = Task {
+            publisher: Publisher::start(link, BATCHES * 2, BATCHES * 2),
+            names: names.clone(),
+            outlet,
+            epoch: 0,
+            unsynced: VecDeque::new(),
+            unsynced_bytes: 0,
+        };
+        link.runtime().spawn(task.run(queue));
+        Self { requests, room: Arc::new(Semaphore::new(WAITING_KIB)) }
     }
 
-    /// Hands events over without waiting: they are written as soon as that is possible.
-    pub(crate) fn post(&self, events: Vec<Event>) {
-        todo!("{events:?}")
+    /// Writes events and waits until the log has them, or `deadline`.
+    ///
+    /// # Errors
+    /// [`PublishError::Full`]: they were not handed over. [`PublishError::Timeout`]: they will still be written, unless
+    /// the process ends.
+    pub(crate) async fn write(&self, events: Vec<Event>, deadline: Instant) -> Result<(), PublishError> {
+        let items: Vec<Item> = events.iter().map(Item::new).collect();
+        let room = timeout_at(deadline, Arc::clone(&self.room).acquire_many_owned(kib(&items))).await;
+        let Ok(Ok(room)) = room else { return Err(PublishError::Full) };
+        let (done, written) = oneshot::channel();
+        let request = Request { items, done: Some(done), _room: Some(room) };
+        match timeout_at(deadline, self.requests.send(request)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(PublishError::Unavailable("closed".to_owned())),
+            Err(_) => return Err(PublishError::Full),
+        }
+        match timeout_at(deadline, written).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(PublishError::Unavailable("closed".to_owned())),
+            Err(_) => Err(PublishError::Timeout),
+        }
+    }
+
+    /// Hands events over without waiting: they are written as soon as that is possible, or dropped where too many wait.
+    pub(crate) fn post(&self, events: &[Event]) {
+        let items: Vec<Item> = events.iter().map(Item::new).collect();
+        let room = Arc::clone(&self.room).try_acquire_many_owned(kib(&items)).ok();
+        let request = Request { items, done: None, _room: room };
+        if request._room.is_none() || self.requests.try_send(request).is_err() {
+            debug!(events = events.len(), "too many events wait: dropped");
+        }
+    }
+
+    /// Waits until everything handed over so far is written, or `deadline`.
+    pub(crate) async fn flush(&self, deadline: Instant) {
+        if self.write(Vec::new(), deadline).await.is_err() {
+            warn!("events that the broker has not confirmed are left behind");
+        }
+    }
+}
+
+/// What these events take of the room; at least one, at most all of it.
+fn kib(items: &[Item]) -> u32 {
+    let bytes: usize = items.iter().map(|item| item.bytes.len()).sum();
+    u32::try_from(bytes.div_ceil(1024).clamp(1, WAITING_KIB)).unwrap_or(u32::MAX)
+}
+
+struct Task {
+    publisher: Publisher,
+    names: Names,
+    outlet: Outlet,
+    /// The connection that batches were confirmed on last.
+    epoch: u64,
+    unsynced: VecDeque<(Instant, Message)>,
+    unsynced_bytes: usize,
+}
+
+impl Task {
+    async fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        let mut requests = Vec::new();
+        let mut state = self.publisher.link().watch();
+        loop {
+            tokio::select! {
+                count = queue.recv_many(&mut requests, WAITING) => if count == 0 { return },
+                changed = state.changed() => {
+                    if changed.is_err() || matches!(*state.borrow_and_update(), LinkState::Closed) {
+                        return;
+                    }
+                    self.repeat_unsynced().await;
+                    continue;
+                }
+            }
+            let bodies = gather(&requests);
+            for round in bodies.chunks(BATCHES) {
+                if !self.publish_round(round).await {
+                    return;
+                }
+            }
+            self.tell_subscribers(&requests);
+            for done in requests.drain(..).filter_map(|request| request.done) {
+                // Whoever waited may have given up.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Publishes batches until each is confirmed; false when the connection is closed for good.
+    async fn publish_round(&mut self, bodies: &[Bytes]) -> bool {
+        let mut pending: Vec<Message> = bodies.iter().cloned().map(message).collect();
+        let mut told = false;
+        while !pending.is_empty() {
+            if matches!(*self.publisher.link().watch().borrow(), LinkState::Closed) {
+                return false;
+            }
+            self.repeat_unsynced().await;
+            let sent = pending.drain(..).map(|message| publish(&self.publisher, &self.names, message));
+            for (message, result) in join_all(sent).await {
+                match result {
+                    Ok(()) => self.keep(message),
+                    Err(error) => {
+                        if !told {
+                            warn!(%error, "events are not confirmed, trying again");
+                            told = true;
+                        }
+                        if error == PublishError::Unroutable {
+                            // The log is gone: someone deleted it. The next try finds a new one.
+                            let _ = self.publisher.link().repair().await;
+                        }
+                        pending.push(message);
+                    }
+                }
+            }
+            if !pending.is_empty() {
+                sleep(AGAIN).await;
+            }
+        }
+        true
+    }
+
+    /// Writes the last seconds once more when there is another connection than the one they were confirmed on.
+    async fn repeat_unsynced(&mut self) {
+        let Ok(up) = self.publisher.link().up() else { return };
+        if up.epoch == self.epoch {
+            return;
+        }
+        let first = self.epoch == 0;
+        self.epoch = up.epoch;
+        if first || self.unsynced.is_empty() {
+            return;
+        }
+        let again = self.unsynced.iter().map(|(_, message)| message.clone());
+        let sent: Vec<_> = again.map(|message| publish(&self.publisher, &self.names, message)).collect();
+        let results = join_all(sent).await;
+        if results.iter().any(|(_, result)| result.is_err()) {
+            // Lost once more on the way: the next connection has them again.
+            self.epoch = u64::MAX;
+        }
+    }
+
+    /// Remembers a confirmed batch for a while.
+    fn keep(&mut self, message: Message) {
+        let now = Instant::now();
+        self.unsynced_bytes += message.body.len();
+        self.unsynced.push_back((now, message));
+        while let Some((at, oldest)) = self.unsynced.front() {
+            if now.duration_since(*at) < UNSYNCED && self.unsynced_bytes <= UNSYNCED_BYTES {
+                break;
+            }
+            self.unsynced_bytes -= oldest.body.len();
+            self.unsynced.pop_front();
+        }
+    }
+
+    fn tell_subscribers(&self, requests: &[Request]) {
+        let mut groups: BTreeMap<&str, Vec<&[u8]>> = BTreeMap::new();
+        for item in requests.iter().flat_map(|request| &request.items) {
+            groups.entry(&item.key).or_default().push(item.public.as_deref().unwrap_or(&item.bytes));
+        }
+        for (key, events) in groups {
+            for body in split(events.into_iter()) {
+                self.outlet.send(self.names.events(), key.to_owned(), message(body));
+            }
+        }
+    }
+}
+
+async fn publish(
+    publisher: &Publisher,
+    names: &Names,
+    message: Message,
+) -> (Message, Result<(), PublishError>) {
+    let target = Target { exchange: names.record(), key: String::new(), mandatory: true };
+    let deadline = Instant::now() + FOREVER;
+    let result = publisher.publish_patiently(target, message.clone(), deadline).await;
+    (message, result)
+}
+
+fn gather(requests: &[Request]) -> Vec<Bytes> {
+    split(requests.iter().flat_map(|request| &request.items).map(|item| item.bytes.as_slice()))
+}
+
+/// The bodies of batches of these events, each within [`BATCH_MAX`] and [`EVENTS_MAX`] or a single event.
+fn split<'a>(events: impl Iterator<Item = &'a [u8]>) -> Vec<Bytes> {
+    let (mut bodies, mut batch, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for event in events {
+        if !batch.is_empty() && (bytes + event.len() > BATCH_MAX || batch.len() >= EVENTS_MAX) {
+            bodies.push(batch::join(std::mem::take(&mut batch)).into());
+            bytes = 0;
+        }
+        bytes += event.len() + 1;
+        batch.push(event);
+    }
+    if !batch.is_empty() {
+        bodies.push(batch::join(batch).into());
+    }
+    bodies
+}
+
+fn message(body: Bytes) -> Message {
+    Message {
+        message_id: Some(JobId::new().to_string()),
+        kind: Some("hopline.events".to_owned()),
+        content_type: Some(batch::CONTENT_TYPE.to_owned()),
+        body,
+        ..Message::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_stay_within_their_bounds() {
+        let event = vec![b'1'; BATCH_MAX / 3];
+        let bodies = split(std::iter::repeat_n(event.as_slice(), 7));
+        assert_eq!(bodies.len(), 4);
+        let long = vec![b'1'; BATCH_MAX * 2];
+        assert_eq!(split([long.as_slice(), b"2", long.as_slice()].into_iter()).len(), 3);
+        assert_eq!(split(std::iter::repeat_n(&b"1"[..], EVENTS_MAX + 1)).len(), 2);
+        assert!(split(std::iter::empty()).is_empty());
     }
 }

@@ -37,7 +37,7 @@ fn check_not_early(start: &Start, due: Timestamp) {
 /// A probe for `queue`, to start after `delay`.
 fn delayed(queue: &hopline::QueueName, delay: Duration) -> Submission {
     let kind = Kind::parse(Probe::KIND).expect("a kind");
-    Submission { envelope: Envelope::new(kind, queue.clone(), Bytes::from_static(b"{}")), delay }
+    Submission::new(Envelope::new(kind, queue.clone(), Bytes::from_static(b"{}")), delay)
 }
 
 /// The next number of a simple generator (SplitMix64 is the library's own; this one needs no secrecy either).

@@ -27,10 +27,7 @@ use crate::support::{
 /// A job that nobody runs.
 fn job(queue: &QueueName) -> Submission {
     let kind = Kind::parse(Probe::KIND).expect("a kind");
-    Submission {
-        envelope: Envelope::new(kind, queue.clone(), Bytes::from_static(b"{}")),
-        delay: Default::default(),
-    }
+    Submission::new(Envelope::new(kind, queue.clone(), Bytes::from_static(b"{}")), Default::default())
 }
 
 type Ids = Arc<Mutex<HashSet<String>>>;

@@ -58,7 +58,7 @@ async fn submit_held(client: &Client, queue: &QueueName, count: usize) {
     let kind = Kind::parse(Probe::KIND).expect("a kind");
     let args = Bytes::from_static(br#"{"script":["held"]}"#);
     let job = || Envelope::new(kind.clone(), queue.clone(), args.clone());
-    let jobs = (0..count).map(|_| Submission { envelope: job(), delay: Duration::ZERO }).collect();
+    let jobs = (0..count).map(|_| Submission::new(job(), Duration::ZERO)).collect();
     submit_all(client, jobs).await;
 }
 

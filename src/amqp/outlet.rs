@@ -1,0 +1,91 @@
+//! Publishing without confirms: for what may be lost. One channel with one owner task; what comes while there is no
+//! connection, or more than the connection takes, is dropped and counted.
+//!
+//! Why apart from [`super::publisher`]: whoever binds a queue to `hopline.events` must not be able to hold up a confirm
+//! (a length limit, a quorum without a majority), nor the connection that jobs are published on (credit flow).
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use lapin::{Channel, options::BasicPublishOptions};
+use tokio::{sync::mpsc, time::sleep};
+use tracing::debug;
+
+use super::{
+    connection::{Link, LinkDown, in_time},
+    message::{properties, short},
+    pause::Pauses,
+};
+use crate::job::wire::Message;
+
+/// Messages that wait to be written.
+const WAITING: usize = 1000;
+
+struct Request {
+    exchange: String,
+    key: String,
+    message: Message,
+}
+
+/// A handle on the task; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Outlet {
+    requests: mpsc::Sender<Request>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Outlet {
+    /// Starts the owner of one channel on `link`. It ends when the last handle is dropped.
+    pub(crate) fn start(link: &Link) -> Self {
+        let (requests, queue) = mpsc::channel(WAITING);
+        let dropped = Arc::new(AtomicU64::new(0));
+        link.runtime().spawn(own(link.clone(), queue, Arc::clone(&dropped)));
+        Self { requests, dropped }
+    }
+
+    /// Publishes if that is possible now.
+    pub(crate) fn send(&self, exchange: String, key: String, message: Message) {
+        if self.requests.try_send(Request { exchange, key, message }).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many messages were dropped.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+}
+
+async fn own(link: Link, mut requests: mpsc::Receiver<Request>, dropped: Arc<AtomicU64>) {
+    let (mut pauses, mut channel) = (Pauses::new(), None);
+    while let Some(request) = requests.recv().await {
+        match publish(&link, &mut channel, request).await {
+            Ok(()) => pauses.reset(),
+            Err(down) => {
+                debug!(reason = down.0, "an event for subscribers is dropped");
+                dropped.fetch_add(1, Ordering::Relaxed);
+                if channel.take().is_some() {
+                    // The connection lives, most likely: what it publishes to is gone.
+                    sleep(pauses.next()).await;
+                }
+            }
+        }
+    }
+}
+
+async fn publish(link: &Link, channel: &mut Option<Channel>, request: Request) -> Result<(), LinkDown> {
+    let up = link.up()?;
+    if up.is_blocked() {
+        return Err(LinkDown("blocked by an alarm".to_owned()));
+    }
+    if !channel.as_ref().is_some_and(|channel| channel.status().connected()) {
+        *channel = Some(up.channel().await?);
+    }
+    let Some(channel) = channel else { return Ok(()) };
+    let Request { exchange, key, message } = request;
+    let (exchange, key, options) = (short(&exchange), short(&key), BasicPublishOptions::default());
+    let written = channel.basic_publish(exchange, key, options, &message.body, properties(&message));
+    in_time("publish", written).await.map(drop)
+}
