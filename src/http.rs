@@ -12,6 +12,7 @@ mod front;
 mod guard;
 mod health;
 mod jobs;
+mod naming;
 pub mod problem;
 mod rpc;
 mod server;

@@ -15,6 +15,7 @@ use super::{
     answer::{self, status_of},
     body::{self, Inbound, Media, Room, held},
     fields::{self, Errors, Items},
+    naming::Choice,
     problem::{Code, Problem},
     submission::{Draft, ERRORS_MAX, ITEM_ERRORS_MAX, trace_context},
 };
@@ -49,7 +50,6 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
         return Err(body::content_type_missing());
     }
     let mut errors = Errors::new(ERRORS_MAX);
-    inbound.refuse_unsupported(&mut errors);
     let [] = inbound.query([], &mut errors);
     errors.none_or(Some(()))?;
     let items = split(&received.bytes, media, app.http.batch_items)?;
@@ -161,7 +161,7 @@ fn read_item(
 ) -> Result<Draft, Problem> {
     let read = || {
         let text = fields::text(item.text)?;
-        Draft::read(text, bytes, &app.limits, now, Errors::new(told))
+        Draft::read(text, bytes, &app.limits, now, Choice::Members, Errors::new(told))
     };
     read().map_err(|problem| place(problem, item))
 }

@@ -15,6 +15,7 @@ use super::{
     answer::{self, Accepted, Record},
     body::{self, Inbound, Media},
     fields::{self, Errors},
+    naming::Choice,
     problem::Problem,
     submission::{Draft, ERRORS_MAX, trace_context},
     wait::{PREFERENCE_APPLIED, Prefer, Wait},
@@ -39,11 +40,10 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     }
     let (start, now) = (Instant::now(), Timestamp::now());
     let mut errors = Errors::new(ERRORS_MAX);
-    inbound.refuse_unsupported(&mut errors);
     let [wait] = inbound.query(["wait"], &mut errors);
     let wait = wait_of(wait.as_deref(), &mut errors);
     let text = fields::text(&received.bytes)?;
-    let draft = Draft::read(text, &received.bytes, &app.limits, now, errors)?;
+    let draft = Draft::read(text, &received.bytes, &app.limits, now, Choice::Ours, errors)?;
 
     let headers = &inbound.parts.headers;
     let wait = Wait::choose(wait, Prefer::read(headers).wait, Duration::ZERO, app.http.max_wait);

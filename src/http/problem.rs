@@ -70,6 +70,8 @@ codes! {
     RequestTimeout = REQUEST_TIMEOUT "request_timeout" "The request did not arrive in time";
     /// RPC: the job was cancelled.
     JobCancelled = CONFLICT "job_cancelled" "The job was cancelled";
+    /// A request with this id or key is being worked on.
+    InFlight = CONFLICT "in_flight" "The first request with this id or key is still being worked on";
     /// Body, args or an item over its limit of bytes.
     TooLarge = PAYLOAD_TOO_LARGE "too_large" "The request is over a limit of bytes";
     /// More items in a batch than allowed.
@@ -84,6 +86,10 @@ codes! {
     NotSupported = UNPROCESSABLE_ENTITY "not_supported" "The request asks for what is not available yet";
     /// The queue exists nowhere.
     UnknownQueue = UNPROCESSABLE_ENTITY "unknown_queue" "The queue does not exist";
+    /// An idempotency key that is none, is given twice, or means nothing there.
+    BadIdempotencyKey = UNPROCESSABLE_ENTITY "bad_idempotency_key" "The idempotency key is not valid";
+    /// Another request has this id or key.
+    KeyReused = UNPROCESSABLE_ENTITY "key_reused" "The id or key belongs to another request";
     /// RPC: the handler said that trying again is pointless.
     JobFatal = UNPROCESSABLE_ENTITY "job_fatal" "The job failed for good";
     /// Our mistake; the log has the request id.
@@ -104,6 +110,10 @@ codes! {
     BrokerBlocked = SERVICE_UNAVAILABLE "broker_blocked" "The broker takes no messages for now";
     /// The broker refused the message. The job was not accepted.
     BrokerRefused = SERVICE_UNAVAILABLE "broker_refused" "The broker refused the job";
+    /// As many idempotency keys are kept as may be.
+    KeysFull = SERVICE_UNAVAILABLE "keys_full" "Too many ids and keys are kept";
+    /// Idempotency keys cannot be written.
+    KeysUnavailable = SERVICE_UNAVAILABLE "keys_unavailable" "Ids and keys cannot be kept";
     /// The broker did not confirm in time: the job may still run.
     ConfirmTimeout = GATEWAY_TIMEOUT "confirm_timeout" "The broker did not confirm the job in time";
     /// The connection broke before the confirm: the job may still run.
@@ -160,6 +170,7 @@ impl Problem {
         let retry_after = match code {
             Code::BrokerUnavailable => Some(Duration::from_secs(2)),
             Code::BrokerBlocked => Some(Duration::from_secs(5)),
+            Code::InFlight => Some(Duration::from_secs(1)),
             code if code.status() == StatusCode::SERVICE_UNAVAILABLE => Some(Duration::from_secs(1)),
             _ => None,
         };

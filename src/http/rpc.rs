@@ -58,7 +58,6 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     }
     let (start, now) = (Instant::now(), Timestamp::now());
     let mut errors = Errors::new(ERRORS_MAX);
-    inbound.refuse_unsupported(&mut errors);
     let kind = read_kind(kind.as_deref(), &mut errors);
     let asked = Asked::read(inbound, &mut errors);
     let args = read_args(received.bytes, &mut errors)?;
@@ -69,6 +68,8 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let wait = Wait::choose(asked.wait, preferred, DEFAULT_WAIT, app.http.max_wait);
     let expires_at = SignedDuration::try_from(wait.patience).ok().and_then(|wait| now.checked_add(wait).ok());
     let draft = Draft {
+        named: None,
+        too_late: None,
         kind,
         queue: asked.queue,
         args,

@@ -92,45 +92,61 @@ pub enum Reserved {
     Other,
 }
 
-/// An id whose job is on its way from this process. Whoever holds it is the only one; dropped without a word, the
-/// reservation stays, and the next one who asks gets [`Reserved::Unsure`].
+/// An id that one request of this process has, and nobody else meanwhile.
+///
+/// Dropped before [`Claim::publishing`], and after [`Claim::refused`], it leaves things as they were before it. Dropped
+/// otherwise, nobody knows whether there is a job: the next one who asks gets [`Reserved::Unsure`].
 #[derive(Debug)]
 pub struct Claim {
-    id: JobId,
-    in_flight: InFlight,
+    /// None once it is handed to the thread.
+    hold: Option<Hold>,
     commands: mpsc::Sender<Command>,
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.in_flight.ids().remove(&self.id);
-    }
+    /// Whether nobody has published this job before.
+    fresh: bool,
+    published: bool,
 }
 
 impl Claim {
-    /// The id.
-    #[must_use]
-    pub fn id(&self) -> JobId {
-        self.id
+    /// The job is published now: from here on it may be somewhere.
+    pub fn publishing(&mut self) {
+        self.published = true;
+    }
+
+    /// The job was surely not stored this time.
+    pub fn refused(mut self) {
+        self.published = false;
     }
 
     /// The job was accepted. Whoever asks after this returns is told so; that it is on disk is not waited for, because
     /// the record has the job.
-    pub async fn confirm(self) {
-        self.end(Fate::Accepted).await;
-    }
-
-    /// The job was refused and surely is nowhere: the id is free again.
-    pub async fn release(self) {
-        self.end(Fate::Refused).await;
-    }
-
-    async fn end(self, fate: Fate) {
-        let commands = self.commands.clone();
-        let command = Command::End(self, fate);
-        if timeout_at(Instant::now() + PATIENCE, commands.send(command)).await.is_err() {
+    pub async fn confirm(mut self) {
+        let Some(hold) = self.hold.take() else { return };
+        let sent = self.commands.send(Command::End(hold, Fate::Accepted));
+        if timeout_at(Instant::now() + PATIENCE, sent).await.is_err() {
             warn!("too many keys wait to be written");
         }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(hold) = self.hold.take().filter(|_| self.fresh && !self.published) {
+            // Without room the reservation stays, and costs a look into the record.
+            drop(self.commands.try_send(Command::End(hold, Fate::Refused)));
+        }
+    }
+}
+
+/// Keeps others from an id.
+#[derive(Debug)]
+struct Hold {
+    id: JobId,
+    in_flight: InFlight,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.in_flight.ids().remove(&self.id);
     }
 }
 
@@ -146,7 +162,7 @@ type Answers = Vec<Result<Reserved, KeysError>>;
 #[derive(Debug)]
 enum Command {
     Reserve(Vec<(JobId, Digest)>, oneshot::Sender<Answers>),
-    End(Claim, Fate),
+    End(Hold, Fate),
     Close(oneshot::Sender<()>),
 }
 
@@ -264,9 +280,9 @@ impl Keeper {
                         let each = asked.into_iter().map(|(id, digest)| hands.reserve(transaction, id, digest));
                         answers.push((answer, each.collect::<Result<Answers, _>>()?));
                     }
-                    // The claim ends here: whoever comes next, in this transaction too, finds what is written now.
-                    Command::End(claim, Fate::Accepted) => transaction.accept(claim.id)?,
-                    Command::End(claim, Fate::Refused) => transaction.remove(claim.id)?,
+                    // The hold ends here: whoever comes next, in this transaction too, finds what is written now.
+                    Command::End(hold, Fate::Accepted) => transaction.accept(hold.id)?,
+                    Command::End(hold, Fate::Refused) => transaction.remove(hold.id)?,
                     Command::Close(done) => closing.push(done),
                 }
             }
@@ -313,18 +329,19 @@ impl Hands<'_> {
             Row::Full => Err(KeysError::Full),
             Row::Found { digest: first, .. } if first != digest => Ok(Reserved::Other),
             _ if claimed => Ok(Reserved::InFlight),
-            Row::Inserted => self.claim(id).map(Reserved::New),
-            Row::Found { accepted: false, .. } => self.claim(id).map(Reserved::Unsure),
+            Row::Inserted => self.claim(id, true).map(Reserved::New),
+            Row::Found { accepted: false, .. } => self.claim(id, false).map(Reserved::Unsure),
             Row::Found { since, .. } => Ok(Reserved::Accepted { since }),
         };
         Ok(reserved)
     }
 
-    fn claim(&self, id: JobId) -> Result<Claim, KeysError> {
+    fn claim(&self, id: JobId, fresh: bool) -> Result<Claim, KeysError> {
         let commands = self.sender.upgrade();
         let commands = commands.ok_or_else(|| KeysError::Unavailable("closed".to_owned()))?;
         self.in_flight.ids().insert(id);
-        Ok(Claim { id, in_flight: self.in_flight.clone(), commands })
+        let hold = Some(Hold { id, in_flight: self.in_flight.clone() });
+        Ok(Claim { hold, commands, fresh, published: false })
     }
 }
 

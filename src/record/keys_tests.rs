@@ -45,6 +45,11 @@ fn claim(reserved: Result<Reserved, KeysError>) -> Claim {
     }
 }
 
+/// Publishes, and never learns what became of that.
+fn publish(mut claim: Claim) {
+    claim.publishing();
+}
+
 #[tokio::test]
 async fn an_id_goes_from_new_to_accepted() {
     let folder = Folder::new();
@@ -64,16 +69,33 @@ async fn a_refused_job_frees_its_id() {
     let folder = Folder::new();
     let keys = Keys::open(&folder.0).unwrap();
     let id = JobId::new();
-    claim(keys.reserve(id, A).await).release().await;
+    let mut first = claim(keys.reserve(id, A).await);
+    first.publishing();
+    first.refused();
     let next = keys.reserve(id, B).await.unwrap();
     assert!(matches!(next, Reserved::New(_)), "{next:?}");
 }
 
 #[tokio::test]
-async fn a_claim_that_is_dropped_leaves_the_id_unsure() {
+async fn a_request_that_ends_before_its_publish_frees_its_id() {
     let folder = Folder::new();
     let keys = Keys::open(&folder.0).unwrap();
     let id = JobId::new();
+    drop(claim(keys.reserve(id, A).await));
+    let next = keys.reserve(id, B).await.unwrap();
+    assert!(matches!(next, Reserved::New(_)), "{next:?}");
+}
+
+#[tokio::test]
+async fn a_publish_of_unknown_fate_leaves_the_id_unsure() {
+    let folder = Folder::new();
+    let keys = Keys::open(&folder.0).unwrap();
+    let id = JobId::new();
+    publish(claim(keys.reserve(id, A).await));
+    // A second try that is refused says nothing about the first one.
+    let mut second = claim(keys.reserve(id, A).await);
+    second.publishing();
+    second.refused();
     drop(claim(keys.reserve(id, A).await));
     let second = keys.reserve(id, A).await.unwrap();
     assert!(matches!(second, Reserved::Unsure(_)), "{second:?}");
@@ -106,9 +128,10 @@ async fn what_is_reserved_survives_the_process() {
     let folder = Folder::new();
     let keys = Keys::open(&folder.0).unwrap();
     let (accepted, unsure, refused) = (JobId::new(), JobId::new(), JobId::new());
-    let held = claim(keys.reserve(unsure, A).await);
+    let mut held = claim(keys.reserve(unsure, A).await);
+    held.publishing();
     claim(keys.reserve(accepted, A).await).confirm().await;
-    claim(keys.reserve(refused, A).await).release().await;
+    claim(keys.reserve(refused, A).await).refused();
     // Written together with what came before: now that is on disk too.
     drop(keys.reserve(JobId::new(), A).await);
     let killed = folder.snapshot();
@@ -117,6 +140,7 @@ async fn what_is_reserved_survives_the_process() {
         let keys = Keys::open(&folder.0).unwrap();
         assert!(matches!(keys.reserve(accepted, A).await, Ok(Reserved::Accepted { .. })));
         assert!(matches!(keys.reserve(unsure, B).await, Ok(Reserved::Other)));
+        publish(claim(keys.reserve(unsure, A).await));
         assert!(matches!(keys.reserve(unsure, A).await, Ok(Reserved::Unsure(_))));
         assert!(matches!(keys.reserve(refused, A).await, Ok(Reserved::New(_))));
         keys.close().await;
