@@ -12,6 +12,7 @@
 //! | [`consumer`] | consumers, channel epochs, acknowledgements |
 //! | [`replies`] | the result queue of a process that waits |
 //! | [`control`] | the control log: which worker runs which kind |
+//! | [`stream`] | reading a stream: in order, across reconnects |
 //! | [`version`] | what broker answers |
 //! | [`admin`] | short-lived questions, on pooled connections |
 //! | [`pause`] | pauses between attempts to connect: the only file that names `backoff` |
@@ -29,6 +30,7 @@ pub(crate) mod outlet;
 pub(crate) mod pause;
 pub(crate) mod publisher;
 pub(crate) mod replies;
+pub(crate) mod stream;
 pub mod topology;
 pub(crate) mod version;
 

@@ -24,11 +24,11 @@ use tracing::debug;
 #[cfg(feature = "worker")]
 pub(crate) use self::live::Links;
 pub(crate) use self::live::{Live, Role};
-use self::{live::Patience, recording::Recording};
 pub use self::{
     error::{CallError, EnqueueError, SubmitError},
     recording::Recorded,
 };
+use self::{live::Patience, recording::Recording};
 pub use crate::amqp::replies::{WaitError, Waiter};
 use crate::{
     amqp::{control::Catalogue, delay, replies::Replies},

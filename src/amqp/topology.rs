@@ -32,9 +32,9 @@ const NO_DELIVERY_LIMIT: i32 = i32::MAX;
 const CONTROL_AGE: &str = "60D";
 const CONTROL_BYTES: i64 = 1 << 30;
 const CONTROL_SEGMENT: i64 = 32 << 20;
-/// How long the log keeps events, and how much of them: generous constants, because arguments cannot be changed.
+/// How many days the log keeps events, and how much of them: generous constants, because arguments cannot be changed.
 /// Policies tighten them.
-const LOG_AGE: &str = "90D";
+pub(crate) const LOG_AGE_DAYS: u32 = 90;
 const LOG_BYTES: i64 = 16 << 30;
 const LOG_SEGMENT: i64 = 64 << 20;
 /// How long a worker's question waits for an HTTP process, in ms, and how many of them.
@@ -137,7 +137,8 @@ impl Plan {
         }
         steps.push(queue(channel, names.control_log(), stream(CONTROL_AGE, CONTROL_BYTES, CONTROL_SEGMENT)));
         steps.push(bind(channel, names.control_log(), names.control(), "#".to_owned()));
-        steps.push(queue(channel, names.log(), stream(LOG_AGE, LOG_BYTES, LOG_SEGMENT)));
+        let log_age = format!("{LOG_AGE_DAYS}D");
+        steps.push(queue(channel, names.log(), stream(&log_age, LOG_BYTES, LOG_SEGMENT)));
         steps.push(bind(channel, names.log(), names.record(), String::new()));
         // Questions are asked again: what waits too long, or too many, may go.
         let lookup = args([

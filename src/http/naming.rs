@@ -110,8 +110,7 @@ fn header_key(headers: &HeaderMap, errors: &mut Errors) -> Option<String> {
     text.and_then(parse_key).map_err(|detail| errors.bad_key(HEADER, detail)).ok()
 }
 
-const MALFORMED: &str =
-    "must be a text in quotes, or 1 to 255 printable ASCII characters without spaces, quotes, commas, semicolons and \\";
+const MALFORMED: &str = "must be a text in quotes, or 1 to 255 printable ASCII characters without spaces, quotes, commas, semicolons and \\";
 
 fn parse_key(text: &str) -> Result<String, String> {
     let text = text.trim_matches([' ', '\t']);

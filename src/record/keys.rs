@@ -277,7 +277,8 @@ impl Keeper {
             while let Some(command) = commands.pop_front() {
                 match command {
                     Command::Reserve(asked, answer) => {
-                        let each = asked.into_iter().map(|(id, digest)| hands.reserve(transaction, id, digest));
+                        let each =
+                            asked.into_iter().map(|(id, digest)| hands.reserve(transaction, id, digest));
                         answers.push((answer, each.collect::<Result<Answers, _>>()?));
                     }
                     // The hold ends here: whoever comes next, in this transaction too, finds what is written now.

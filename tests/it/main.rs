@@ -30,6 +30,7 @@ mod process_worker;
 mod publisher;
 mod python;
 mod readme;
+mod record;
 mod recovery;
 mod routing;
 mod support;

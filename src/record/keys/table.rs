@@ -87,7 +87,8 @@ impl Table {
         }
         let opened = match Self::open_file(path, most) {
             Err(Failure::Corrupt(why)) => {
-                let aside = set_aside(path).map_err(|error| format!("{why}, and cannot be renamed: {error}"))?;
+                let aside =
+                    set_aside(path).map_err(|error| format!("{why}, and cannot be renamed: {error}"))?;
                 error!(
                     file = %path.display(), aside = %aside.display(), error = why,
                     "the file of keys cannot be read and is set aside: requests that were not confirmed before are \
@@ -132,7 +133,8 @@ impl Table {
             most: self.most,
             now: now.as_millisecond(),
             find: begun.prepare("SELECT digest, accepted, created_at FROM keys WHERE id = ?1")?,
-            insert: begun.prepare("INSERT INTO keys (id, digest, accepted, created_at) VALUES (?1, ?2, 0, ?3)")?,
+            insert: begun
+                .prepare("INSERT INTO keys (id, digest, accepted, created_at) VALUES (?1, ?2, 0, ?3)")?,
             accept: begun.prepare("UPDATE keys SET accepted = 1 WHERE id = ?1")?,
             remove: begun.prepare("DELETE FROM keys WHERE id = ?1")?,
         };

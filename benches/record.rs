@@ -1,0 +1,2 @@
+//! What the record costs.
+fn main() {}
