@@ -75,6 +75,13 @@ impl Room {
         Ok(())
     }
 
+    /// Takes `bytes` out of this room, as far as it has them, into one of their own.
+    pub(super) fn split(&mut self, bytes: usize) -> Self {
+        let memory = self.memory.clone();
+        let held = self.held.as_mut().and_then(|held| held.split(bytes.div_ceil(1024).min(held.num_permits())));
+        Self { memory, held }
+    }
+
     /// Gives back what is held beyond `bytes`.
     fn shrink(&mut self, bytes: usize) {
         if let Some(held) = &mut self.held {

@@ -176,7 +176,7 @@ async fn a_file_that_cannot_be_read_is_set_aside() {
         let keys = Keys::open(&folder.0).unwrap();
         assert!(matches!(keys.reserve(id, A).await, Ok(Reserved::New(_))), "{number}");
         let files = folder.files();
-        assert!(files.iter().any(|name| name.starts_with("keys.db.corrupt-")), "{number}: {files:?}");
+        assert!(files.iter().any(|name| name.starts_with("keys.db.broken-")), "{number}: {files:?}");
     }
 }
 
@@ -187,7 +187,7 @@ fn a_newer_file_is_left_alone() {
     rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let error = Table::open(&file, MOST).unwrap_err();
     assert!(error.contains("newer version (7)"), "{error}");
-    assert_eq!(folder.files().iter().filter(|name| name.contains("corrupt")).count(), 0);
+    assert_eq!(folder.files().iter().filter(|name| name.contains("broken")).count(), 0);
 }
 
 /// A table and a clock that is set.

@@ -229,7 +229,7 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
         name.push(end);
         PathBuf::from(name)
     };
-    let mark = format!(".corrupt-{}", Timestamp::now().as_second());
+    let mark = format!(".broken-{}", Timestamp::now().as_second());
     for end in ["-wal", "-shm"] {
         let renamed = fs::rename(with(end), with(&format!("{mark}{end}")));
         renamed.or_else(|error| match error.kind() {
