@@ -11,7 +11,8 @@
 //! | [`outlet`] | publishing what may be lost |
 //! | [`consumer`] | consumers, channel epochs, acknowledgements |
 //! | [`replies`] | the result queue of a process that waits |
-//! | [`control`] | the control log: which worker runs which kind |
+//! | [`control`] | the control log: kinds, pauses, orders to cancel |
+//! | [`heartbeats`] | what workers say of themselves every few seconds |
 //! | [`stream`] | reading a stream: in order, across reconnects |
 //! | [`version`] | what broker answers |
 //! | [`admin`] | short-lived questions, on pooled connections |
@@ -24,6 +25,7 @@ pub(crate) mod connection;
 pub(crate) mod consumer;
 pub(crate) mod control;
 pub mod delay;
+pub(crate) mod heartbeats;
 pub(crate) mod message;
 pub mod names;
 pub(crate) mod outlet;

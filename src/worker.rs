@@ -11,10 +11,13 @@
 //! | [`dispatch`] | deliveries waiting for their turn, those running, those known |
 //! | [`isolate`] | running a suspect job in a child process |
 //! | [`reply`] | telling callers how a run ended |
+//! | [`pause`] | one queue: when its jobs are taken |
+//! | [`beat`] | what the worker says of itself every few seconds |
 //! | [`health`] | `/healthz` |
 //!
 //! A worker takes jobs from the broker, decides and settles. It does not route, and it knows no other worker.
 
+mod beat;
 mod context;
 mod cpu;
 mod dispatch;
@@ -22,29 +25,32 @@ mod disposition;
 mod executor;
 mod health;
 mod isolate;
+mod pause;
 mod registry;
 mod reply;
 mod settle;
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use thiserror::Error;
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-    time::timeout,
-};
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 pub(crate) use self::executor::Executor;
+use self::{
+    beat::Beat,
+    cpu::CpuPool,
+    dispatch::{QueueShare, Shared},
+    health::{Health, QueueHealth},
+    pause::Taking,
+    reply::Replier,
+    settle::Settler,
+};
 pub use self::{
     context::{Context, FromRef},
     cpu::Stop,
@@ -52,17 +58,8 @@ pub use self::{
     executor::Outcome,
     registry::{Registry, RegistryError},
 };
-use self::{
-    cpu::CpuPool,
-    dispatch::{Dispatcher, QueueShare, Shared},
-    reply::Replier,
-    settle::Settler,
-};
 use crate::{
-    amqp::{
-        consumer::{Consuming, DeclaredQueue, consume},
-        control::{Announced, announce},
-    },
+    amqp::control::{Control, Written},
     client::{Client, Live, Role},
     config::{Config, ConfigError},
     job::{Envelope, Job, JobResult, Options, QueueName},
@@ -79,8 +76,8 @@ const PREFETCH_BYTES: usize = 4 << 30;
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
 /// How long acknowledgements get to be written when the process ends.
 const ACK_FLUSH: Duration = Duration::from_secs(5);
-/// How long the kinds' announcement is awaited before consuming starts without it.
-const ANNOUNCE_WAIT: Duration = Duration::from_secs(5);
+/// How long a queue's consumer and dispatcher get to end.
+const QUEUE_END: Duration = Duration::from_secs(20);
 
 /// A worker that cannot start.
 #[derive(Debug, Error)]
@@ -235,10 +232,12 @@ impl<S: Send + Sync + 'static> Worker<S> {
         let queues = registry.queues();
         let client = Client::with_role(&config, Role::Worker(queues.clone()));
         let live = client.live().map_err(WorkerError::Start)?;
+        let hello = Written::kinds(&live.instance, &registry.announcement());
+        let control = live.follow_control(hello, None).clone();
         let shared = Arc::new(share(&config, registry, &client, live, isolation)?);
 
         let stop = CancellationToken::new();
-        let running = Running::start(&config, &shared, live, &queues, &stop).await?;
+        let running = Running::start(&config, &shared, live, &control, &queues, &stop).await?;
         let broker = live.consume.describe();
         info!(broker, worker = live.instance, queues = ?queues.iter().map(QueueName::as_str).collect::<Vec<_>>(), "worker started");
         shutdown.await;
@@ -292,9 +291,10 @@ fn share(
 
 /// Everything that goes on until shutdown.
 struct Running {
-    consumers: Vec<JoinHandle<()>>,
-    dispatchers: Vec<JoinHandle<()>>,
-    helpers: Vec<JoinHandle<()>>,
+    control: Control,
+    queues: Vec<JoinHandle<()>>,
+    health: Option<JoinHandle<()>>,
+    beat: Beat,
 }
 
 impl Running {
@@ -302,62 +302,51 @@ impl Running {
         config: &Config,
         shared: &Arc<Shared>,
         live: &Live,
+        control: &Control,
         queues: &[QueueName],
         stop: &CancellationToken,
     ) -> Result<Self, WorkerError> {
-        let mut running = Self { consumers: Vec::new(), dispatchers: Vec::new(), helpers: Vec::new() };
-        let mut consuming = BTreeMap::new();
-        for queue in queues {
-            consuming.insert(queue.clone(), Arc::new(AtomicBool::new(false)));
-        }
+        let each = || queues.iter().cloned();
+        let healths: Health = each().map(|queue| (queue, Arc::new(QueueHealth::default()))).collect();
+        let mut health = None;
         if let Some(address) = config.worker.health {
-            let server = health::serve(address, consuming.clone(), stop.clone()).await;
+            let server = health::serve(address, healths.clone(), stop.clone()).await;
             let server =
                 server.map_err(|source| WorkerError::System { what: "listen on worker.health", source })?;
-            running.helpers.push(tokio::spawn(server));
+            health = Some(tokio::spawn(server));
         }
-        // Kinds are announced before the first job is taken, so that jobs find their way; but a broker that
-        // takes no publishes now (an alarm) must not keep the worker from starting.
-        let (announced, mut heard) = watch::channel(false);
-        let kinds = shared.executor.registry().announcement();
-        let announcing = announce(
-            live.publisher.clone(),
-            live.names.clone(),
-            live.instance.clone(),
-            kinds.into_iter().map(|(kind, queue)| Announced { kind, queue }).collect(),
-            announced,
-            stop.clone(),
-        );
-        running.helpers.push(live.runtime().spawn(announcing));
-        if timeout(ANNOUNCE_WAIT, heard.wait_for(|heard| *heard)).await.is_err() {
-            warn!("kinds are not announced yet; consuming all the same");
-        }
-        for queue in queues {
-            let prefetch = config.worker.prefetch_of(queue);
-            let (deliveries, incoming) = mpsc::channel(prefetch.into());
-            let consumer = Consuming {
+        let shares: BTreeMap<QueueName, QueueShare> = each()
+            .map(|queue| {
+                (queue.clone(), QueueShare::new(queue.clone(), config.worker.concurrency_of(&queue)))
+            })
+            .collect();
+        let taking = each().map(|queue| {
+            let taking = Taking {
+                source: live.names.queue(&queue),
+                prefetch: config.worker.prefetch_of(&queue),
+                share: shares[&queue].clone(),
+                shared: Arc::clone(shared),
+                control: control.clone(),
                 link: live.consume.clone(),
-                prefetch,
-                deliveries,
+                runtime: live.runtime(),
+                health: Arc::clone(&healths[&queue]),
                 stop: stop.clone(),
-                consuming: Arc::clone(&consuming[queue]),
-                acknowledging: shared.acknowledging.clone(),
+                queue,
             };
-            let source = DeclaredQueue(live.names.queue(queue));
-            running.consumers.push(live.runtime().spawn(consume(consumer, source)));
-            let share = QueueShare::new(queue.clone(), config.worker.concurrency_of(queue));
-            let dispatcher = Dispatcher::new(Arc::clone(shared), share, stop.clone());
-            running.dispatchers.push(tokio::spawn(dispatcher.run(incoming)));
-        }
-        Ok(running)
+            tokio::spawn(taking.run())
+        });
+        let queues = taking.collect();
+        let beat = Beat::start(config, shared, live, control, shares);
+        Ok(Self { control: control.clone(), queues, health, beat })
     }
 
     /// Stops taking, hands back what has not started, gives the rest its grace, then ends it.
     async fn drain(self, config: &Config, shared: &Shared, stop: &CancellationToken) -> Report {
         stop.cancel();
-        for task in self.dispatchers.into_iter().chain(self.consumers) {
-            // Bounded: a dispatcher only hands back, a consumer cancels within its request timeout.
-            drop(timeout(Duration::from_secs(15), task).await);
+        // A worker that is about to end takes no kinds: said once more, that would undo what its successor said.
+        self.control.hush();
+        for task in self.queues {
+            drop(timeout(QUEUE_END, task).await);
         }
         shared.attempts.close();
         if timeout(config.shutdown.grace, shared.attempts.wait()).await.is_err() {
@@ -371,8 +360,9 @@ impl Running {
         shared.settler.flush().await;
         shared.acknowledging.close();
         drop(timeout(ACK_FLUSH, shared.acknowledging.wait()).await);
-        for helper in self.helpers {
-            helper.abort();
+        self.beat.end().await;
+        if let Some(health) = self.health {
+            health.abort();
         }
         shared.counts.report()
     }

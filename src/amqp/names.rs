@@ -77,6 +77,12 @@ impl Names {
         format!("{}.heartbeats.{instance}.{epoch}", self.prefix)
     }
 
+    /// Routing key of what a worker says of itself.
+    #[must_use]
+    pub fn heartbeat_key(worker: &str) -> String {
+        format!("worker.heartbeat.{worker}")
+    }
+
     /// Name of the exclusive queue whose declaration is the cluster-wide lock on a pass over a dead-letter queue.
     #[must_use]
     pub fn pass_lock(&self, queue: &QueueName) -> String {

@@ -15,9 +15,9 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
     let client = Client::for_http(&config);
     client.started().map_err(anyhow::Error::msg)?;
     record.follow(&client).map_err(anyhow::Error::msg)?;
-    let served = http::serve(&config, client.clone(), asked_to_end).await;
-    record.close().await;
+    let served = http::serve(&config, client.clone(), record.clone(), asked_to_end).await;
     // Also after an error: what was handed over is still published.
+    record.close().await;
     client.close().await;
     served?;
     Ok(ExitCode::SUCCESS)

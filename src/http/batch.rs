@@ -209,13 +209,7 @@ fn written(problem: &Problem) -> Option<Box<RawValue>> {
 }
 
 impl Batch {
-    fn add(
-        &mut self,
-        item: &Item<'_>,
-        job: Submission,
-        named: Option<Named>,
-        too_late: Option<FieldError>,
-    ) {
+    fn add(&mut self, item: &Item<'_>, job: Submission, named: Option<Named>, too_late: Option<FieldError>) {
         let place = self.answers.len();
         self.answers.push(Answer {
             index: place,
@@ -273,7 +267,8 @@ impl Batch {
         if !ready.is_empty() {
             let entered = Arc::new(app.enter()?);
             let each = ready.into_iter().map(|(place, job, claim)| {
-                let held = claim.is_some().then(|| (Arc::clone(&entered), room.split(job.envelope.args.len())));
+                let held =
+                    claim.is_some().then(|| (Arc::clone(&entered), room.split(job.envelope.args.len())));
                 async move { (place, keyed::submit(app, job, claim, true, held).await) }
             });
             for (place, result) in join_all(each).await {

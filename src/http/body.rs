@@ -78,7 +78,8 @@ impl Room {
     /// Takes `bytes` out of this room, as far as it has them, into one of their own.
     pub(super) fn split(&mut self, bytes: usize) -> Self {
         let memory = self.memory.clone();
-        let held = self.held.as_mut().and_then(|held| held.split(bytes.div_ceil(1024).min(held.num_permits())));
+        let held =
+            self.held.as_mut().and_then(|held| held.split(bytes.div_ceil(1024).min(held.num_permits())));
         Self { memory, held }
     }
 

@@ -171,7 +171,10 @@ fn is_same(known: &JobRecord, named: Named, job: &Submission) -> bool {
 
 /// The id or key belongs to another request.
 pub(super) fn reused() -> Problem {
-    Problem::new(Code::KeyReused, "another request was made with this id or key: a new request needs a new one")
+    Problem::new(
+        Code::KeyReused,
+        "another request was made with this id or key: a new request needs a new one",
+    )
 }
 
 /// Submits a job, within its claim if it has one. One that has goes on in the background when the time is up or the

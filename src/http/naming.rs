@@ -9,7 +9,10 @@ use super::{
     fields::{self, Errors, Object},
     problem::Problem,
 };
-use crate::{job::JobId, record::keys::Digest};
+use crate::{
+    job::{JobId, Kind},
+    record::keys::Digest,
+};
 
 /// The header's name.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -47,11 +50,23 @@ pub(super) enum Choice {
 }
 
 impl Choice {
-    /// The id that the header's key stands for, if there is one. What is wrong goes to `errors`.
-    pub(super) fn by_header(headers: &HeaderMap, errors: &mut Errors) -> Self {
+    /// The id in the path, or the one that the header's key stands for. What is wrong goes to `errors`.
+    pub(super) fn of(path: Option<JobId>, headers: &HeaderMap, errors: &mut Errors) -> Self {
+        if let Some(id) = path {
+            refuse_key(headers, "cannot be given with PUT: the id in the path says what a repeat is", errors);
+            return Self::Client(id);
+        }
         match header_key(headers, errors) {
             Some(key) => Self::Client(JobId::from_key(SCOPE, &key)),
             None => Self::Ours,
+        }
+    }
+
+    /// The id, where it is known already, with the digest of its request.
+    pub(super) fn named(self, digest: impl FnOnce() -> Digest) -> Option<Named> {
+        match self {
+            Self::Client(id) => Some(Named { id, digest: digest() }),
+            Self::Ours | Self::Members => None,
         }
     }
 
@@ -87,11 +102,7 @@ pub(super) fn refuse_key(headers: &HeaderMap, why: &str, errors: &mut Errors) {
     }
 }
 
-/// An id that a client chose for a job.
-///
-/// # Errors
-/// What is wrong with it.
-pub(super) fn usable(id: JobId) -> Result<JobId, String> {
+fn usable(id: JobId) -> Result<JobId, String> {
     if id.is_nil_or_max() {
         return Err("must be a UUID of the job's own: neither the nil nor the max UUID".to_owned());
     }
@@ -159,9 +170,9 @@ pub(super) fn digest_of(what: &str, object: &Object<'_>) -> Digest {
 }
 
 /// The digest of a call: its kind, what its query says of the job, and its args.
-pub(super) fn digest_of_call(kind: &str, query: &[(&str, Option<&str>)], args: &[u8]) -> Digest {
+pub(super) fn digest_of_call(kind: &Kind, query: &[(&str, Option<&str>)], args: &[u8]) -> Digest {
     let mut canonical = Canonical::new("rpc");
-    canonical.member("kind", kind);
+    canonical.member("kind", kind.as_str());
     for (name, value) in query {
         if let Some(value) = value {
             canonical.member(name, value);
@@ -316,6 +327,10 @@ mod tests {
         }
     }
 
+    fn kind(name: &str) -> Kind {
+        Kind::parse(name).unwrap()
+    }
+
     fn digest(json: &str) -> Digest {
         digest_of(SUBMIT, &Object::parse(json, "").unwrap())
     }
@@ -324,7 +339,7 @@ mod tests {
     fn a_digest_is_the_same_in_every_version() {
         let submit = r#"{"kind":"demo.echo","args":{"a":1}}"#;
         assert_eq!(digest(submit).to_string(), "b7b36cd98a29515798e31ba38a310817");
-        let call = digest_of_call("demo.echo", &[("queue", Some("media")), ("timeout", None)], b"{}");
+        let call = digest_of_call(&kind("demo.echo"), &[("queue", Some("media")), ("timeout", None)], b"{}");
         assert_eq!(call.to_string(), "66f94999acfd5d99ba468eed61df4984");
     }
 
@@ -347,7 +362,11 @@ mod tests {
             assert_ne!(digest(other), first, "{other}");
         }
         assert_eq!(digest(r#"{"kind":"a"}"#), digest(r#"{"kind":"a","args":{}}"#));
-        assert_ne!(digest(r#"{"kind":"a"}"#), digest_of_call("a", &[], b"{}"), "a call is another job");
+        assert_ne!(
+            digest(r#"{"kind":"a"}"#),
+            digest_of_call(&kind("a"), &[], b"{}"),
+            "a call is another job"
+        );
     }
 
     proptest! {

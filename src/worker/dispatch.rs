@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -137,6 +137,11 @@ impl Known {
         }
     }
 
+    /// Some of the jobs that run now.
+    pub(super) fn running(&self, most: usize) -> Vec<JobId> {
+        self.lock().running.keys().take(most).map(|(id, ..)| *id).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, KnownJobs> {
         // Each method leaves the tables whole before anything could panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -156,17 +161,32 @@ impl Drop for Running<'_> {
     }
 }
 
-/// One queue's part of the process.
+/// One queue's part of the process; cheap to clone.
+#[derive(Clone)]
 pub(super) struct QueueShare {
     queue: QueueName,
+    concurrency: usize,
     turns: Arc<Semaphore>,
     room: Arc<Notify>,
+    /// Jobs that wait for their turn.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl QueueShare {
     pub(super) fn new(queue: QueueName, concurrency: usize) -> Self {
-        let turns = Arc::new(Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
-        Self { queue, turns, room: Arc::new(Notify::new()) }
+        let concurrency = concurrency.min(Semaphore::MAX_PERMITS);
+        let (turns, room) = (Arc::new(Semaphore::new(concurrency)), Arc::new(Notify::new()));
+        Self { queue, concurrency, turns, room, waiting: Arc::default() }
+    }
+
+    /// Attempts that hold a place now.
+    pub(super) fn running(&self) -> usize {
+        self.concurrency.saturating_sub(self.turns.available_permits())
+    }
+
+    /// Jobs that wait for their turn now.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 }
 
@@ -200,6 +220,7 @@ impl Dispatcher {
             if !blocked {
                 self.start_runnable();
             }
+            self.share.waiting.store(self.waiting.len(), Ordering::Relaxed);
             let overdue = self.waiting.front().map(|first| first.since + self.shared.waiting_max);
             let room = Arc::clone(&self.share.room);
             tokio::select! {
@@ -213,6 +234,7 @@ impl Dispatcher {
                 () = tokio::time::sleep(BLOCKED_LOOK), if blocked => {}
             }
         }
+        self.share.waiting.store(0, Ordering::Relaxed);
         deliveries.close();
         while !self.waiting.is_empty() {
             self.hand_back_first();

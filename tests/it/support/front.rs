@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use hopline::Client;
+use hopline::{Client, record::Record};
 use reqwest::{RequestBuilder, header::HeaderMap};
 use serde_json::Value;
 use tokio::{
@@ -10,6 +10,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{PATIENCE, eventually};
 
@@ -18,6 +19,9 @@ pub(crate) struct Front {
     pub(crate) address: SocketAddr,
     /// The client that it submits through.
     pub(crate) client: Client,
+    /// Its record.
+    pub(crate) record: Record,
+    stop: CancellationToken,
     http: reqwest::Client,
 }
 
@@ -62,9 +66,9 @@ impl Answer {
 }
 
 impl Front {
-    pub(crate) fn new(address: SocketAddr, client: Client) -> Self {
+    pub(crate) fn new(address: SocketAddr, client: Client, record: Record, stop: CancellationToken) -> Self {
         let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("an HTTP client");
-        Self { address, client, http }
+        Self { address, client, record, stop, http }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -73,6 +77,15 @@ impl Front {
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(self.http.get(self.url(path))).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.send(self.http.delete(self.url(path))).await
+    }
+
+    /// Tells the front to end, without waiting for it.
+    pub(crate) fn tell_to_end(&self) {
+        self.stop.cancel();
     }
 
     /// A `POST` of JSON, for more headers.
