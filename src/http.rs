@@ -159,9 +159,9 @@ impl App {
     /// Submits a job, within its claim if it has one: accepted only after the broker's confirm. `room` is kept until
     /// then.
     async fn submit(&self, job: Submission, claim: Option<Claim>, room: Option<Room>) -> Result<(), Problem> {
-        let (id, place) = (job.envelope.id, self.enter()?);
+        let (id, named, place) = (job.envelope.id, claim.is_some(), self.enter()?);
         let result = keyed::submit(self, job, claim, false, (place, room)).await;
-        result.map_err(|error| Problem::submit(&error, id))
+        result.map_err(|error| keyed::problem(&error, id, named))
     }
 }
 

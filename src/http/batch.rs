@@ -24,7 +24,7 @@ use super::{
     submission::{Draft, ERRORS_MAX, ITEM_ERRORS_MAX, trace_context},
 };
 use crate::{
-    client::{Submission, SubmitError},
+    client::Submission,
     job::{
         JobId,
         json::{self, JsonError},
@@ -269,10 +269,16 @@ impl Batch {
             let each = ready.into_iter().map(|(place, job, claim)| {
                 let held =
                     claim.is_some().then(|| (Arc::clone(&entered), room.split(job.envelope.args.len())));
-                async move { (place, keyed::submit(app, job, claim, true, held).await) }
+                let (id, named) = (job.envelope.id, claim.is_some());
+                async move {
+                    let result = keyed::submit(app, job, claim, true, held).await;
+                    (place, result.map_err(|error| keyed::problem(&error, id, named)))
+                }
             });
             for (place, result) in join_all(each).await {
-                self.settle(place, result);
+                if let Err(problem) = result {
+                    self.fail(place, problem);
+                }
             }
         }
         for (place, first) in std::mem::take(&mut self.same) {
@@ -301,13 +307,6 @@ impl Batch {
         (answer.id, answer.status) = (problem.job, None);
         answer.error = written(&problem);
         self.weigh(problem);
-    }
-
-    /// Puts a submit's result into its answer.
-    fn settle(&mut self, place: usize, result: Result<(), SubmitError>) {
-        if let (Err(error), Some(id)) = (result, self.answers[place].id) {
-            self.fail(place, Problem::submit(&error, id));
-        }
     }
 
     fn weigh(&mut self, problem: Problem) {

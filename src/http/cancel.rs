@@ -11,7 +11,8 @@ use axum::{
 use jiff::Timestamp;
 
 use super::{
-    App, answer,
+    App,
+    answer,
     body::Inbound,
     fields::Errors,
     job::{IdPath, read_id},
@@ -19,9 +20,8 @@ use super::{
     submission::ERRORS_MAX,
 };
 use crate::{
-    client::{CancelOrder, SubmitError},
-    job::JobId,
-    record::model::{CancelRequest, JobRecord, JobStatus},
+    client::{CancelTarget, SubmitError},
+    record::model::{CancelRequest, JobRecord, JobStatus, Summary},
 };
 
 /// Longest reason, in bytes.
@@ -47,13 +47,13 @@ async fn cancel(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response
     if let Some(answer) = settled(&job) {
         return answer;
     }
-    let order = CancelOrder { id, run: job.summary.run, by, reason, at: Timestamp::now() };
-    app.order_cancel(order.clone()).await.map_err(|error| Problem::act(&error))?;
-    // The order is in the control log, and its event on the way: if that is not known here yet, it is shown all the
-    // same.
+    let asked = CancelRequest { at: Timestamp::now(), by: by.clone(), reason: reason.clone() };
+    let Summary { run, attempt, step, kind, queue, .. } = job.summary.clone();
+    let target = CancelTarget { id, run, attempt: attempt.max(1), step, kind, queue, by, reason };
+    app.order_cancel(target).await.map_err(|error| Problem::act(&error))?;
+    // If the event of the order is not in the record yet, it is shown all the same.
     let mut job = app.look_up(id).await.ok().flatten().unwrap_or(job);
-    let CancelOrder { by, reason, at, .. } = order;
-    job.summary.cancel.get_or_insert(CancelRequest { at, by, reason });
+    job.summary.cancel.get_or_insert(asked);
     Ok(answer::record(StatusCode::ACCEPTED, &job))
 }
 
@@ -72,10 +72,10 @@ fn settled(job: &JobRecord) -> Option<Result<Response, Problem>> {
 }
 
 impl App {
-    /// Puts an order into the control log, and its event into the record.
-    pub(super) async fn order_cancel(&self, order: CancelOrder) -> Result<(), SubmitError> {
-        let id: JobId = order.id;
-        let result = self.client.request_cancel(vec![order]).await;
+    /// Puts an order into the control log, and its event into the event log.
+    pub(super) async fn order_cancel(&self, target: CancelTarget) -> Result<(), SubmitError> {
+        let id = target.id;
+        let result = self.client.request_cancel(vec![target]).await;
         self.record.touch(id);
         result
     }

@@ -20,7 +20,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode},
     response::Response,
 };
-use futures_util::{StreamExt, stream};
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
@@ -36,6 +36,7 @@ use crate::{
     client::{Submission, SubmitError},
     job::JobId,
     record::{
+        RecordError,
         keys::{Claim, KeysError, Reserved},
         model::JobRecord,
     },
@@ -77,7 +78,7 @@ pub(super) async fn begin(
 ) -> Result<Begun, Problem> {
     let Some(named) = named else { return Ok(Begun::New(None)) };
     let reserved = app.keys.reserve(named.id, named.digest).await;
-    let claim = match weigh(reserved)? {
+    let claim = match weigh(named.id, reserved)? {
         Weighed::Repeat(repeat) => return Ok(Begun::Repeat(repeat)),
         Weighed::Claim(claim) => claim,
     };
@@ -90,24 +91,44 @@ pub(super) async fn begin_all(
     app: &App,
     asked: Vec<(Named, &Submission, Option<FieldError>)>,
 ) -> Vec<Result<Begun, Problem>> {
-    let ids = asked.iter().map(|(named, ..)| (named.id, named.digest)).collect();
-    let reserved: Vec<_> = app.keys.reserve_all(ids).await.into_iter().map(weigh).collect();
+    let names: Vec<_> = asked.iter().map(|(named, ..)| (named.id, named.digest)).collect();
+    let reserved = app.keys.reserve_all(names.clone()).await;
+    let reserved: Vec<_> =
+        names.iter().zip(reserved).map(|((id, _), reserved)| weigh(*id, reserved)).collect();
     let unknown = reserved.iter().any(|reserved| matches!(reserved, Ok(Weighed::Claim(_))));
     let behind = if unknown { app.record.catch_up(Instant::now() + CATCH_UP).await.err() } else { None };
-    let behind = behind.as_ref();
-    let each = reserved.into_iter().zip(asked).map(|(reserved, (named, job, too_late))| async move {
-        let claim = match reserved? {
-            Weighed::Repeat(repeat) => return Ok(Begun::Repeat(repeat)),
-            Weighed::Claim(claim) => claim,
-        };
-        if let Some(error) = behind {
-            return Err(Problem::record(error));
+    let mut begun = Vec::with_capacity(reserved.len());
+    let mut each = reserved.into_iter().zip(asked);
+    loop {
+        let some: Vec<_> = each.by_ref().take(LOOK_UPS).collect();
+        if some.is_empty() {
+            return begun;
         }
-        // After catching up, what is not known now does not exist.
-        let known = app.record.job(named.id, Duration::ZERO).await.ok().flatten();
-        compare(claim, known.as_ref(), named, job, too_late).await
-    });
-    stream::iter(each).buffered(LOOK_UPS).collect().await
+        let looks = some.into_iter().map(|(weighed, asked)| look(app, weighed, asked, behind.as_ref()));
+        begun.extend(join_all(looks).await);
+    }
+}
+
+async fn look(
+    app: &App,
+    weighed: Result<Weighed, Problem>,
+    (named, job, too_late): (Named, &Submission, Option<FieldError>),
+    behind: Option<&RecordError>,
+) -> Result<Begun, Problem> {
+    let claim = match weighed? {
+        Weighed::Repeat(repeat) => return Ok(Begun::Repeat(repeat)),
+        Weighed::Claim(claim) => claim,
+    };
+    if let Some(error) = behind {
+        return Err(Problem::record(error));
+    }
+    let known = match app.record.job(named.id, Duration::ZERO).await {
+        Ok(known) => known,
+        // It is not known, and before it was caught up with.
+        Err(RecordError::Behind(_)) => None,
+        Err(error) => return Err(Problem::record(&error)),
+    };
+    compare(claim, known.as_ref(), named, job, too_late).await
 }
 
 /// What the reservation says.
@@ -116,14 +137,14 @@ enum Weighed {
     Repeat(Repeat),
 }
 
-fn weigh(reserved: Result<Reserved, KeysError>) -> Result<Weighed, Problem> {
+fn weigh(id: JobId, reserved: Result<Reserved, KeysError>) -> Result<Weighed, Problem> {
     match reserved {
         Ok(Reserved::New(claim) | Reserved::Unsure(claim)) => Ok(Weighed::Claim(claim)),
         Ok(Reserved::Accepted { since }) => Ok(Weighed::Repeat(Repeat { since: Some(since) })),
-        Ok(Reserved::InFlight) => Err(Problem::new(
-            Code::InFlight,
-            "the same request came before and its job is not confirmed yet; ask again",
-        )),
+        Ok(Reserved::InFlight) => {
+            let detail = "the same request came before and its job is not confirmed yet; ask again";
+            Err(Problem { job: Some(id), ..Problem::new(Code::InFlight, detail) })
+        }
         Ok(Reserved::Other) => Err(reused()),
         Err(KeysError::Full) => Err(Problem::new(
             Code::KeysFull,
@@ -225,6 +246,18 @@ async fn submit_claimed(
         // The broker has the job, and its event is on its way.
         Err(_) if confirmed.load(Ordering::Acquire) => Ok(()),
         Err(_) => Err(SubmitError::Timeout),
+    }
+}
+
+/// Why `job` was not accepted, or may not have been.
+pub(super) fn problem(error: &SubmitError, job: JobId, named: bool) -> Problem {
+    let problem = Problem::submit(error, job);
+    match problem.code {
+        Code::ConfirmTimeout | Code::ConfirmLost if named => Problem {
+            detail: "the job may still run: repeat this request to learn what became of it".into(),
+            ..problem
+        },
+        _ => problem,
     }
 }
 

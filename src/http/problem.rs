@@ -358,6 +358,9 @@ impl IntoResponse for Problem {
         if let Some(job) = self.job {
             answer::name_job(&mut response, job);
         }
+        if self.replayed {
+            keyed::say_replayed(&mut response);
+        }
         response
     }
 }

@@ -1,7 +1,10 @@
 //! `GET /v1/queues`, `GET /v1/queues/{queue}`: how full queues are and how fast they empty;
 //! `POST /v1/queues/{queue}/pause` and `…/resume`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use axum::{
     extract::{Path, Request, State, rejection::PathRejection},
@@ -21,7 +24,7 @@ use super::{
     submission::ERRORS_MAX,
 };
 use crate::{
-    client::{Depth, Pause, SubmitError, WorkerInfo},
+    client::{Depth, Pauses, SubmitError, WorkerInfo},
     event::time_text,
     job::QueueName,
     record::model::{JobStatus, QueueRecord},
@@ -133,7 +136,7 @@ async fn order_pause(
     errors.none_or(Some(()))?;
     let failed = |error: SubmitError| Problem::act(&error);
     // A queue that was paused and then deleted can be let go.
-    let known = app.client.paused().borrow().contains_key(&queue);
+    let known = app.client.paused().contains_key(&queue);
     if !known && app.client.depth(&queue).await.map_err(failed)?.is_none() {
         return Err(no_queue());
     }
@@ -147,7 +150,7 @@ struct Known {
     records: BTreeMap<QueueName, QueueRecord>,
     workers: Vec<WorkerInfo>,
     announced: BTreeSet<QueueName>,
-    paused: std::sync::Arc<BTreeMap<QueueName, Pause>>,
+    paused: Arc<Pauses>,
     now: Timestamp,
 }
 
@@ -156,14 +159,8 @@ impl Known {
         Ok(Self {
             records: app.record.queues().await.map_err(|error| Problem::record(&error))?,
             workers: app.client.workers(),
-            announced: app
-                .client
-                .kinds()
-                .into_iter()
-                .map(|kind| kind.queue)
-                .chain(app.queues.iter().cloned())
-                .collect(),
-            paused: app.client.paused().borrow().clone(),
+            announced: app.client.kinds().into_iter().map(|kind| kind.queue).chain(app.queues.iter().cloned()).collect(),
+            paused: app.client.paused(),
             now: Timestamp::now(),
         })
     }
@@ -186,7 +183,7 @@ impl Known {
             queue,
             ready,
             // Workers know of short attempts too, of which the record hears at their end.
-            running: if crew.workers.is_empty() { count(JobStatus::Running) } else { crew.running },
+            running: if crew.workers.is_empty() { count(JobStatus::Running) } else { crew.running as u64 },
             scheduled: count(JobStatus::Scheduled),
             retrying: count(JobStatus::Retrying),
             dead: count(JobStatus::Dead),
@@ -213,7 +210,7 @@ impl Known {
 struct Shown<'a> {
     queue: &'a QueueName,
     #[serde(skip_serializing_if = "Option::is_none")]
-    ready: Option<u64>,
+    ready: Option<u32>,
     running: u64,
     scheduled: u64,
     retrying: u64,
@@ -229,7 +226,7 @@ struct Shown<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     suggested_replicas: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    consumers: Option<u64>,
+    consumers: Option<u32>,
     workers: Vec<&'a str>,
     paused: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -242,7 +239,7 @@ struct Shown<'a> {
 #[derive(Debug, PartialEq)]
 struct Crew<'a> {
     workers: Vec<&'a str>,
-    running: u64,
+    running: usize,
     /// Attempts at the same time in one of them, on average.
     concurrency: Option<f64>,
 }
@@ -254,29 +251,29 @@ impl<'a> Crew<'a> {
         for worker in workers {
             for own in worker.queues.iter().filter(|own| own.queue == *queue) {
                 crew.workers.push(&worker.worker);
-                crew.running += u64::from(own.running);
+                crew.running += own.running;
                 slots += own.concurrency;
             }
         }
         if !crew.workers.is_empty() {
-            crew.concurrency = Some(f64::from(slots) / crew.workers.len() as f64);
+            crew.concurrency = Some(slots as f64 / crew.workers.len() as f64);
         }
         crew
     }
 }
 
 /// Seconds until `ready` jobs are worked off at `rate` a second, if nothing arrives; none while nothing is worked off.
-fn time_to_drain(ready: u64, rate: f64) -> Option<f64> {
+fn time_to_drain(ready: u32, rate: f64) -> Option<f64> {
     if ready == 0 {
         return Some(0.0);
     }
-    (rate > 0.0).then(|| ready as f64 / rate)
+    (rate > 0.0).then(|| f64::from(ready) / rate)
 }
 
 /// How many workers keep up with what arrives and empty the queue in [`DRAIN_TIME`]: the attempts that must run at the
 /// same time for that, over those that one worker runs. At least 1; none while nothing was measured.
-fn suggested_replicas(ready: u64, record: &QueueRecord, concurrency: Option<f64>) -> Option<u64> {
-    let wanted = record.arrival_rate + ready as f64 / DRAIN_TIME;
+fn suggested_replicas(ready: u32, record: &QueueRecord, concurrency: Option<f64>) -> Option<u64> {
+    let wanted = record.arrival_rate + f64::from(ready) / DRAIN_TIME;
     let (duration, concurrency) = (record.mean_duration?, concurrency.filter(|slots| *slots > 0.0)?);
     Some((wanted * duration / concurrency).ceil().max(1.0) as u64)
 }
@@ -293,11 +290,7 @@ mod tests {
 
     #[test]
     fn workers_are_suggested_for_arrivals_and_backlog() {
-        let record = |arrival_rate, mean_duration| QueueRecord {
-            arrival_rate,
-            mean_duration,
-            ..QueueRecord::default()
-        };
+        let record = |arrival_rate, mean_duration| QueueRecord { arrival_rate, mean_duration, ..QueueRecord::default() };
         for (ready, arrivals, duration, concurrency, suggested) in [
             (0, 0.0, Some(1.0), Some(10.0), Some(1)),
             // 5 jobs of 4 s arrive each second: 20 run at once, 2 workers of 10.
@@ -332,10 +325,20 @@ mod tests {
             waiting: 0,
             paused: false,
         };
+        let worker = |name: &str, queues| WorkerInfo {
+            worker: name.to_owned(),
+            version: String::new(),
+            host: String::new(),
+            pid: 1,
+            since: Timestamp::UNIX_EPOCH,
+            queues,
+            kinds: Vec::new(),
+            jobs: Vec::new(),
+        };
         let workers = [
-            WorkerInfo { worker: "a".into(), queues: vec![queue("media", 4, 3), queue("mail", 9, 9)] },
-            WorkerInfo { worker: "b".into(), queues: vec![queue("media", 6, 1)] },
-            WorkerInfo { worker: "c".into(), queues: vec![queue("mail", 1, 1)] },
+            worker("a", vec![queue("media", 4, 3), queue("mail", 9, 9)]),
+            worker("b", vec![queue("media", 6, 1)]),
+            worker("c", vec![queue("mail", 1, 1)]),
         ];
         let crew = Crew::of(&media, &workers);
         assert_eq!(crew, Crew { workers: vec!["a", "b"], running: 4, concurrency: Some(5.0) });

@@ -29,10 +29,10 @@ use super::{
     wait::{Prefer, Wait},
 };
 use crate::{
-    client::CancelOrder,
+    client::CancelTarget,
     config::parse_duration,
     job::{
-        Envelope, JobId, Kind, QueueName,
+        Envelope, Kind, QueueName,
         dead::Reason,
         envelope::RetryOverrides,
         json::{self, JsonError},
@@ -99,7 +99,7 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let accepted = Accepted::new(&job);
     // Without the args: no answer has them, so their memory is free once the broker has the job.
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };
-    let mut abandoned = Abandoned { app: app.clone(), id: envelope.id, cancel: false };
+    let mut abandoned = Abandoned { app: app.clone(), job: envelope.clone(), cancel: false };
     let mut arm = || abandoned.cancel = asked.cancel;
     let (begun, deadline) = (keyed::begin(app, named, &job, None).await?, start + wait.patience);
     let replayed = matches!(begun, Begun::Repeat(_));
@@ -144,7 +144,7 @@ fn record_of(app: &App, job: &Envelope, end: End) -> JobRecord {
 /// A call whose caller may give up. Dropped while it is to be cancelled, it is: the caller has hung up.
 struct Abandoned {
     app: App,
-    id: JobId,
+    job: Envelope,
     cancel: bool,
 }
 
@@ -154,7 +154,7 @@ impl Abandoned {
         if !self.cancel {
             return "it runs on";
         }
-        let ordered = timeout(CANCEL_TIME, self.app.order_cancel(self.order())).await;
+        let ordered = timeout(CANCEL_TIME, self.app.order_cancel(self.target())).await;
         self.cancel = false;
         match ordered {
             Ok(Ok(())) => "it is cancelled",
@@ -162,13 +162,17 @@ impl Abandoned {
         }
     }
 
-    fn order(&self) -> CancelOrder {
-        CancelOrder {
-            id: self.id,
-            run: 1,
+    fn target(&self) -> CancelTarget {
+        let Envelope { id, run, attempt, step, kind, queue, .. } = self.job.clone();
+        CancelTarget {
+            id,
+            run,
+            attempt,
+            step,
+            kind: Some(kind),
+            queue,
             by: Some("caller".to_owned()),
             reason: Some("nobody waits for the call any more".to_owned()),
-            at: Timestamp::now(),
         }
     }
 }
@@ -178,9 +182,9 @@ impl Drop for Abandoned {
         if self.cancel
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            let (app, order) = (self.app.clone(), self.order());
+            let (app, target) = (self.app.clone(), self.target());
             runtime.spawn(async move {
-                let ordered = timeout(CANCEL_TIME, app.order_cancel(order)).await;
+                let ordered = timeout(CANCEL_TIME, app.order_cancel(target)).await;
                 if !matches!(ordered, Ok(Ok(()))) {
                     tracing::debug!("a call whose caller hung up could not be cancelled");
                 }

@@ -9,7 +9,6 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{App, answer, body::Inbound, fields::Errors, problem::Problem, submission::ERRORS_MAX};
-use crate::job::{Kind, QueueName};
 
 /// `GET /v1/workers`.
 pub(super) async fn list(State(app): State<App>, request: Request) -> Response {
@@ -18,29 +17,10 @@ pub(super) async fn list(State(app): State<App>, request: Request) -> Response {
     inbound.answer(result).await
 }
 
-#[derive(Serialize)]
-struct Shown {
-    kind: Kind,
-    queue: QueueName,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    private: bool,
-    workers: Vec<String>,
-}
-
 /// `GET /v1/kinds`.
 pub(super) async fn kinds(State(app): State<App>, request: Request) -> Response {
     let mut inbound = Inbound::new(request, &app.memory, app.http.read_timeout);
-    let known = || {
-        let known = app.client.kinds().into_iter();
-        let shown = known.map(|known| Shown {
-            kind: known.kind,
-            queue: known.queue,
-            private: known.private,
-            workers: known.workers,
-        });
-        shown.collect::<Vec<_>>()
-    };
-    let result = items(&mut inbound, known);
+    let result = items(&mut inbound, || app.client.kinds());
     inbound.answer(result).await
 }
 
