@@ -7,7 +7,10 @@
 //!
 //! What cannot be read is counted and passed over: one bad writer must not stop the record of everybody else.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
@@ -34,6 +37,8 @@ const PREFETCH: u16 = 256;
 /// Most records, and about most bytes, of one transaction.
 const RECORDS_MAX: usize = 512;
 const BYTES_MAX: usize = 4 << 20;
+/// Pause before a record is begun anew that cannot even be begun.
+const CALM: Duration = Duration::from_secs(1);
 
 /// Reads the log into the store.
 pub(super) struct Projector {
@@ -119,8 +124,15 @@ impl Projector {
                         Done::Panicked => {}
                     }
                     self.pass_over(record.offset, "it cannot be applied: an error in the program");
-                    if matches!(self.patiently(one, false).await, Done::StartedOver) {
-                        return false;
+                    match self.patiently(one, false).await {
+                        Done::Applied => {}
+                        Done::StartedOver => return false,
+                        Done::Panicked => {
+                            // It is not the events, so it is the file.
+                            sleep(CALM).await;
+                            self.start_over().await;
+                            return false;
+                        }
                     }
                 }
                 true
@@ -200,6 +212,8 @@ impl Projector {
         if let Some(aside) = aside {
             warn!(aside = %aside.display(), "the record was damaged and is rebuilt from the event log");
         }
+        // Others may have found the same damage.
+        let _ = self.shared.damaged.notified().now_or_never();
         self.reader.restart(None);
         if let Some(tail) = self.insist(Store::tail).await {
             self.shared.tail.send_replace(tail);
@@ -222,6 +236,7 @@ impl Projector {
                 }
                 Err(Failed::Store(StoreError::Corrupt(detail))) => {
                     error!(detail, "the record's file is damaged");
+                    sleep(CALM).await;
                     self.shared.damaged.notify_one();
                     return None;
                 }
