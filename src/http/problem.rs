@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::{
     answer::{self, Shown},
     fields::{Errors, FieldError},
+    keyed,
 };
 use crate::{
     client::{SubmitError, WaitError},
