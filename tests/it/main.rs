@@ -19,6 +19,7 @@ mod faults_restart;
 mod foreign;
 mod hostile;
 mod http;
+mod http_keys;
 mod http_refusals;
 mod ladder;
 mod layering;
