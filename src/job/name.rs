@@ -80,6 +80,12 @@ impl JobId {
         self.0.is_nil() || self.0.is_max()
     }
 
+    /// The id of these 128 bits, most significant byte first.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
     /// The id's 128 bits, most significant byte first.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 16] {
