@@ -271,6 +271,17 @@ impl Client {
         live.replies(config.http.max_waiters).expect(id, Instant::now() + patience).await
     }
 
+    /// A place to wait for the answer to a question that is not a job; `None` when there is no result queue by then.
+    #[cfg(feature = "worker")]
+    pub(crate) async fn expect_answer(
+        &self,
+        correlation_id: &str,
+        deadline: Instant,
+    ) -> Option<crate::amqp::replies::Answer> {
+        let replies = self.live().ok()?.replies(self.inner.config.http.max_waiters);
+        replies.expect_answer(correlation_id, deadline).await.ok()
+    }
+
     /// The queue that `kind` goes to when its submitter names none: what workers announced, else `[routes]`,
     /// else `default`.
     #[must_use]

@@ -46,7 +46,8 @@ pub(crate) struct Admin {
 pub struct Depth {
     /// Messages that no consumer has.
     pub ready: u32,
-    /// Consumers: of a work queue, one for each worker that is not paused.
+    /// Consumers: of a work queue, one for each worker that takes from it. One that was stopped counts until what it
+    /// still runs is settled.
     pub consumers: u32,
 }
 

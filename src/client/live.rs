@@ -143,7 +143,7 @@ impl Live {
         self.links.runtime.handle()
     }
 
-    pub(super) fn replies(&self, limit: usize) -> &Replies {
+    pub(crate) fn replies(&self, limit: usize) -> &Replies {
         self.replies.get_or_init(|| Replies::start(&self.consume, &self.names, &self.instance, limit))
     }
 

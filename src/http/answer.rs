@@ -113,7 +113,8 @@ pub(super) struct JobFailure {
 /// The error of a run that has not succeeded: the last attempt's, or for a run that ended without one, what ended it.
 pub(super) fn failure(job: &Summary) -> Option<JobFailure> {
     let ended = |code: &str, message: String| EventError { code: code.to_owned(), message };
-    let because = |text: &str| job.reason.as_deref().map_or(String::new(), |reason| format!("{text}{reason}"));
+    let because =
+        |text: &str| job.reason.as_deref().map_or(String::new(), |reason| format!("{text}{reason}"));
     let error = match job.status {
         JobStatus::Succeeded => return None,
         JobStatus::Cancelled => {
@@ -266,10 +267,10 @@ impl<'a> Shown<'a> {
     pub(super) fn record(job: &'a JobRecord) -> Self {
         Self {
             attempts: Some(job.attempts.iter().map(Attempt::from).collect()),
-            progress: job.progress.as_ref().map(|progress| Progress {
-                percent: progress.percent,
-                message: &progress.message,
-            }),
+            progress: job
+                .progress
+                .as_ref()
+                .map(|progress| Progress { percent: progress.percent, message: &progress.message }),
             ..Self::summary(&job.summary).with_args(job).with_output(job)
         }
     }

@@ -52,8 +52,7 @@ fn a_scheduled_job_says_when() {
 #[test]
 fn args_and_output_keep_their_bytes() {
     let args = r#"{"b":1.0000000000000000000001, "a":1e2}"#;
-    let job =
-        told(&envelope(args), &reply(Status::Succeeded, None, "[12345678901234567890123,  1.50]"));
+    let job = told(&envelope(args), &reply(Status::Succeeded, None, "[12345678901234567890123,  1.50]"));
     let text = serde_json::to_string(&Shown::record(&job)).unwrap();
     assert!(text.contains(args) && text.contains("[12345678901234567890123,  1.50]"), "{text}");
     assert!(!text.contains("omitted") && !text.contains("error"));
@@ -93,7 +92,8 @@ fn a_cancellation_shows_before_the_end() {
     let mut job = job(Status::Succeeded, None, "1");
     job.summary.status = JobStatus::Running;
     job.summary.finished_at = None;
-    job.summary.cancel = Some(CancelRequest { at: Timestamp::UNIX_EPOCH, by: None, reason: Some("r".into()) });
+    job.summary.cancel =
+        Some(CancelRequest { at: Timestamp::UNIX_EPOCH, by: None, reason: Some("r".into()) });
     let value = shown(&job);
     assert_eq!(value["cancel_requested_at"], "1970-01-01T00:00:00.000Z");
     assert_eq!(value["cancel_reason"], "r");

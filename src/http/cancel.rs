@@ -11,8 +11,7 @@ use axum::{
 use jiff::Timestamp;
 
 use super::{
-    App,
-    answer,
+    App, answer,
     body::Inbound,
     fields::Errors,
     job::{IdPath, read_id},

@@ -33,7 +33,9 @@ pub(super) fn decode(text: &str, filter: &Filter) -> Result<Position, Problem> {
         return Err(bad("this is no cursor: use `next` of an answer as it is"));
     };
     if rest != digest(filter) {
-        return Err(bad("the cursor belongs to a list with another filter: give the same parameters with it"));
+        return Err(bad(
+            "the cursor belongs to a list with another filter: give the same parameters with it",
+        ));
     }
     let offset = u64::from_be_bytes([o0, o1, o2, o3, o4, o5, o6, o7]);
     Ok(Position { offset, index: u16::from_be_bytes([i0, i1]) })
@@ -77,7 +79,9 @@ mod tests {
     fn what_is_no_cursor_is_refused() {
         let good = encode(Position { offset: 77, index: 1 }, &filter("a"));
         let other_version = BASE64_URL_SAFE_NO_PAD.encode([2; LEN]);
-        for bad in ["", "x", "!!!", "AAAA", &good[1..], &format!("{good}A"), &format!("{good}="), &other_version] {
+        for bad in
+            ["", "x", "!!!", "AAAA", &good[1..], &format!("{good}A"), &format!("{good}="), &other_version]
+        {
             assert_eq!(decode(bad, &filter("a")).unwrap_err().code, Code::BadCursor, "{bad}");
         }
     }

@@ -15,8 +15,7 @@ const SEARCH_MAX: usize = 200;
 const FINGERPRINT_LEN: usize = 16;
 
 /// The parameters that make a [`Filter`], in the order in which [`read`] takes their values.
-pub(super) const PARAMETERS: [&str; 8] =
-    ["status", "queue", "kind", "tag", "q", "from", "to", "fingerprint"];
+pub(super) const PARAMETERS: [&str; 8] = ["status", "queue", "kind", "tag", "q", "from", "to", "fingerprint"];
 
 /// Reads a filter; what is wrong with it goes to `errors`.
 pub(super) fn read(values: [Option<String>; 8], errors: &mut Errors) -> Filter {
@@ -47,11 +46,9 @@ pub(super) fn scope(values: [Option<String>; 3], errors: &mut Errors) -> Scope {
     let name = |error: NameError| error.to_string();
     Scope {
         job: None,
-        queue: queue.and_then(|text| {
-            checked("queue", text, |text| QueueName::parse(text).map_err(name), errors)
-        }),
-        kind: kind
-            .and_then(|text| checked("kind", text, |text| Kind::parse(text).map_err(name), errors)),
+        queue: queue
+            .and_then(|text| checked("queue", text, |text| QueueName::parse(text).map_err(name), errors)),
+        kind: kind.and_then(|text| checked("kind", text, |text| Kind::parse(text).map_err(name), errors)),
         tag: tag.and_then(|text| checked("tag", text, submission::tag, errors)),
     }
 }
@@ -103,9 +100,8 @@ mod tests {
 
     fn of(pairs: &[(&str, &str)]) -> (Filter, Vec<String>) {
         let mut errors = Errors::new(20);
-        let value = |name: &&str| {
-            pairs.iter().find(|(known, _)| known == name).map(|(_, value)| (*value).to_owned())
-        };
+        let value =
+            |name: &&str| pairs.iter().find(|(known, _)| known == name).map(|(_, value)| (*value).to_owned());
         let filter = read(PARAMETERS.each_ref().map(value), &mut errors);
         let wrong = errors.into_list().1.into_iter().filter_map(|error| error.parameter).collect();
         (filter, wrong)

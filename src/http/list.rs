@@ -55,7 +55,8 @@ async fn list(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     errors.none_or(Some(()))?;
     let after = cursor.map(|cursor| cursor::decode(&cursor, &filter)).transpose()?;
 
-    let page = app.record.jobs(filter.clone(), limit, after).await.map_err(|error| Problem::record(&error))?;
+    let page =
+        app.record.jobs(filter.clone(), limit, after).await.map_err(|error| Problem::record(&error))?;
     let next = page.next.map(|next| cursor::encode(next, &filter));
     let records = if include == Include::default() { Vec::new() } else { records(app, &page).await };
     let records: BTreeMap<_, _> = records.iter().map(|record| (record.summary.id, record)).collect();

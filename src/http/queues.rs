@@ -159,7 +159,13 @@ impl Known {
         Ok(Self {
             records: app.record.queues().await.map_err(|error| Problem::record(&error))?,
             workers: app.client.workers(),
-            announced: app.client.kinds().into_iter().map(|kind| kind.queue).chain(app.queues.iter().cloned()).collect(),
+            announced: app
+                .client
+                .kinds()
+                .into_iter()
+                .map(|kind| kind.queue)
+                .chain(app.queues.iter().cloned())
+                .collect(),
             paused: app.client.paused(),
             now: Timestamp::now(),
         })
@@ -290,7 +296,11 @@ mod tests {
 
     #[test]
     fn workers_are_suggested_for_arrivals_and_backlog() {
-        let record = |arrival_rate, mean_duration| QueueRecord { arrival_rate, mean_duration, ..QueueRecord::default() };
+        let record = |arrival_rate, mean_duration| QueueRecord {
+            arrival_rate,
+            mean_duration,
+            ..QueueRecord::default()
+        };
         for (ready, arrivals, duration, concurrency, suggested) in [
             (0, 0.0, Some(1.0), Some(10.0), Some(1)),
             // 5 jobs of 4 s arrive each second: 20 run at once, 2 workers of 10.

@@ -164,7 +164,10 @@ mod tests {
             panic!("{lines:?}")
         };
         let value: serde_json::Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
-        assert_eq!((&value["type"], &value["data"]["args_omitted"]), (&"hopline.job.submitted".into(), &true.into()));
+        assert_eq!(
+            (&value["type"], &value["data"]["args_omitted"]),
+            (&"hopline.job.submitted".into(), &true.into())
+        );
         assert!(!data.contains("secret"));
     }
 

@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    dispatch::{Dispatcher, QueueShare, Shared},
+    dispatch::{Dispatcher, QueueShare},
     health::QueueHealth,
+    work::Shared,
 };
 use crate::{
     amqp::{

@@ -142,12 +142,15 @@ async fn names_that_cannot_be_are_refused() {
             let problem = keyed(&front, key, BODY).await.problem(422, "bad_idempotency_key");
             assert_eq!(problem["errors"][0]["header"], "Idempotency-Key", "{key}");
         }
-        let twice = front.request("/v1/jobs", BODY).header("idempotency-key", "a").header("idempotency-key", "a");
+        let twice =
+            front.request("/v1/jobs", BODY).header("idempotency-key", "a").header("idempotency-key", "a");
         front.send(twice).await.problem(422, "bad_idempotency_key");
         let batch = front.request("/v1/jobs/batch", format!("[{BODY}]")).header("idempotency-key", "a");
         front.send(batch).await.problem(422, "bad_idempotency_key");
         // A refused request leaves its key free.
-        keyed(&front, "a", r#"{"kind":"test.probe","queue":"nowhere-at-all"}"#).await.problem(422, "unknown_queue");
+        keyed(&front, "a", r#"{"kind":"test.probe","queue":"nowhere-at-all"}"#)
+            .await
+            .problem(422, "unknown_queue");
         keyed(&front, "a", BODY).await.accepted();
         // With an expiry, the repeat may come after it.
         let soon = format!(
@@ -222,7 +225,8 @@ async fn a_process_that_is_killed_on_the_way_leaves_one_job() {
         // The second one has reached the broker and the log; any other process could have sent it.
         other.put(&path(ids[1]), BODY).await.accepted();
         log.next().await;
-        let request = other.record.job(ids[1], Duration::from_secs(20)).await.unwrap().unwrap().summary.request;
+        let request =
+            other.record.job(ids[1], Duration::from_secs(20)).await.unwrap().unwrap().summary.request;
         let digest = u128::from_str_radix(&request.expect("a digest"), 16).unwrap();
         let digest = Digest(digest.to_be_bytes());
         let keys = Keys::open(&folder).unwrap();
@@ -309,7 +313,8 @@ async fn a_large_named_batch_can_be_repeated() {
         let first = front.post("/v1/jobs/batch", body.clone()).await.json();
         assert_eq!((&first["accepted"], &first["rejected"]), (&json!(1000), &json!(0)));
         let again = front.post("/v1/jobs/batch", body).await.json();
-        let repeats = again["items"].as_array().unwrap().iter().filter(|item| item["replayed"] == true).count();
+        let repeats =
+            again["items"].as_array().unwrap().iter().filter(|item| item["replayed"] == true).count();
         assert_eq!((&again["accepted"], repeats), (&json!(1000), 1000));
         let mut args: Vec<u32> =
             log.take(1000).await.iter().map(|start| start.args.parse().unwrap()).collect();
@@ -363,7 +368,10 @@ async fn a_repeated_call_attaches_to_the_first_ones_job() {
         call("f", fatal).await.problem(422, "job_fatal");
         let again = call("f", fatal).await;
         let (first, problem) = (JobId::from_key("", "f"), again.problem(422, "job_fatal"));
-        assert_eq!((&problem["error"]["code"], &problem["job"]["id"]), (&json!("probe_fatal"), &json!(first)));
+        assert_eq!(
+            (&problem["error"]["code"], &problem["job"]["id"]),
+            (&json!("probe_fatal"), &json!(first))
+        );
         assert_eq!(again.header("idempotency-replayed"), "true");
         call("k", fatal).await.problem(422, "key_reused");
 
@@ -416,7 +424,8 @@ async fn repeats_through_cut_connections_make_one_job_each() {
         let (statuses, ()) = tokio::join!(join_all((0..JOBS).map(until_answered)), cutting);
         let starts = log.take(JOBS).await;
         front.call("test.probe", "-1").await;
-        let more: Vec<String> = log.rest().into_iter().map(|start| start.args).filter(|args| args != "-1").collect();
+        let more: Vec<String> =
+            log.rest().into_iter().map(|start| start.args).filter(|args| args != "-1").collect();
         let mut args: Vec<usize> = starts.iter().filter_map(|start| start.args.parse().ok()).collect();
         args.sort_unstable();
         args.dedup();

@@ -11,6 +11,7 @@
     reason = "a test fails by unwrapping, also in its helpers"
 )]
 
+mod control;
 mod dead;
 mod docs;
 mod faults_alarm;
@@ -20,6 +21,7 @@ mod foreign;
 mod hostile;
 mod http;
 mod http_keys;
+mod http_record;
 mod http_refusals;
 mod ladder;
 mod layering;
@@ -34,5 +36,9 @@ mod readme;
 mod record;
 mod recovery;
 mod routing;
+mod sse;
 mod support;
 mod worker;
+mod worker_cancel;
+mod worker_events;
+mod worker_lookup;

@@ -8,13 +8,17 @@
 //! | [`process`] | real processes: fronts and workers that are killed and stopped |
 //! | [`broker`] | what the process tests ask of the broker, and brokers of their own |
 //! | [`front`] | an HTTP front and what it answers |
+//! | [`log`] | the event log, read raw |
+//! | [`sse`] | a reader of server-sent events |
 //! | [`probe`] | a job whose args say what is to happen |
 
 pub(crate) mod broker;
 pub(crate) mod front;
+pub(crate) mod log;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod rabbit;
+pub(crate) mod sse;
 pub(crate) mod stage;
 
 use std::time::Duration;

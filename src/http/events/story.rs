@@ -66,9 +66,9 @@ impl Story {
     /// Whether what follows after `told` may be told as it is: its runs' beginnings are known, and it is not the end.
     fn is_whole(&self, told: Option<Place>) -> bool {
         let begins = |run: u32| {
-            self.0.iter().any(|stored| {
-                stored.event.event_type == EventType::Submitted && stored.event.data.run == run
-            })
+            self.0
+                .iter()
+                .any(|stored| stored.event.event_type == EventType::Submitted && stored.event.data.run == run)
         };
         !self.ended() && self.after(told).iter().all(|stored| begins(stored.event.data.run))
     }
@@ -107,15 +107,8 @@ impl StoryStream {
             _ => None,
         };
         let over = story.after(told).is_empty() && (story.ended() || job.status.is_final());
-        let stream = Self {
-            app: app.clone(),
-            id: job.id,
-            watch,
-            told,
-            frames,
-            over: false,
-            spoken: Instant::now(),
-        };
+        let stream =
+            Self { app: app.clone(), id: job.id, watch, told, frames, over: false, spoken: Instant::now() };
         Ok((!over).then_some(stream))
     }
 

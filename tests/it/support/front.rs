@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use hopline::{Client, record::Record};
-use reqwest::{RequestBuilder, header::HeaderMap};
+use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -78,6 +78,15 @@ impl Front {
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(self.http.get(self.url(path))).await
+    }
+
+    pub(crate) async fn get_with(&self, path: &str, header: &str, value: &str) -> Answer {
+        self.send(self.http.get(self.url(path)).header(header, value)).await
+    }
+
+    /// Any method, without a body.
+    pub(crate) fn method(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, self.url(path))
     }
 
     pub(crate) async fn delete(&self, path: &str) -> Answer {
