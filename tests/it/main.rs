@@ -20,6 +20,7 @@ mod faults_restart;
 mod foreign;
 mod hostile;
 mod http;
+mod http_keys;
 mod http_record;
 mod http_refusals;
 mod ladder;
