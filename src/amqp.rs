@@ -11,9 +11,12 @@
 //! | [`outlet`] | publishing what may be lost |
 //! | [`consumer`] | consumers, channel epochs, acknowledgements |
 //! | [`replies`] | the result queue of a process that waits |
-//! | [`control`] | the control log: which worker runs which kind |
+//! | [`control`] | the control log: kinds, pauses, orders to cancel |
+//! | [`heartbeats`] | what workers say of themselves every few seconds |
+//! | [`stream`] | reading a stream: in order, across reconnects |
 //! | [`version`] | what broker answers |
 //! | [`admin`] | short-lived questions, on pooled connections |
+//! | [`pass`] | going once over a dead-letter queue |
 //! | [`pause`] | pauses between attempts to connect: the only file that names `backoff` |
 
 pub(crate) mod admin;
@@ -23,12 +26,16 @@ pub(crate) mod connection;
 pub(crate) mod consumer;
 pub(crate) mod control;
 pub mod delay;
+pub(crate) mod heartbeats;
 pub(crate) mod message;
 pub mod names;
 pub(crate) mod outlet;
+#[cfg(feature = "server")]
+pub(crate) mod pass;
 pub(crate) mod pause;
 pub(crate) mod publisher;
 pub(crate) mod replies;
+pub(crate) mod stream;
 pub mod topology;
 pub(crate) mod version;
 

@@ -6,6 +6,7 @@
 //!
 //! Not done here: remembering jobs. What became of a job is known to whoever waits for its reply.
 
+mod control;
 mod error;
 mod live;
 mod recording;
@@ -22,16 +23,26 @@ use tokio::time::Instant;
 use tracing::debug;
 
 #[cfg(feature = "worker")]
-pub(crate) use self::live::Links;
+pub(crate) use self::live::{Links, host};
 pub(crate) use self::live::{Live, Role};
 use self::recording::Recording;
 pub use self::{
+    control::{CancelTarget, KindInfo},
     error::{CallError, EnqueueError, SubmitError},
     recording::Recorded,
 };
-pub use crate::amqp::replies::{WaitError, Waiter};
+pub use crate::amqp::{
+    admin::Depth,
+    control::{CancelOrder, Pause, Pauses},
+    heartbeats::{WorkerInfo, WorkerKind, WorkerQueue},
+    replies::{WaitError, Waiter},
+};
 use crate::{
-    amqp::{control::Catalogue, delay, replies::Replies},
+    amqp::{
+        control::{Control, Written},
+        delay,
+        replies::Replies,
+    },
     config::Config,
     event::{self, Event, EventType},
     job::{Envelope, Job, JobId, Kind, QueueName, Reply, Status, envelope::RetryOverrides, json},
@@ -132,7 +143,8 @@ impl Client {
         let client = Self::with_role(config, Role::Http);
         if let Ok(live) = client.live() {
             live.replies(config.http.max_waiters);
-            live.catalogue();
+            live.follow_control(Written::front(&live.instance), Some(config.limits.max_delay));
+            live.follow_workers();
         }
         client
     }
@@ -259,12 +271,23 @@ impl Client {
         live.replies(config.http.max_waiters).expect(id, Instant::now() + patience).await
     }
 
+    /// A place to wait for the answer to a question that is not a job; `None` when there is no result queue by then.
+    #[cfg(feature = "worker")]
+    pub(crate) async fn expect_answer(
+        &self,
+        correlation_id: &str,
+        deadline: Instant,
+    ) -> Option<crate::amqp::replies::Answer> {
+        let replies = self.live().ok()?.replies(self.inner.config.http.max_waiters);
+        replies.expect_answer(correlation_id, deadline).await.ok()
+    }
+
     /// The queue that `kind` goes to when its submitter names none: what workers announced, else `[routes]`,
     /// else `default`.
     #[must_use]
     pub fn queue_of(&self, kind: &Kind) -> QueueName {
         let announced =
-            self.live().ok().and_then(|live| live.catalogue.get()).and_then(|known| known.queue_of(kind));
+            self.live().ok().and_then(|live| live.known.get()).and_then(|known| known.queue_of(kind));
         announced.or_else(|| self.inner.config.routes.get(kind).cloned()).unwrap_or_else(default_queue)
     }
 
@@ -282,7 +305,7 @@ impl Client {
         match self.live() {
             Ok(live) => {
                 let link = live.publisher.link();
-                let caught_up = live.catalogue.get().is_none_or(Catalogue::is_caught_up);
+                let caught_up = live.known.get().is_none_or(Control::is_caught_up);
                 let replies = live.replies.get();
                 Health {
                     ready: link.is_ready() && caught_up && replies.is_none_or(Replies::is_ready),
@@ -334,7 +357,8 @@ impl Client {
     /// time is written later, and a worker's own events make a record too.
     async fn tell(&self, live: &Live, job: &Submission, deadline: Instant) {
         let max_inline = self.inner.config.record.max_inline;
-        let event = job.event(&live.instance, max_inline, false);
+        let private = live.known.get().is_some_and(|known| known.is_private(&job.envelope.kind));
+        let event = job.event(&live.instance, max_inline, private);
         if let Err(error) = live.events.write(vec![event], deadline).await {
             debug!(job.id = %job.envelope.id, %error, "submitted, but that is not in the log yet");
         }

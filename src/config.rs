@@ -100,7 +100,7 @@ pub struct Http {
     /// Longest wait a caller may ask for. Default 60 s.
     #[serde(with = "duration")]
     pub max_wait: Duration,
-    /// Most callers that wait for a reply at the same time. Default 10,000.
+    /// Most callers that wait for the end of a job at the same time. Default 10,000.
     pub max_waiters: usize,
     /// Most requests whose job awaits its confirm at the same time. Default 10,000.
     pub max_in_flight: usize,
@@ -115,6 +115,8 @@ pub struct Http {
     pub read_timeout: Duration,
     /// Most connections at the same time. Default 20,000.
     pub max_connections: usize,
+    /// Most event streams (`GET …/events`) at the same time. Default 1,000.
+    pub max_streams: usize,
 }
 
 impl Default for Http {
@@ -131,6 +133,7 @@ impl Default for Http {
             batch_bytes: 16 << 20,
             read_timeout: Duration::from_secs(30),
             max_connections: 20_000,
+            max_streams: 1_000,
         }
     }
 }
@@ -157,7 +160,8 @@ pub struct Worker {
     /// 0: never. Default 3.
     pub isolate_from_delivery: u32,
     /// How long a delivery that may be a repeat is held until an HTTP process has said whether its job has ended.
-    /// Then it is run. 0: never ask. Default 60 s.
+    /// Then it is run, and others are not held until one answers again. 0: never ask. At most half the time that a job
+    /// may wait in the worker (5 min, or a quarter of `consumer_timeout`). Default 60 s.
     #[serde(with = "duration")]
     pub lookup_patience: Duration,
     /// The broker's consumer timeout: a delivery that is unacknowledged for longer closes the channel. Checked

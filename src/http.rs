@@ -1,47 +1,61 @@
-//! The HTTP front: submits jobs, waits for their replies, says whether it can (`docs/http.md`).
+//! The HTTP front: submits jobs, waits for their ends, shows their records and events, cancels them, says whether it
+//! can (`docs/http.md`).
 //!
 //! This module owns what a request may be and what it is answered with. It knows the broker through
-//! [`crate::client::Client`] alone, and keeps nothing between requests: any number of these processes may run.
-//! [`serve`] runs it; a request goes through `front` (request id, log line, panics, guard) to one file per call.
+//! [`crate::client::Client`] and the past through [`crate::record::Record`] alone, and keeps nothing between requests:
+//! any number of these processes may run. [`serve`] runs it; a request goes through `front` (request id, log line,
+//! panics, guard) to one file per call.
 
+mod acts;
 mod answer;
 mod batch;
 mod body;
+mod cancel;
+mod cursor;
+mod dead;
+mod ending;
+mod events;
 mod fields;
+mod filter;
 mod front;
 mod guard;
 mod health;
+mod job;
 mod jobs;
+mod list;
 pub mod problem;
+mod queues;
 mod rpc;
 mod server;
+mod sse;
 mod stall;
 mod submission;
 mod wait;
+mod workers;
 
 use std::{future::Future, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    body::{BodyMemory, Room},
+    body::BodyMemory,
     guard::{Guard, is_loopback},
     problem::{Code, Problem},
 };
 use crate::{
     client::{Client, Submission},
     config::{self, Config},
-    job::Reply,
+    job::QueueName,
+    record::Record,
 };
 
 /// Why the HTTP front cannot be served.
@@ -72,9 +86,16 @@ struct App(Arc<Shared>);
 
 struct Shared {
     client: Client,
+    record: Record,
     http: config::Http,
     limits: config::Limits,
+    /// The queue of acts.
+    acts: QueueName,
+    /// Queues that the configuration names.
+    queues: Vec<QueueName>,
     in_flight: Arc<Semaphore>,
+    waiters: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
     memory: BodyMemory,
     guard: Guard,
     stopping: Stopping,
@@ -100,12 +121,18 @@ impl std::ops::Deref for App {
 }
 
 impl App {
-    fn new(config: &Config, client: Client, stopping: Stopping) -> Self {
+    fn new(config: &Config, client: Client, record: Record, stopping: Stopping) -> Self {
+        let places = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
         Self(Arc::new(Shared {
             client,
+            record,
             http: config.http.clone(),
             limits: config.limits.clone(),
-            in_flight: Arc::new(Semaphore::new(config.http.max_in_flight.min(Semaphore::MAX_PERMITS))),
+            acts: acts::queue(config),
+            queues: config.amqp.queues.clone(),
+            in_flight: places(config.http.max_in_flight),
+            waiters: places(config.http.max_waiters),
+            streams: places(config.http.max_streams),
             memory: BodyMemory::new(config.http.max_body_memory),
             guard: Guard::new(&config.http),
             stopping,
@@ -126,27 +153,9 @@ impl App {
     async fn submit(&self, job: Submission) -> Result<(), Problem> {
         let _place = self.enter()?;
         let id = job.envelope.id;
-        self.client.submit(job).await.map_err(|error| Problem::submit(&error, id))
-    }
-
-    /// Submits a job and waits for its reply: none at the deadline, or when the server must end before. `room` is
-    /// given back when the broker has the job.
-    async fn call(
-        &self,
-        mut job: Submission,
-        deadline: Instant,
-        room: Option<Room>,
-    ) -> Result<Option<Reply>, Problem> {
-        let id = job.envelope.id;
-        let waiter = self.client.expect_reply(id).await.map_err(|error| Problem::wait(&error))?;
-        job.envelope.reply_to = Some(waiter.reply_to().to_owned());
-        job.envelope.correlation_id = Some(id.to_string());
-        self.submit(job).await?;
-        drop(room);
-        Ok(tokio::select! {
-            reply = waiter.reply(deadline) => reply,
-            () = self.stopping.hurry.cancelled() => None,
-        })
+        let result = self.client.submit(job).await;
+        self.record.touch(id);
+        result.map_err(|error| Problem::submit(&error, id))
     }
 }
 
@@ -158,9 +167,10 @@ impl App {
 pub async fn serve(
     config: &Config,
     client: Client,
+    record: Record,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
-    serve_on(bind(config).await?, config, client, shutdown).await
+    serve_on(bind(config).await?, config, client, record, shutdown).await
 }
 
 /// Takes the address `http.listen`; with port 0 the system chooses one, which [`TcpListener::local_addr`] tells.
@@ -181,6 +191,7 @@ pub async fn serve_on(
     listener: TcpListener,
     config: &Config,
     client: Client,
+    record: Record,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let unknown = |source| ServeError::Listen { address: config.http.listen, source };
@@ -188,7 +199,7 @@ pub async fn serve_on(
     check_exposure(config, address)?;
     tracing::info!(http.address = %address, "listening");
     let stopping = Stopping::default();
-    let app = App::new(config, client, stopping.clone());
+    let app = App::new(config, client, record, stopping.clone());
     let settings = server::Settings {
         read_timeout: config.http.read_timeout,
         max_connections: config.http.max_connections,
@@ -208,8 +219,26 @@ fn check_exposure(config: &Config, address: SocketAddr) -> Result<(), ServeError
 
 fn router(app: App) -> Router {
     let routes = Router::new()
-        .route("/v1/jobs", post(jobs::post))
+        .route("/v1/jobs", post(jobs::post).get(list::get))
         .route("/v1/jobs/batch", post(batch::post))
+        .route("/v1/jobs/counts", get(list::counts))
+        .route("/v1/jobs/replay", post(acts::replay))
+        .route("/v1/jobs/cancel", post(acts::cancel))
+        .route("/v1/jobs/{id}/replay", post(acts::replay_one))
+        .route("/v1/jobs/{id}", get(job::get).delete(cancel::delete))
+        .route("/v1/jobs/{id}/output", get(job::output))
+        .route("/v1/jobs/{id}/events", get(events::of_job))
+        .route("/v1/events", get(events::of_log))
+        .route("/v1/queues", get(queues::list))
+        .route("/v1/queues/{queue}", get(queues::get))
+        .route("/v1/queues/{queue}/pause", post(queues::pause))
+        .route("/v1/queues/{queue}/resume", post(queues::resume))
+        .route("/v1/queues/{queue}/dead", get(dead::list).delete(dead::purge))
+        .route("/v1/queues/{queue}/dead/groups", get(dead::groups))
+        .route("/v1/queues/{queue}/dead/replay", post(dead::replay))
+        .route("/v1/queues/{queue}/jobs", delete(dead::purge_jobs))
+        .route("/v1/workers", get(workers::list))
+        .route("/v1/kinds", get(workers::kinds))
         .route("/v1/rpc/{kind}", post(rpc::post))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready));

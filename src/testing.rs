@@ -40,12 +40,12 @@ use std::{future::IntoFuture, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     client::{Client, Recorded},
+    config,
     job::{Envelope, Job, JobResult, Kind, Options, QueueName},
-    worker::{Context, Disposition, Outcome, Registry, attempt_in_memory},
+    worker::{Cancellation, Context, Disposition, News, Outcome, Registry, Strings, attempt_in_memory},
 };
 
 /// How one attempt of a handler ended.
@@ -58,6 +58,8 @@ pub struct Tested {
     pub disposition: Disposition,
     /// What the handler enqueued, in order.
     pub enqueued: Vec<Recorded>,
+    /// What it told by `cx.progress`, in order: percent and text. A worker passes on only the last of each second.
+    pub progress: Vec<(u8, String)>,
 }
 
 impl Tested {
@@ -99,8 +101,14 @@ pub struct Attempt<J, F, S> {
     options: Options,
     attempt: u32,
     expired: bool,
-    cancelled: bool,
+    cancelled: Option<Cancelled>,
     client: Client,
+}
+
+/// Why the handler finds its token cancelled.
+enum Cancelled {
+    Stopping,
+    Ordered(Cancellation),
 }
 
 /// Runs a handler without state on `job`: the first attempt, with default options.
@@ -112,7 +120,7 @@ pub fn run<J: Job, F>(handler: F, job: J) -> Attempt<J, F, ()> {
         options: Options::default(),
         attempt: 1,
         expired: false,
-        cancelled: false,
+        cancelled: None,
         client: Client::recording(),
     }
 }
@@ -144,7 +152,15 @@ impl<J, F, S> Attempt<J, F, S> {
 
     /// The worker is being told to stop: the handler finds its token cancelled.
     pub fn cancelled(mut self) -> Self {
-        self.cancelled = true;
+        self.cancelled = Some(Cancelled::Stopping);
+        self
+    }
+
+    /// Someone has the job cancelled: the handler finds its token cancelled, and is dropped 10 s later (the default of
+    /// `cancel.grace`).
+    pub fn cancelled_by(mut self, who: impl Into<String>) -> Self {
+        let order = Cancellation { by: Some(who.into()), reason: None };
+        self.cancelled = Some(Cancelled::Ordered(order));
         self
     }
 }
@@ -170,15 +186,19 @@ where
         envelope.expires_at = self.expired.then_some(Timestamp::UNIX_EPOCH);
         let mut registry = Registry::default();
         registry.add(self.handler, self.state, self.options);
-        let cancel = CancellationToken::new();
-        if self.cancelled {
-            cancel.cancel();
+        let grace = config::Cancel::default().grace;
+        let strings = Strings { news: Arc::new(News::remembering()), grace, ..Strings::default() };
+        match self.cancelled {
+            Some(Cancelled::Stopping) => strings.cancel.cancel(),
+            Some(Cancelled::Ordered(order)) => strings.order(order),
+            None => {}
         }
-        let client = self.client;
+        let (client, news) = (self.client, Arc::clone(&strings.news));
         Box::pin(async move {
             let (outcome, disposition) =
-                attempt_in_memory(Arc::new(registry), client.clone(), envelope, cancel).await;
-            Tested { outcome, disposition, enqueued: client.recorded() }
+                attempt_in_memory(Arc::new(registry), client.clone(), envelope, strings).await;
+            let progress = news.all().into_iter().map(|said| (said.percent, said.message)).collect();
+            Tested { outcome, disposition, enqueued: client.recorded(), progress }
         })
     }
 }
@@ -205,6 +225,8 @@ mod tests {
         Stops,
         LargeOutput,
         Enqueues,
+        Tells,
+        FinishesAnyway,
     }
 
     impl Job for Mode {
@@ -223,6 +245,15 @@ mod tests {
             Mode::Stops => {
                 cx.cancelled().await;
                 Err("stopped")?
+            }
+            Mode::Tells => {
+                cx.progress(50, "half");
+                cx.progress(700, format!("{:2000}", "done"));
+                Ok(String::new())
+            }
+            Mode::FinishesAnyway => {
+                cx.cancelled().await;
+                Ok("done".to_owned())
             }
             Mode::LargeOutput => Ok("x".repeat(2 << 20)),
             Mode::Enqueues => {
@@ -254,6 +285,26 @@ mod tests {
         assert_eq!(try_it(Mode::Fine).expired().await.disposition, Disposition::Expire);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_order_ends_all_but_a_success_that_comes_in_time() {
+        let try_it = |job| run(mode, job).state(0_u32).cancelled_by("ops");
+        let cancelled = Disposition::Cancel { by: Some("ops".to_owned()), reason: None };
+        for job in [Mode::Stops, Mode::Fails, Mode::Fatal, Mode::Snoozes, Mode::Panics, Mode::Hangs] {
+            let tested = try_it(job).await;
+            assert_eq!(tested.disposition, cancelled, "{tested:?}");
+        }
+        assert_eq!(try_it(Mode::FinishesAnyway).await.output::<String>().unwrap(), "done");
+        assert_eq!(try_it(Mode::Fine).expired().await.disposition, Disposition::Expire);
+    }
+
+    #[tokio::test]
+    async fn what_a_handler_tells_is_kept_within_bounds() {
+        let tested = run(mode, Mode::Tells).state(0_u32).await;
+        let [half, done] = &tested.progress[..] else { panic!("{tested:?}") };
+        assert_eq!(half, &(50, "half".to_owned()));
+        assert_eq!((done.0, done.1.len()), (100, 1024));
+    }
+
     #[tokio::test]
     async fn an_output_over_the_limit_still_succeeds() {
         let tested = run(mode, Mode::LargeOutput).state(0_u32).await;
@@ -282,8 +333,7 @@ mod tests {
             Envelope::new(Kind::parse(Other::KIND).unwrap(), QueueName::parse("q").unwrap(), Bytes::new());
         envelope.args = Bytes::from_static(b"{\"what\": 1}");
         let (outcome, disposition) =
-            attempt_in_memory(Arc::new(registry), Client::recording(), envelope, CancellationToken::new())
-                .await;
+            attempt_in_memory(Arc::new(registry), Client::recording(), envelope, Strings::default()).await;
         assert!(matches!(&outcome, Outcome::Failed(error) if error.code() == "bad_args"), "{outcome:?}");
         assert!(matches!(disposition, Disposition::Die { .. }));
     }

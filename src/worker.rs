@@ -5,46 +5,71 @@
 //! | [`registry`] | which kind is run by which handler, with which options |
 //! | [`context`] | what a handler is given: [`Context`] |
 //! | [`cpu`] | the bounded pool behind [`Context::cpu`] |
+//! | [`news`] | what a handler tells while it runs |
 //! | [`executor`] | one attempt, from envelope to [`Outcome`]; names no AMQP |
 //! | [`disposition`] | what follows from an outcome: a pure table |
-//! | [`settle`] | carrying it out; the only caller of ack |
-//! | [`dispatch`] | deliveries waiting for their turn, those running, those known |
+//! | [`tell`] | what is said of a job in the event log |
+//! | [`settle`] | carrying a disposition out; the only caller of ack |
+//! | [`again`] | what is done once more for a run that has ended elsewhere |
+//! | [`hold`] | the deliveries of one job and step |
+//! | [`known`] | jobs that this process runs or has settled |
+//! | [`work`] | a job whose turn has come, from its start to its settling |
+//! | [`dispatch`] | deliveries waiting for an answer or for their turn |
+//! | [`lookup`] | asking whether a job has ended already |
+//! | [`cancel`] | orders to cancel, as far as they concern jobs that are here |
 //! | [`isolate`] | running a suspect job in a child process |
 //! | [`reply`] | telling callers how a run ended |
+//! | [`pause`] | one queue: when its jobs are taken |
+//! | [`beat`] | what the worker says of itself every few seconds |
 //! | [`health`] | `/healthz` |
 //!
 //! A worker takes jobs from the broker, decides and settles. It does not route, and it knows no other worker.
 
+mod again;
+mod beat;
+mod cancel;
 mod context;
 mod cpu;
 mod dispatch;
 mod disposition;
 mod executor;
 mod health;
+mod hold;
 mod isolate;
+mod known;
+mod lookup;
+mod news;
+mod pause;
 mod registry;
-mod reply;
+pub(crate) mod reply;
 mod settle;
+mod tell;
+mod work;
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use thiserror::Error;
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-    time::timeout,
-};
+use tokio::{task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-pub(crate) use self::executor::Executor;
+use self::{
+    beat::Beat,
+    cancel::Cancels,
+    cpu::CpuPool,
+    dispatch::QueueShare,
+    health::{Health, QueueHealth},
+    lookup::Lookups,
+    pause::Taking,
+    reply::Replier,
+    settle::Settler,
+    tell::Teller,
+    work::Shared,
+};
 pub use self::{
     context::{Context, FromRef},
     cpu::Stop,
@@ -52,17 +77,12 @@ pub use self::{
     executor::Outcome,
     registry::{Registry, RegistryError},
 };
-use self::{
-    cpu::CpuPool,
-    dispatch::{Dispatcher, QueueShare, Shared},
-    reply::Replier,
-    settle::Settler,
+pub(crate) use self::{
+    executor::{Cancellation, Executor, Strings},
+    news::News,
 };
 use crate::{
-    amqp::{
-        consumer::{Consuming, DeclaredQueue, consume},
-        control::{Announced, announce},
-    },
+    amqp::control::{Control, Written},
     client::{Client, Live, Role},
     config::{Config, ConfigError},
     job::{Envelope, Job, JobResult, Options, QueueName},
@@ -79,8 +99,8 @@ const PREFETCH_BYTES: usize = 4 << 30;
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
 /// How long acknowledgements get to be written when the process ends.
 const ACK_FLUSH: Duration = Duration::from_secs(5);
-/// How long the kinds' announcement is awaited before consuming starts without it.
-const ANNOUNCE_WAIT: Duration = Duration::from_secs(5);
+/// How long a queue's consumer and dispatcher get to end.
+const QUEUE_END: Duration = Duration::from_secs(20);
 
 /// A worker that cannot start.
 #[derive(Debug, Error)]
@@ -121,9 +141,11 @@ pub struct Report {
     pub dead: u64,
     /// Jobs that had expired.
     pub expired: u64,
+    /// Jobs that were cancelled, before or while they ran.
+    pub cancelled: u64,
     /// Deliveries handed back to their queue.
     pub handed_back: u64,
-    /// Redeliveries of jobs that this process had ended already.
+    /// Deliveries of jobs that had ended or gone on already, here or elsewhere: acknowledged without a run.
     pub repeats: u64,
 }
 
@@ -235,10 +257,12 @@ impl<S: Send + Sync + 'static> Worker<S> {
         let queues = registry.queues();
         let client = Client::with_role(&config, Role::Worker(queues.clone()));
         let live = client.live().map_err(WorkerError::Start)?;
-        let shared = Arc::new(share(&config, registry, &client, live, isolation)?);
-
+        let hello = Written::kinds(&live.instance, &registry.announcement());
+        let control = live.follow_control(hello, None).clone();
         let stop = CancellationToken::new();
-        let running = Running::start(&config, &shared, live, &queues, &stop).await?;
+        let lookups = Lookups::start(&client, live, &control, lookup_patience(&config), stop.clone());
+        let shared = Arc::new(share(&config, registry, &client, live, &control, lookups, isolation)?);
+        let running = Running::start(&config, &shared, live, &control, &queues, &stop).await?;
         let broker = live.consume.describe();
         info!(broker, worker = live.instance, queues = ?queues.iter().map(QueueName::as_str).collect::<Vec<_>>(), "worker started");
         shutdown.await;
@@ -250,6 +274,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
             succeeded = report.succeeded,
             retried = report.retried,
             dead = report.dead,
+            cancelled = report.cancelled,
             handed_back = report.handed_back,
             "worker ended"
         );
@@ -263,13 +288,23 @@ fn share(
     registry: Arc<Registry>,
     client: &Client,
     live: &Live,
+    control: &Control,
+    lookups: Lookups,
     isolation: bool,
 ) -> Result<Shared, WorkerError> {
     let cpu = CpuPool::new(config.worker.cpu_threads)
         .map_err(|source| WorkerError::System { what: "start the CPU pool", source })?;
     let replier = Replier::start(live, &config.worker.reply_queues);
+    let teller = Arc::new(Teller::new(live.instance.clone(), config.record.max_inline));
     Ok(Shared {
-        settler: Settler::new(live, replier),
+        settler: Settler::new(live, Arc::clone(&teller), replier),
+        events: live.events.clone(),
+        teller,
+        control: control.clone(),
+        cancels: Cancels::new(control),
+        lookups,
+        jobs: live.names.jobs(),
+        cancel_grace: config.cancel.grace,
         executor: Executor::new(registry, client.clone(), cpu, config.limits.output),
         worker: live.instance.clone(),
         limits: config.limits.clone(),
@@ -281,8 +316,8 @@ fn share(
             .saturating_sub(waiting_max(config) + config.shutdown.grace),
         isolation,
         publish: live.publisher.link().clone(),
-        counts: dispatch::Counts::default(),
-        known: dispatch::Known::default(),
+        counts: work::Counts::default(),
+        known: known::Known::default(),
         abort: CancellationToken::new(),
         cancel: CancellationToken::new(),
         attempts: TaskTracker::new(),
@@ -292,9 +327,11 @@ fn share(
 
 /// Everything that goes on until shutdown.
 struct Running {
-    consumers: Vec<JoinHandle<()>>,
-    dispatchers: Vec<JoinHandle<()>>,
-    helpers: Vec<JoinHandle<()>>,
+    control: Control,
+    queues: Vec<JoinHandle<()>>,
+    orders: JoinHandle<()>,
+    health: Option<JoinHandle<()>>,
+    beat: Beat,
 }
 
 impl Running {
@@ -302,62 +339,55 @@ impl Running {
         config: &Config,
         shared: &Arc<Shared>,
         live: &Live,
+        control: &Control,
         queues: &[QueueName],
         stop: &CancellationToken,
     ) -> Result<Self, WorkerError> {
-        let mut running = Self { consumers: Vec::new(), dispatchers: Vec::new(), helpers: Vec::new() };
-        let mut consuming = BTreeMap::new();
-        for queue in queues {
-            consuming.insert(queue.clone(), Arc::new(AtomicBool::new(false)));
-        }
+        let orders = tokio::spawn({
+            let (shared, orders) = (Arc::clone(shared), control.orders());
+            async move { shared.cancels.follow(orders).await }
+        });
+        let each = || queues.iter().cloned();
+        let healths: Health = each().map(|queue| (queue, Arc::new(QueueHealth::default()))).collect();
+        let mut health = None;
         if let Some(address) = config.worker.health {
-            let server = health::serve(address, consuming.clone(), stop.clone()).await;
+            let server = health::serve(address, healths.clone(), stop.clone()).await;
             let server =
                 server.map_err(|source| WorkerError::System { what: "listen on worker.health", source })?;
-            running.helpers.push(tokio::spawn(server));
+            health = Some(tokio::spawn(server));
         }
-        // Kinds are announced before the first job is taken, so that jobs find their way; but a broker that
-        // takes no publishes now (an alarm) must not keep the worker from starting.
-        let (announced, mut heard) = watch::channel(false);
-        let kinds = shared.executor.registry().announcement();
-        let announcing = announce(
-            live.publisher.clone(),
-            live.names.clone(),
-            live.instance.clone(),
-            kinds.into_iter().map(|(kind, queue)| Announced { kind, queue }).collect(),
-            announced,
-            stop.clone(),
-        );
-        running.helpers.push(live.runtime().spawn(announcing));
-        if timeout(ANNOUNCE_WAIT, heard.wait_for(|heard| *heard)).await.is_err() {
-            warn!("kinds are not announced yet; consuming all the same");
-        }
-        for queue in queues {
-            let prefetch = config.worker.prefetch_of(queue);
-            let (deliveries, incoming) = mpsc::channel(prefetch.into());
-            let consumer = Consuming {
+        let shares: BTreeMap<QueueName, QueueShare> = each()
+            .map(|queue| {
+                (queue.clone(), QueueShare::new(queue.clone(), config.worker.concurrency_of(&queue)))
+            })
+            .collect();
+        let taking = each().map(|queue| {
+            let taking = Taking {
+                source: live.names.queue(&queue),
+                prefetch: config.worker.prefetch_of(&queue),
+                share: shares[&queue].clone(),
+                shared: Arc::clone(shared),
+                control: control.clone(),
                 link: live.consume.clone(),
-                prefetch,
-                deliveries,
+                runtime: live.runtime(),
+                health: Arc::clone(&healths[&queue]),
                 stop: stop.clone(),
-                consuming: Arc::clone(&consuming[queue]),
-                acknowledging: shared.acknowledging.clone(),
+                queue,
             };
-            let source = DeclaredQueue(live.names.queue(queue));
-            running.consumers.push(live.runtime().spawn(consume(consumer, source)));
-            let share = QueueShare::new(queue.clone(), config.worker.concurrency_of(queue));
-            let dispatcher = Dispatcher::new(Arc::clone(shared), share, stop.clone());
-            running.dispatchers.push(tokio::spawn(dispatcher.run(incoming)));
-        }
-        Ok(running)
+            tokio::spawn(taking.run())
+        });
+        let queues = taking.collect();
+        let beat = Beat::start(config, shared, live, control, shares);
+        Ok(Self { control: control.clone(), queues, orders, health, beat })
     }
 
     /// Stops taking, hands back what has not started, gives the rest its grace, then ends it.
     async fn drain(self, config: &Config, shared: &Shared, stop: &CancellationToken) -> Report {
         stop.cancel();
-        for task in self.dispatchers.into_iter().chain(self.consumers) {
-            // Bounded: a dispatcher only hands back, a consumer cancels within its request timeout.
-            drop(timeout(Duration::from_secs(15), task).await);
+        // A worker that is about to end takes no kinds: said once more, that would undo what its successor said.
+        self.control.hush();
+        for task in self.queues {
+            drop(timeout(QUEUE_END, task).await);
         }
         shared.attempts.close();
         if timeout(config.shutdown.grace, shared.attempts.wait()).await.is_err() {
@@ -371,8 +401,10 @@ impl Running {
         shared.settler.flush().await;
         shared.acknowledging.close();
         drop(timeout(ACK_FLUSH, shared.acknowledging.wait()).await);
-        for helper in self.helpers {
-            helper.abort();
+        self.orders.abort();
+        self.beat.end().await;
+        if let Some(health) = self.health {
+            health.abort();
         }
         shared.counts.report()
     }
@@ -381,6 +413,11 @@ impl Running {
 /// How long a job may wait in this process for its turn.
 fn waiting_max(config: &Config) -> Duration {
     WAITING_MAX.min(config.worker.consumer_timeout / 4)
+}
+
+/// How long a delivery is held until somebody says whether its job has ended; then it still waits for its turn.
+fn lookup_patience(config: &Config) -> Duration {
+    config.worker.lookup_patience.min(waiting_max(config) / 2)
 }
 
 /// Checks what relates handlers and configuration.
@@ -421,19 +458,18 @@ pub(crate) async fn attempt_in_memory(
     registry: Arc<Registry>,
     client: Client,
     envelope: Envelope,
-    cancel: CancellationToken,
+    strings: Strings,
 ) -> (Outcome, Disposition) {
     let cpu = CpuPool::of(2);
     let executor = Executor::new(Arc::clone(&registry), client, cpu, crate::config::Limits::default().output);
     let entry = registry.get(&envelope.kind).cloned().expect("the tested handler is registered");
     let (attempt, seed) = (envelope.attempt, envelope.id.seed(envelope.attempt));
-    let strings = executor::Strings { cancel, ..executor::Strings::default() };
     let outcome = executor.execute(envelope, &entry, strings, context::Slot::default()).await;
     let disposition = disposition::decide(outcome.clone(), attempt, &entry.options.retry, seed);
     (outcome, disposition)
 }
 
-impl dispatch::Counts {
+impl work::Counts {
     fn report(&self) -> Report {
         let get = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         Report {
@@ -441,6 +477,7 @@ impl dispatch::Counts {
             retried: get(&self.retried),
             dead: get(&self.dead),
             expired: get(&self.expired),
+            cancelled: get(&self.cancelled),
             handed_back: get(&self.handed_back),
             repeats: get(&self.repeats),
         }

@@ -41,6 +41,16 @@ pub(crate) struct Admin {
     asking: Arc<tokio::sync::Mutex<()>>,
 }
 
+/// What waits in a queue, and who takes from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Depth {
+    /// Messages that no consumer has.
+    pub ready: u32,
+    /// Consumers: of a work queue, one for each worker that takes from it. One that was stopped counts until what it
+    /// still runs is settled.
+    pub consumers: u32,
+}
+
 /// What is known of a queue, and since when.
 #[derive(Debug, Clone, Copy)]
 struct Seen {
@@ -71,7 +81,15 @@ impl Admin {
 
     /// Whether a queue exists; a yes is believed for half a minute.
     pub(crate) async fn queue_exists(&self, queue: &str) -> Result<bool, LinkDown> {
-        self.ask(queue, self.look(queue)).await
+        self.ask(queue, async { Ok(self.look(queue).await?.is_some()) }).await
+    }
+
+    /// What waits in a queue now; `None`: it does not exist.
+    pub(crate) async fn depth(&self, queue: &str) -> Result<Option<Depth>, LinkDown> {
+        match timeout(REQUEST_TIMEOUT, self.look(queue)).await {
+            Ok(depth) => depth,
+            Err(_) => Err(LinkDown("no answer about the queue".to_owned())),
+        }
     }
 
     /// Declares a work queue's company and bindings anew, if the queue itself exists; whether it does.
@@ -80,7 +98,7 @@ impl Admin {
         // A yes from before says nothing about the bindings.
         self.seen().retain(|other, seen| *other != name || !seen.exists);
         let restoring = async {
-            if !self.look(&name).await? {
+            if self.look(&name).await?.is_none() {
                 return Ok(false);
             }
             let plan = Plan { names: names.clone(), queues: vec![queue.clone()] };
@@ -88,6 +106,20 @@ impl Admin {
             Ok(true)
         };
         self.ask(&name, restoring).await
+    }
+
+    /// Declares the dead-letter queue of a queue that may not exist.
+    #[cfg(feature = "server")]
+    pub(crate) async fn declare_dead(&self, names: &Names, queue: &QueueName) -> Result<(), LinkDown> {
+        let declaring = async {
+            let plan = Plan { names: names.clone(), queues: Vec::new() };
+            let declared = plan.declare_dead(&self.channel().await?, queue).await;
+            declared.map_err(|error| LinkDown(error.to_string()))
+        };
+        match timeout(REQUEST_TIMEOUT, declaring).await {
+            Ok(declared) => declared,
+            Err(_) => Err(LinkDown("no answer to the declaring of a dead-letter queue".to_owned())),
+        }
     }
 
     /// Answers from memory, else by asking.
@@ -112,12 +144,12 @@ impl Admin {
         }
     }
 
-    async fn look(&self, queue: &str) -> Result<bool, LinkDown> {
+    async fn look(&self, queue: &str) -> Result<Option<Depth>, LinkDown> {
         let channel = self.channel().await?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         match channel.queue_declare(short(queue), passive, FieldTable::default()).await {
-            Ok(_) => Ok(true),
-            Err(error) if is_not_found(&error) => Ok(false),
+            Ok(found) => Ok(Some(Depth { ready: found.message_count(), consumers: found.consumer_count() })),
+            Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(LinkDown(error.to_string())),
         }
     }

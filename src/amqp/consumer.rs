@@ -24,7 +24,6 @@ use lapin::{
     types::FieldTable,
 };
 use tokio::{
-    runtime::Handle,
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -59,6 +58,11 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
+    /// Which consumer delivered it: the number that [`Source::prepare`] was told.
+    pub(crate) fn round(&self) -> u64 {
+        self.epoch.round
+    }
+
     /// Whether the broker still counts on this delivery.
     pub(crate) fn is_live(&self) -> bool {
         !self.epoch.over.is_cancelled()
@@ -77,6 +81,10 @@ impl Receipt {
     fn settle(&mut self, settle: Settle) {
         self.settled = true;
         self.epoch.unsettled.fetch_sub(1, Ordering::Relaxed);
+        let settle = match settle {
+            Settle::HandBack(tag) if !self.epoch.takes_back => Settle::Ack(tag),
+            settle => settle,
+        };
         // A failure means that the epoch is over.
         let _ = self.epoch.settle.send(settle);
     }
@@ -99,6 +107,10 @@ enum Settle {
 /// One channel that delivered, as long as it lives.
 #[derive(Debug)]
 struct Epoch {
+    /// Which, from 1.
+    round: u64,
+    /// Whether the queue takes messages back.
+    takes_back: bool,
     over: CancellationToken,
     /// Deliveries that are not settled.
     unsettled: AtomicUsize,
@@ -107,11 +119,12 @@ struct Epoch {
 }
 
 impl Epoch {
-    fn start(channel: Channel, runtime: &Handle, acknowledging: &TaskTracker) -> Arc<Self> {
+    fn start(channel: Channel, round: u64, takes_back: bool, consuming: &Consuming) -> Arc<Self> {
         let (settle, requests) = mpsc::unbounded_channel();
         let over = CancellationToken::new();
-        acknowledging.spawn_on(acknowledge(channel, requests, over.clone()), runtime);
-        Arc::new(Self { over, unsettled: AtomicUsize::new(0), settle })
+        let acknowledging = acknowledge(channel, requests, over.clone());
+        consuming.acknowledging.spawn_on(acknowledging, &consuming.link.runtime());
+        Arc::new(Self { round, takes_back, over, unsettled: AtomicUsize::new(0), settle })
     }
 
     fn receipt(self: &Arc<Self>, tag: u64) -> Receipt {
@@ -240,6 +253,12 @@ pub(crate) trait Source: Send + 'static {
         std::future::ready(Ok(false))
     }
 
+    /// Whether what is left over is handed back. A stream keeps everything, and closes the connection of whoever
+    /// hands something back to it.
+    fn takes_back(&self) -> bool {
+        true
+    }
+
     /// The consumer is registered.
     fn started(&mut self) {}
 
@@ -338,7 +357,7 @@ async fn one_epoch(consuming: &Consuming, source: &mut impl Source, round: u64) 
     let consumed = channel.basic_consume(short(&queue), "".into(), BasicConsumeOptions::default(), arguments);
     let mut consumer = in_time("consume", consumed).await?;
     let tag = consumer.tag();
-    let epoch = Epoch::start(channel.clone(), &link.runtime(), &consuming.acknowledging);
+    let epoch = Epoch::start(channel.clone(), round, source.takes_back(), consuming);
     consuming.consuming.store(true, Ordering::Relaxed);
     source.started();
     let mut quiet = Instant::now() + QUIET;

@@ -1,352 +1,269 @@
-//! The control log: which worker runs which kind from which queue.
+//! The control log: what all processes of a prefix are to know, kept in a stream and read from its beginning.
 //!
-//! Workers announce their kinds on `hopline.control` before they consume, again at each reconnect and every hour; the
-//! announcements stay in a stream. An HTTP process reads that stream from its beginning, so that it routes a
-//! kind to its queue although no worker runs at the moment. The newest announcement of a kind holds.
+//! | record | says | read by |
+//! |---|---|---|
+//! | kinds | which kinds a worker takes from which queue | whoever routes a job |
+//! | cancel | which runs are not to go on | workers |
+//! | pause | which queues are not to be worked on | workers |
+//! | front | that there are HTTP processes | workers: somebody answers their questions |
+//!
+//! HTTP processes and workers read it, so an order holds for a process that starts later, and for one that was away.
+//! Each writes a record of its own when it starts (a worker its kinds, an HTTP process that it is there): once it has
+//! read that one, it has read all that was written before ([`Control::caught_up`]). A stream has no other mark of its
+//! end.
+//!
+//! What is remembered, and how much of it, is in `state`; the wire in [`record`]; the writing in `teller`.
+
+pub(crate) mod record;
+mod state;
+mod teller;
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use lapin::{
-    Channel,
-    types::{AMQPValue, FieldTable},
-};
-use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::{mpsc, watch},
-    time::{Instant, sleep},
-};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use jiff::Timestamp;
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+#[cfg(feature = "worker")]
+pub(crate) use self::record::Announced;
+pub use self::{
+    record::CancelOrder,
+    state::{Pause, Pauses},
+};
+pub(crate) use self::{record::Written, state::Route};
+use self::{
+    record::{PauseOrder, Record},
+    state::State,
+    teller::{retell, tell},
+};
 use super::{
-    connection::{Link, LinkDown},
-    consumer::{Consuming, Delivery, Source, consume},
+    connection::Link,
     names::Names,
-    publisher::{Publisher, Target},
+    publisher::Publisher,
+    stream::{Item, StreamReader},
 };
-use crate::job::{
-    JobId, Kind, QueueName,
-    wire::{HeaderValue, Incoming, Message},
-};
+use crate::job::{JobId, Kind, QueueName, wire::Message};
 
-/// Message type of an announcement.
-const KINDS: &str = "hopline.kinds";
-/// Message type of a barrier: a mark by which a reader knows that it has read what was there before.
-const BARRIER: &str = "hopline.barrier";
-/// Most kinds remembered; more than that are not routed by announcement.
-const KINDS_MAX: usize = 100_000;
-/// Records read ahead.
-const PREFETCH: u16 = 1000;
-/// Reading that ends within this time has met something that it cannot read.
-const AT_ONCE: Duration = Duration::from_secs(2);
-/// How often, in a row, until that is skipped.
-const STUCK: u32 = 3;
-/// Pause between attempts to write to the log.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How often a worker announces its kinds on a connection that lasts: what it said may have left the log (its age, a
-/// policy, a log that was deleted), and a front that starts then would send the kinds to `default`.
-const REPEAT: Duration = Duration::from_secs(3600);
+/// Records read ahead: some hundred KB each where many jobs were cancelled at once.
+const PREFETCH: u16 = 200;
+/// Orders that a subscriber may be behind.
+const ORDERS_AHEAD: usize = 4096;
 
-/// One kind of an announcement.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Announced {
-    pub(crate) kind: Kind,
-    pub(crate) queue: QueueName,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Announcement {
-    worker: String,
-    kinds: Vec<Announced>,
-}
-
-fn message(kind: &str, body: Vec<u8>) -> Message {
-    Message {
-        message_id: Some(JobId::new().to_string()),
-        kind: Some(kind.to_owned()),
-        content_type: Some("application/json".to_owned()),
-        body: body.into(),
-        ..Message::default()
-    }
-}
-
-/// Announces a worker's kinds at each connection of `publisher`'s link and every hour, until told to stop. `announced`
-/// turns true when the log has them for the first time.
-pub(crate) async fn announce(
-    publisher: Publisher,
-    names: Names,
-    worker: String,
-    kinds: Vec<Announced>,
-    announced: watch::Sender<bool>,
-    stop: CancellationToken,
-) {
-    // Serialising names cannot fail.
-    let body = serde_json::to_vec(&Announcement { worker: worker.clone(), kinds }).unwrap_or_default();
-    let mut state = publisher.link().watch();
-    let mut told = None;
-    loop {
-        state.borrow_and_update();
-        let pause = match publisher.link().up() {
-            Ok(up) if !still(told, up.epoch).is_zero() => still(told, up.epoch),
-            Ok(up) => {
-                let target =
-                    Target { exchange: names.control(), key: format!("kinds.{worker}"), mandatory: true };
-                let deadline = Instant::now() + Duration::from_secs(5);
-                match publisher.publish(target, message(KINDS, body.clone()), deadline).await {
-                    Ok(()) => {
-                        told = Some((up.epoch, Instant::now()));
-                        announced.send_replace(true);
-                        REPEAT
-                    }
-                    Err(error) => {
-                        debug!(%error, "cannot announce kinds");
-                        AGAIN
-                    }
-                }
-            }
-            Err(_) => REPEAT,
-        };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = state.changed() => if changed.is_err() { return },
-            () = sleep(pause) => {}
-        }
-    }
-}
-
-/// How long an announcement still holds that was made on connection `told.0` at `told.1`; zero: it is due.
-fn still(told: Option<(u64, Instant)>, epoch: u64) -> Duration {
-    match told {
-        Some((on, at)) if on == epoch => REPEAT.saturating_sub(at.elapsed()),
-        _ => Duration::ZERO,
-    }
-}
-
-/// What is known of kinds, kept up to date; cheap to clone.
+/// What the control log says, kept up to date; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Catalogue(Arc<Inner>);
+pub(crate) struct Control(Arc<Inner>);
 
 struct Inner {
-    kinds: Mutex<BTreeMap<Kind, QueueName>>,
-    caught_up: AtomicBool,
+    state: Mutex<State>,
+    caught_up: watch::Sender<bool>,
+    paused: watch::Sender<Arc<Pauses>>,
+    orders: broadcast::Sender<CancelOrder>,
+    /// Counts the logs: the stream may be deleted, and declared anew.
+    logs: watch::Sender<u64>,
+    /// Nothing more is written.
+    quiet: CancellationToken,
     stop: CancellationToken,
 }
 
-impl Catalogue {
-    /// Starts to read the control log over `link`; `publisher` writes the barrier that marks its end.
-    pub(crate) fn start(link: &Link, publisher: Publisher, names: &Names) -> Self {
-        let catalogue = Self(Arc::new(Inner {
-            kinds: Mutex::default(),
-            caught_up: AtomicBool::new(false),
-            stop: CancellationToken::new(),
-        }));
-        let (deliveries, incoming) = mpsc::channel(PREFETCH.into());
-        let next = Arc::new(Mutex::new(None));
-        let source =
-            ControlLog { queue: names.control_log(), next: Arc::clone(&next), attempt: Attempt::default() };
-        let consuming = Consuming {
-            link: link.clone(),
-            prefetch: PREFETCH,
-            deliveries,
-            stop: catalogue.0.stop.clone(),
-            consuming: Arc::new(AtomicBool::new(false)),
-            acknowledging: TaskTracker::new(),
-        };
-        let barrier = JobId::new().to_string();
-        link.runtime().spawn(consume(consuming, source));
-        link.runtime().spawn(write_barrier(publisher, names.control(), barrier.clone(), catalogue.clone()));
-        link.runtime().spawn(catalogue.clone().read(incoming, next, barrier));
-        catalogue
+impl Control {
+    /// Starts to read the control log over `link`, and to write `hello` to it through `publisher`: now, at each
+    /// connection and every hour. With `retell` (HTTP processes) pauses, and orders that are younger than this, are
+    /// written again before they leave the log.
+    pub(crate) fn start(
+        link: &Link,
+        publisher: Publisher,
+        names: &Names,
+        hello: Written,
+        retell_younger: Option<Duration>,
+    ) -> Self {
+        let control = Self::unread();
+        let reader = StreamReader::start(link, names.control_log(), None, PREFETCH);
+        let own = hello.message.message_id.clone();
+        link.runtime().spawn(control.clone().read(reader, own));
+        link.runtime().spawn(tell(publisher.clone(), names.control(), hello, control.clone()));
+        if let Some(younger) = retell_younger {
+            link.runtime().spawn(retell(publisher, names.control(), younger, control.clone()));
+        }
+        control
+    }
+
+    /// Nothing is known yet.
+    fn unread() -> Self {
+        let stop = CancellationToken::new();
+        Self(Arc::new(Inner {
+            state: Mutex::default(),
+            caught_up: watch::Sender::new(false),
+            paused: watch::Sender::default(),
+            orders: broadcast::Sender::new(ORDERS_AHEAD),
+            logs: watch::Sender::new(0),
+            quiet: stop.child_token(),
+            stop,
+        }))
     }
 
     /// The queue that workers take `kind` from.
     pub(crate) fn queue_of(&self, kind: &Kind) -> Option<QueueName> {
-        self.kinds().get(kind).cloned()
+        self.state().route(kind).map(|route| route.queue.clone())
     }
 
-    /// Whether all announcements made before this process started are known.
+    /// Whether args and outputs of `kind` stay out of the record; false while nobody has announced it.
+    pub(crate) fn is_private(&self, kind: &Kind) -> bool {
+        self.state().route(kind).is_some_and(|route| route.private)
+    }
+
+    /// Every announced kind.
+    pub(crate) fn kinds(&self) -> BTreeMap<Kind, Route> {
+        self.state().routes().clone()
+    }
+
+    /// Whether an HTTP process has ever said that it is there: workers' questions can be answered.
+    pub(crate) fn has_front(&self) -> bool {
+        self.state().has_front()
+    }
+
+    /// The queues that are paused, and each change of them.
+    pub(crate) fn paused(&self) -> watch::Receiver<Arc<Pauses>> {
+        self.0.paused.subscribe()
+    }
+
+    /// The order to cancel this run, if there is one. Only of the newest half million.
+    pub(crate) fn cancelled(&self, id: JobId, run: u32) -> Option<CancelOrder> {
+        self.state().order(id, run)
+    }
+
+    /// Orders to cancel, as they become known.
+    ///
+    /// Subscribe first and look ([`Control::cancelled`]) then: an order is known before it is told. A subscriber that
+    /// falls behind by more than 4,096 orders gets `Lagged` once, and must look again for every run that concerns it:
+    /// what it missed is known, but is not told a second time.
+    pub(crate) fn orders(&self) -> broadcast::Receiver<CancelOrder> {
+        self.0.orders.subscribe()
+    }
+
+    /// Whether everything is known that was written before this process started.
     pub(crate) fn is_caught_up(&self) -> bool {
-        self.0.caught_up.load(Ordering::Relaxed)
+        *self.0.caught_up.borrow()
+    }
+
+    /// Waits until everything is known that was written before this process started: without end while the broker is
+    /// away, or takes no publishes.
+    pub(crate) async fn caught_up(&self) {
+        // The sender lives in `self`.
+        let _ = self.0.caught_up.subscribe().wait_for(|caught_up| *caught_up).await;
+    }
+
+    /// A time for an order about `queue` that is given now: later than that of the last one.
+    pub(crate) fn pause_time(&self, queue: &QueueName) -> Timestamp {
+        self.state().pause_time(queue, record::now())
+    }
+
+    /// Learns of an order that is in the log before it comes back from there.
+    pub(crate) fn learn_pause(&self, order: PauseOrder) {
+        let told = order.at.as_second();
+        self.pause(order, told);
+    }
+
+    /// Learns of orders that are in the log before they come back from there.
+    pub(crate) fn learn_orders(&self, orders: Vec<CancelOrder>) {
+        let told = record::now().as_second();
+        self.cancel(orders, told);
+    }
+
+    /// Writes nothing any more: a worker that is about to end takes no kinds.
+    pub(crate) fn hush(&self) {
+        self.0.quiet.cancel();
     }
 
     pub(crate) fn close(&self) {
         self.0.stop.cancel();
     }
 
-    async fn read(
-        self,
-        mut incoming: mpsc::Receiver<Delivery>,
-        next: Arc<Mutex<Option<i64>>>,
-        barrier: String,
-    ) {
-        while let Some(Delivery { incoming: record, receipt }) = incoming.recv().await {
-            if let Some(HeaderValue::Int(offset)) = record.message.headers.get("x-stream-offset") {
-                *next.lock().unwrap_or_else(PoisonError::into_inner) = Some(offset + 1);
-            }
-            self.apply(&record, &barrier);
-            receipt.ack();
-        }
-    }
-
-    fn apply(&self, record: &Incoming, barrier: &str) {
-        let message = &record.message;
-        match message.kind.as_deref() {
-            Some(KINDS) => match serde_json::from_slice::<Announcement>(&message.body) {
-                Ok(announcement) => self.learn(announcement),
-                Err(error) => warn!(%error, "an announcement cannot be read"),
-            },
-            Some(BARRIER) if message.message_id.as_deref() == Some(barrier) => {
-                self.0.caught_up.store(true, Ordering::Relaxed);
-                info!(kinds = self.kinds().len(), "caught up with the control log");
-            }
-            // Others' barriers, and what later versions write.
-            _ => {}
-        }
-    }
-
-    fn learn(&self, announcement: Announcement) {
-        let mut kinds = self.kinds();
-        for Announced { kind, queue } in announcement.kinds {
-            if kinds.len() < KINDS_MAX || kinds.contains_key(&kind) {
-                kinds.insert(kind, queue);
+    async fn read(self, mut reader: StreamReader, own: Option<String>) {
+        loop {
+            let item = tokio::select! {
+                () = self.0.stop.cancelled() => return,
+                item = reader.next() => item,
+            };
+            match item {
+                Item::Record(record) => {
+                    self.apply(&record.message);
+                    if record.message.message_id == own && !self.0.caught_up.send_replace(true) {
+                        let (kinds, paused, orders) = self.state().counts();
+                        info!(kinds, paused, orders, "caught up with the control log");
+                    }
+                }
+                Item::Gap { from, to } => debug!(from, to, "records of the control log are gone"),
+                // What is known stays known, and is told to the new log.
+                Item::NewLog => {
+                    warn!("the control log was deleted: telling the new one what is known");
+                    self.state().forget_told();
+                    self.0.logs.send_modify(|logs| *logs += 1);
+                }
             }
         }
     }
 
-    fn kinds(&self) -> MutexGuard<'_, BTreeMap<Kind, QueueName>> {
-        // The map is whole after every statement.
-        self.0.kinds.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Writes the barrier, again until it is seen: the log has no mark of its end.
-async fn write_barrier(publisher: Publisher, exchange: String, barrier: String, catalogue: Catalogue) {
-    while !catalogue.is_caught_up() && !catalogue.0.stop.is_cancelled() {
-        let target = Target { exchange: exchange.clone(), key: "barrier".to_owned(), mandatory: true };
-        let mut record = message(BARRIER, b"{}".to_vec());
-        record.message_id = Some(barrier.clone());
-        let deadline = Instant::now() + Duration::from_secs(5);
-        if let Err(error) = publisher.publish_patiently(target, record, deadline).await {
-            debug!(%error, "cannot write the barrier of the control log");
+    fn apply(&self, message: &Message) {
+        let (record, skipped) = match record::read(message) {
+            Ok(Some(read)) => read,
+            // What others write for themselves, older versions wrote and later ones write.
+            Ok(None) => return,
+            Err(error) => {
+                return warn!(kind = message.kind, %error, "a record of the control log cannot be read");
+            }
+        };
+        if skipped > 0 {
+            warn!(kind = message.kind, skipped, "entries of a record of the control log cannot be read");
         }
-        tokio::select! {
-            () = catalogue.0.stop.cancelled() => return,
-            () = sleep(AGAIN) => {}
-        }
-    }
-}
-
-/// Reads the stream from its first record, and after a reconnect from where it stopped.
-///
-/// A record that lapin cannot parse (a property that is not UTF-8) costs the connection each time it is delivered.
-/// So when reading ends at once, at the same place, several times in a row, that place is skipped. Skipping one too
-/// many does little harm: workers announce their kinds again every hour.
-struct ControlLog {
-    queue: String,
-    next: Arc<Mutex<Option<i64>>>,
-    attempt: Attempt,
-}
-
-/// Where reading was begun last, and how often it has ended there at once.
-#[derive(Debug, Default)]
-struct Attempt {
-    from: Option<i64>,
-    began: Option<Instant>,
-    ended_at_once: bool,
-    failures: u32,
-}
-
-impl Attempt {
-    /// Where to begin, given the record after the last one read.
-    fn begin(&mut self, next: Option<i64>) -> Option<i64> {
-        self.began = Some(Instant::now());
-        let read_nothing = next.is_none_or(|next| self.from.is_some_and(|from| next <= from));
-        if !(self.ended_at_once && read_nothing) {
-            (self.from, self.failures) = (next, 0);
-            return next;
-        }
-        self.failures += 1;
-        if self.failures >= STUCK {
-            let skipped = self.from.unwrap_or(0);
-            warn!(offset = skipped, "a record of the control log cannot be read and is skipped");
-            self.from = Some(skipped + 1);
-        }
-        self.from
-    }
-
-    fn end(&mut self) {
-        if let Some(began) = self.began.take() {
-            self.ended_at_once = began.elapsed() < AT_ONCE;
+        let now = record::now();
+        let written =
+            message.timestamp.and_then(|second| Timestamp::from_second(second.try_into().ok()?).ok());
+        // A clock that is fast must not keep what it wrote from being told again.
+        let told = |at: Timestamp| written.unwrap_or(at).min(now).as_second();
+        match record {
+            Record::Kinds { worker, kinds } => self.state().learn_kinds(&worker, kinds, written),
+            Record::Front => self.state().learn_front(),
+            Record::Pause(order) => {
+                let told = told(order.at);
+                self.pause(order, told);
+            }
+            Record::Cancel(orders) => {
+                let told = told(orders.first().map_or(now, |order| order.at));
+                self.cancel(orders, told);
+            }
         }
     }
-}
 
-impl Source for ControlLog {
-    async fn prepare(&mut self, _: &Channel, _: u64) -> Result<(String, FieldTable), LinkDown> {
-        let next = *self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = self.attempt.begin(next);
-        let offset = next.map_or_else(|| AMQPValue::LongString("first".into()), AMQPValue::LongLongInt);
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-stream-offset".into(), offset);
-        Ok((self.queue.clone(), arguments))
+    fn pause(&self, order: PauseOrder, told: i64) {
+        let mut state = self.state();
+        if state.learn_pause(order, told) {
+            // Under the lock: the last to know is the last to tell.
+            self.0.paused.send_replace(Arc::new(state.paused()));
+        }
     }
 
-    fn ended(&mut self) {
-        self.attempt.end();
+    fn cancel(&self, mut orders: Vec<CancelOrder>, told: i64) {
+        {
+            let mut state = self.state();
+            orders.retain(|order| state.learn_order(order, told));
+        }
+        for order in orders {
+            // Nobody may be listening.
+            let _ = self.0.orders.send(order);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is whole after each of its functions.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_read_is_skipped_after_some_attempts() {
-        let mut attempt = Attempt::default();
-        let mut fail = |next| {
-            let from = attempt.begin(next);
-            attempt.end();
-            from
-        };
-        // Records 0 to 6 are read; 7 and 8 cannot be.
-        assert_eq!(fail(None), None);
-        let begun: Vec<_> = (0..6).map(|_| fail(Some(7))).collect();
-        assert_eq!(begun, [7, 7, 7, 8, 9, 10].map(Some));
-        // 10 could be read, and more: a connection lost at once later on counts anew.
-        assert_eq!([fail(Some(20)), fail(Some(20))], [Some(20), Some(20)]);
-        // At the very beginning of the log.
-        let mut attempt = Attempt::default();
-        let begun: Vec<_> = (0..5)
-            .map(|_| {
-                let from = attempt.begin(None);
-                attempt.end();
-                from
-            })
-            .collect();
-        assert_eq!(begun, [None, None, None, Some(1), Some(2)]);
-        // A connection that lived for a while was not ended by a record.
-        let mut attempt = Attempt::default();
-        for _ in 0..9 {
-            assert_eq!(attempt.begin(Some(7)), Some(7));
-            tokio::time::advance(AT_ONCE).await;
-            attempt.end();
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn kinds_are_announced_on_each_connection_and_every_hour() {
-        let told = Some((1, Instant::now()));
-        assert_eq!(still(None, 1), Duration::ZERO);
-        assert_eq!(still(told, 2), Duration::ZERO);
-        assert_eq!(still(told, 1), REPEAT);
-        tokio::time::advance(REPEAT).await;
-        assert_eq!(still(told, 1), Duration::ZERO);
-    }
-}
+#[path = "control/control_tests.rs"]
+mod tests;

@@ -23,6 +23,12 @@ impl Names {
         Self { prefix: prefix.to_owned(), ladder: ladder.to_owned() }
     }
 
+    /// The prefix, where the delay ladder has another one, because several prefixes share it.
+    #[must_use]
+    pub fn shared_ladder(&self) -> Option<&str> {
+        (self.ladder != self.prefix).then_some(self.prefix.as_str())
+    }
+
     /// Topic exchange: jobs to be run now.
     #[must_use]
     pub fn jobs(&self) -> String {
@@ -75,6 +81,12 @@ impl Names {
     #[must_use]
     pub fn heartbeat_queue(&self, instance: &str, epoch: u64) -> String {
         format!("{}.heartbeats.{instance}.{epoch}", self.prefix)
+    }
+
+    /// Routing key of what a worker says of itself.
+    #[must_use]
+    pub fn heartbeat_key(worker: &str) -> String {
+        format!("worker.heartbeat.{worker}")
     }
 
     /// Name of the exclusive queue whose declaration is the cluster-wide lock on a pass over a dead-letter queue.

@@ -10,7 +10,10 @@ use std::sync::{
 };
 
 use lapin::{Channel, options::BasicPublishOptions};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 use tracing::debug;
 
 use super::{
@@ -23,10 +26,16 @@ use crate::job::wire::Message;
 /// Messages that wait to be written.
 const WAITING: usize = 1000;
 
-struct Request {
+struct Parcel {
     exchange: String,
     key: String,
     message: Message,
+}
+
+enum Request {
+    Publish(Box<Parcel>),
+    /// Tells that what came before was written or dropped.
+    Flush(oneshot::Sender<()>),
 }
 
 /// A handle on the task; cheap to clone.
@@ -47,8 +56,17 @@ impl Outlet {
 
     /// Publishes if that is possible now.
     pub(crate) fn send(&self, exchange: String, key: String, message: Message) {
-        if self.requests.try_send(Request { exchange, key, message }).is_err() {
+        if self.requests.try_send(Request::Publish(Box::new(Parcel { exchange, key, message }))).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until what was handed over is written, or dropped.
+    pub(crate) async fn flush(&self) {
+        let (done, flushed) = oneshot::channel();
+        if self.requests.send(Request::Flush(done)).await.is_ok() {
+            // The task may have ended, and with it all that waited.
+            let _ = flushed.await;
         }
     }
 
@@ -61,7 +79,15 @@ impl Outlet {
 async fn own(link: Link, mut requests: mpsc::Receiver<Request>, dropped: Arc<AtomicU64>) {
     let (mut pauses, mut channel) = (Pauses::new(), None);
     while let Some(request) = requests.recv().await {
-        match publish(&link, &mut channel, request).await {
+        let parcel = match request {
+            Request::Publish(parcel) => parcel,
+            Request::Flush(done) => {
+                // Whoever waited may have given up.
+                let _ = done.send(());
+                continue;
+            }
+        };
+        match publish(&link, &mut channel, *parcel).await {
             Ok(()) => pauses.reset(),
             Err(down) => {
                 debug!(reason = down.0, "an event for subscribers is dropped");
@@ -75,7 +101,7 @@ async fn own(link: Link, mut requests: mpsc::Receiver<Request>, dropped: Arc<Ato
     }
 }
 
-async fn publish(link: &Link, channel: &mut Option<Channel>, request: Request) -> Result<(), LinkDown> {
+async fn publish(link: &Link, channel: &mut Option<Channel>, parcel: Parcel) -> Result<(), LinkDown> {
     let up = link.up()?;
     if up.is_blocked() {
         return Err(LinkDown("blocked by an alarm".to_owned()));
@@ -84,7 +110,7 @@ async fn publish(link: &Link, channel: &mut Option<Channel>, request: Request) -
         *channel = Some(up.channel().await?);
     }
     let Some(channel) = channel else { return Ok(()) };
-    let Request { exchange, key, message } = request;
+    let Parcel { exchange, key, message } = parcel;
     let (exchange, key, options) = (short(&exchange), short(&key), BasicPublishOptions::default());
     let written = channel.basic_publish(exchange, key, options, &message.body, properties(&message));
     in_time("publish", written).await.map(drop)

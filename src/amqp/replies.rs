@@ -1,4 +1,5 @@
-//! Replies to callers of this process: one result queue per connection, and the callers that wait on it.
+//! Replies to callers of this process: one result queue per connection, and the callers that wait on it. Answers to
+//! other questions come there too, and are handed out as they are by their correlation id.
 //!
 //! The queue is exclusive: it dies with its connection, and with it the replies on their way. A caller then
 //! waits until its deadline; the job itself is not touched.
@@ -27,8 +28,10 @@ use super::{
     message::short,
     names::Names,
 };
-use crate::job::{JobId, Reply};
+use crate::job::{JobId, Reply, wire::Message};
 
+/// Most answers expected at the same time. Who asks has few questions on their way.
+const ANSWERS: usize = 1000;
 /// Replies taken ahead of being handed to their callers.
 const PREFETCH: u16 = 500;
 
@@ -51,8 +54,12 @@ pub(crate) struct Replies(Arc<Inner>);
 /// Who waits for which job; several may wait for one, told apart by a number.
 type Waiters = HashMap<JobId, Vec<(u64, oneshot::Sender<Reply>)>>;
 
+/// Who waits for which answer, by correlation id.
+type Answers = HashMap<String, oneshot::Sender<Message>>;
+
 struct Inner {
     waiters: Mutex<Waiters>,
+    answers: Mutex<Answers>,
     limit: usize,
     address: watch::Sender<Option<String>>,
     link: Link,
@@ -64,6 +71,7 @@ impl Replies {
     pub(crate) fn start(link: &Link, names: &Names, instance: &str, limit: usize) -> Self {
         let inner = Arc::new(Inner {
             waiters: Mutex::default(),
+            answers: Mutex::default(),
             limit,
             address: watch::Sender::new(None),
             link: link.clone(),
@@ -89,10 +97,7 @@ impl Replies {
         let handing = receiver.clone();
         link.runtime().spawn(async move {
             while let Some(delivery) = incoming.recv().await {
-                match Reply::decode(&delivery.incoming.message) {
-                    Ok(reply) => handing.complete(&reply),
-                    Err(error) => debug!(%error, "not a reply"),
-                }
+                handing.hand_out(delivery.incoming.message);
                 delivery.receipt.ack();
             }
         });
@@ -103,13 +108,7 @@ impl Replies {
     ///
     /// Waits until `deadline` for the result queue, which a process that has just started may not have yet.
     pub(crate) async fn expect(&self, id: JobId, deadline: Instant) -> Result<Waiter, WaitError> {
-        let mut address = self.0.address.subscribe();
-        let there = timeout_at(deadline, address.wait_for(Option::is_some)).await;
-        let reply_to = match there {
-            Ok(Ok(address)) => address.clone(),
-            Ok(Err(_)) | Err(_) => None,
-        };
-        let Some(reply_to) = reply_to else { return Err(WaitError::Unavailable(self.describe())) };
+        let reply_to = self.address(deadline).await?;
         let (sender, receiver) = oneshot::channel();
         let mut waiters = self.waiters();
         // Counted by jobs: several callers of one job are one.
@@ -121,6 +120,32 @@ impl Replies {
         place.push((number, sender));
         drop(waiters);
         Ok(Waiter { id, number, reply_to, receiver, replies: self.clone() })
+    }
+
+    /// A place for the answer to a question that carries `correlation_id`, to be given before the question is
+    /// published. Any message with that id is the answer, unless it is a job's reply.
+    pub(crate) async fn expect_answer(
+        &self,
+        correlation_id: &str,
+        deadline: Instant,
+    ) -> Result<Answer, WaitError> {
+        let reply_to = self.address(deadline).await?;
+        let (sender, receiver) = oneshot::channel();
+        let mut answers = self.answers();
+        if answers.len() >= ANSWERS {
+            return Err(WaitError::Full);
+        }
+        answers.insert(correlation_id.to_owned(), sender);
+        drop(answers);
+        Ok(Answer { correlation_id: correlation_id.to_owned(), reply_to, receiver, replies: self.clone() })
+    }
+
+    /// The result queue's name, as soon as there is one.
+    async fn address(&self, deadline: Instant) -> Result<String, WaitError> {
+        let mut address = self.0.address.subscribe();
+        let there = timeout_at(deadline, address.wait_for(Option::is_some)).await;
+        let there = there.ok().and_then(Result::ok).and_then(|address| address.clone());
+        there.ok_or_else(|| WaitError::Unavailable(self.describe()))
     }
 
     /// Whether replies can be received now.
@@ -140,6 +165,20 @@ impl Replies {
         self.0.stop.cancel();
     }
 
+    fn hand_out(&self, message: Message) {
+        match Reply::decode(&message) {
+            Ok(reply) => self.complete(&reply),
+            Err(error) => {
+                let asked = message.correlation_id.as_ref().and_then(|id| self.answers().remove(id));
+                match asked {
+                    // Who asked may be gone.
+                    Some(asked) => drop(asked.send(message)),
+                    None => debug!(%error, "neither a reply nor an answer that is waited for"),
+                }
+            }
+        }
+    }
+
     fn complete(&self, reply: &Reply) {
         let waiting = self.waiters().remove(&reply.job_id);
         for (_, waiter) in waiting.into_iter().flatten() {
@@ -156,6 +195,11 @@ impl Replies {
                 waiters.remove(&id);
             }
         }
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        // As with the waiters.
+        self.0.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn waiters(&self) -> MutexGuard<'_, Waiters> {
@@ -190,6 +234,32 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         self.replies.forget(self.id, self.number);
+    }
+}
+
+/// The answer to a question. Dropped, it frees its place.
+pub(crate) struct Answer {
+    correlation_id: String,
+    reply_to: String,
+    receiver: oneshot::Receiver<Message>,
+    replies: Replies,
+}
+
+impl Answer {
+    /// The address that the question must carry as its `reply_to`.
+    pub(crate) fn reply_to(&self) -> &str {
+        &self.reply_to
+    }
+
+    /// The answer; `None` when it has not come by the deadline.
+    pub(crate) async fn message(mut self, deadline: Instant) -> Option<Message> {
+        timeout_at(deadline, &mut self.receiver).await.ok()?.ok()
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.replies.answers().remove(&self.correlation_id);
     }
 }
 

@@ -32,9 +32,9 @@ const NO_DELIVERY_LIMIT: i32 = i32::MAX;
 const CONTROL_AGE: &str = "60D";
 const CONTROL_BYTES: i64 = 1 << 30;
 const CONTROL_SEGMENT: i64 = 32 << 20;
-/// How long the log keeps events, and how much of them: generous constants, because arguments cannot be changed.
+/// How many days the log keeps events, and how much of them: generous constants, because arguments cannot be changed.
 /// Policies tighten them.
-const LOG_AGE: &str = "90D";
+pub(crate) const LOG_AGE_DAYS: u32 = 90;
 const LOG_BYTES: i64 = 16 << 30;
 const LOG_SEGMENT: i64 = 64 << 20;
 /// How long a worker's question waits for an HTTP process, in ms, and how many of them.
@@ -137,7 +137,8 @@ impl Plan {
         }
         steps.push(queue(channel, names.control_log(), stream(CONTROL_AGE, CONTROL_BYTES, CONTROL_SEGMENT)));
         steps.push(bind(channel, names.control_log(), names.control(), "#".to_owned()));
-        steps.push(queue(channel, names.log(), stream(LOG_AGE, LOG_BYTES, LOG_SEGMENT)));
+        let log_age = format!("{LOG_AGE_DAYS}D");
+        steps.push(queue(channel, names.log(), stream(&log_age, LOG_BYTES, LOG_SEGMENT)));
         steps.push(bind(channel, names.log(), names.record(), String::new()));
         // Questions are asked again: what waits too long, or too many, may go.
         let lookup = args([
@@ -170,6 +171,25 @@ impl Plan {
         steps
     }
 
+    /// Declares a dead-letter queue alone: a place for jobs whose work queue is gone.
+    #[cfg(feature = "server")]
+    pub(crate) async fn declare_dead(
+        &self,
+        channel: &Channel,
+        name: &QueueName,
+    ) -> Result<(), TopologyError> {
+        let steps = self.dead_queue(channel, name);
+        try_join_all(steps).await.map(drop).map_err(|error| TopologyError::from_lapin(&error))
+    }
+
+    fn dead_queue<'a>(&'a self, channel: &'a Channel, name: &QueueName) -> [Step<'a>; 2] {
+        let names = &self.names;
+        [
+            queue(channel, names.dead_queue(name), quorum(NO_DELIVERY_LIMIT, [])),
+            bind(channel, names.dead_queue(name), names.dead(), Names::dead_binding(name)),
+        ]
+    }
+
     /// A work queue, its dead-letter queue, and their bindings.
     fn work_queue<'a>(&'a self, channel: &'a Channel, name: &QueueName) -> Vec<Step<'a>> {
         let names = &self.names;
@@ -181,13 +201,13 @@ impl Plan {
             ("x-dead-letter-strategy", text("at-least-once")),
             ("x-overflow", text("reject-publish")),
         ];
-        vec![
-            queue(channel, names.dead_queue(name), quorum(NO_DELIVERY_LIMIT, [])),
-            bind(channel, names.dead_queue(name), names.dead(), Names::dead_binding(name)),
+        let mut steps = Vec::from(self.dead_queue(channel, name));
+        steps.extend([
             queue(channel, names.queue(name), quorum(DELIVERY_LIMIT, last_net)),
             bind(channel, names.queue(name), names.jobs(), Names::jobs_binding(name)),
             bind(channel, names.queue(name), names.ready(), Names::ready_binding(name)),
-        ]
+        ]);
+        steps
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, oneshot};
 use super::{local_http, say};
 use crate::{
     Client, Config, Context, EnqueueOptions, Job, JobResult, Options, QueueName, Worker,
-    amqp::baseline::Baseline, http,
+    amqp::baseline::Baseline, http, record::Record,
 };
 
 /// Bytes of a job's args.
@@ -159,6 +159,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     config.worker.concurrency = 100;
     config.worker.prefetch = 500;
     config.worker.health = None;
+    config.record.path = std::env::temp_dir().join(&config.amqp.prefix);
 
     let baseline = Baseline::start(&config.amqp, &format!("{}.raw", config.amqp.prefix), ARGS).await?;
     let bench = Bench::start(config.clone(), &arguments).await?;
@@ -168,6 +169,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         bench.round(&baseline, &arguments, &mut table).await?;
     }
     bench.end().await;
+    std::fs::remove_dir_all(&config.record.path).context("cannot remove the record")?;
     baseline.take_down(&config.amqp, &config.amqp.queues).await?;
     baseline.end().await?;
     print(&table, &arguments);
@@ -192,6 +194,7 @@ struct Bench {
     config: Config,
     client: Client,
     front: Client,
+    record: Record,
     http: reqwest::Client,
     url: String,
     stop_front: oneshot::Sender<()>,
@@ -200,13 +203,15 @@ struct Bench {
 
 impl Bench {
     async fn start(config: Config, arguments: &Arguments) -> anyhow::Result<Self> {
+        let record = Record::open(&config)?;
         let front = Client::for_http(&config);
+        record.follow(&front).map_err(anyhow::Error::msg)?;
         let listener = http::bind(&config).await?;
         let url = format!("http://{}", listener.local_addr()?);
         let (stop_front, stopped) = oneshot::channel();
         let served = tokio::spawn({
-            let (config, front) = (config.clone(), front.clone());
-            async move { http::serve_on(listener, &config, front, async { drop(stopped.await) }).await }
+            let (config, front, record) = (config.clone(), front.clone(), record.clone());
+            async move { http::serve_on(listener, &config, front, record, async { drop(stopped.await) }).await }
         });
         let http = local_http(LONGEST)?;
         let ready = async {
@@ -227,7 +232,7 @@ impl Bench {
             .context("the front did not become ready")?;
         ensure!(arguments.connections >= 1, "--connections must be at least 1");
         let client = Client::new(&config);
-        Ok(Self { config, client, front, http, url, stop_front, served })
+        Ok(Self { config, client, front, record, http, url, stop_front, served })
     }
 
     async fn end(self) {
@@ -235,6 +240,7 @@ impl Bench {
         let _ = self.stop_front.send(());
         drop(self.served.await);
         self.client.close().await;
+        self.record.close().await;
         self.front.close().await;
     }
 

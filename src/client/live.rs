@@ -12,9 +12,10 @@ use super::SubmitError;
 use crate::{
     amqp::{
         Names, PublishError,
-        admin::Admin,
+        admin::{Admin, Depth},
         connection::{AmqpRuntime, Link},
-        control::Catalogue,
+        control::{Control, Written},
+        heartbeats::Heartbeats,
         outlet::Outlet,
         publisher::{Publisher, Target},
         replies::Replies,
@@ -89,7 +90,8 @@ pub(crate) struct Live {
     pub(crate) links: Links,
     admin: Admin,
     pub(super) replies: OnceLock<Replies>,
-    pub(super) catalogue: OnceLock<Catalogue>,
+    pub(super) known: OnceLock<Control>,
+    pub(super) heartbeats: OnceLock<Heartbeats>,
 }
 
 impl Live {
@@ -122,7 +124,8 @@ impl Live {
             links,
             admin,
             replies: OnceLock::new(),
-            catalogue: OnceLock::new(),
+            known: OnceLock::new(),
+            heartbeats: OnceLock::new(),
         })
     }
 
@@ -131,13 +134,61 @@ impl Live {
         self.links.runtime.handle()
     }
 
-    pub(super) fn replies(&self, limit: usize) -> &Replies {
+    pub(crate) fn replies(&self, limit: usize) -> &Replies {
         self.replies.get_or_init(|| Replies::start(&self.consume, &self.names, &self.instance, limit))
     }
 
-    pub(super) fn catalogue(&self) -> &Catalogue {
+    /// Starts to follow the control log, with `hello` as this process's word in it. Those of an HTTP process write
+    /// again what is about to leave the log (`retell_younger`).
+    pub(crate) fn follow_control(&self, hello: Written, retell_younger: Option<Duration>) -> &Control {
         // Not on a connection that jobs use: a record that lapin cannot read costs the connection.
-        self.catalogue.get_or_init(|| Catalogue::start(&self.control, self.publisher.clone(), &self.names))
+        self.known.get_or_init(|| {
+            Control::start(&self.control, self.publisher.clone(), &self.names, hello, retell_younger)
+        })
+    }
+
+    /// Starts to receive what workers say of themselves.
+    pub(super) fn follow_workers(&self) -> &Heartbeats {
+        self.heartbeats.get_or_init(|| Heartbeats::start(&self.control, &self.names, &self.instance))
+    }
+
+    /// What waits in a queue.
+    pub(super) async fn depth(
+        &self,
+        queue: &QueueName,
+        deadline: Instant,
+    ) -> Result<Option<Depth>, SubmitError> {
+        // A broker that is away is not asked on a connection of its own, which would be another wait.
+        let up = self.publisher.link().wait_up(deadline).await;
+        up.map_err(|down| SubmitError::Unavailable(down.0))?;
+        let depth = self.admin.depth(&self.names.queue(queue)).await;
+        depth.map_err(|down| SubmitError::Unavailable(down.0))
+    }
+
+    /// Declares a queue's company and bindings anew, if the queue itself exists or is one of this process's own;
+    /// whether it does.
+    #[cfg(feature = "server")]
+    pub(crate) async fn restore(&self, queue: &QueueName) -> Result<bool, crate::amqp::connection::LinkDown> {
+        let link = self.publisher.link();
+        if link.declares(queue) {
+            return link.repair().await.map(|()| true);
+        }
+        self.admin.restore(&self.names, queue).await
+    }
+
+    /// Declares the dead-letter queue of a queue that may not exist.
+    #[cfg(feature = "server")]
+    pub(crate) async fn declare_dead(
+        &self,
+        queue: &QueueName,
+    ) -> Result<(), crate::amqp::connection::LinkDown> {
+        self.admin.declare_dead(&self.names, queue).await
+    }
+
+    /// Whether args and outputs of a kind stay out of the record, as far as workers have said.
+    #[cfg(feature = "server")]
+    pub(crate) fn is_private(&self, kind: &crate::job::Kind) -> bool {
+        self.known.get().is_some_and(|known| known.is_private(kind))
     }
 
     pub(super) async fn check_queue(&self, queue: &QueueName, deadline: Instant) -> Result<(), SubmitError> {
@@ -201,8 +252,11 @@ impl Live {
         if let Some(replies) = self.replies.get() {
             replies.close();
         }
-        if let Some(catalogue) = self.catalogue.get() {
-            catalogue.close();
+        if let Some(known) = self.known.get() {
+            known.close();
+        }
+        if let Some(heartbeats) = self.heartbeats.get() {
+            heartbeats.close();
         }
         self.admin.close();
     }
@@ -226,11 +280,14 @@ impl Drop for Live {
 /// A name for this process that people can find: host, process id, and some random digits, because containers
 /// repeat both.
 fn instance() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .or_else(|_| std::env::var("HOSTNAME").map_err(std::io::Error::other));
-    let host = host.unwrap_or_else(|_| "host".to_owned());
-    let host: String =
-        host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
+    let host: String = host().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(40).collect();
     let random = uuid::Uuid::new_v8(*JobId::new().as_bytes()).simple().to_string();
     format!("{host}-{}-{}", std::process::id(), &random[random.len() - 6..])
+}
+
+/// The name of the machine, or `host`.
+pub(crate) fn host() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::env::var("HOSTNAME").map_err(std::io::Error::other));
+    host.map_or_else(|_| "host".to_owned(), |host| host.trim().to_owned())
 }

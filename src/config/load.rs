@@ -149,6 +149,7 @@ impl Config {
             within("http.batch_bytes", self.http.batch_bytes, 1 << 10, 256 << 20),
             within("http.max_body_memory", self.http.max_body_memory, 1 << 20, 1 << 40),
             within("http.max_connections", self.http.max_connections, 1, 1_000_000),
+            within("http.max_streams", self.http.max_streams, 0, 1_000_000),
             within("limits.args", self.limits.args, 1 << 10, 16 << 20),
             within("limits.output", self.limits.output, 0, 16 << 20),
             within("record.max_inline", self.record.max_inline, 0, 1 << 20),

@@ -14,6 +14,8 @@ use crate::job::JobId;
 
 /// Content type of a batch.
 pub const CONTENT_TYPE: &str = "application/cloudevents-batch+json";
+/// Type of a message that carries a batch.
+pub const MESSAGE_TYPE: &str = "hopline.events";
 /// Most bytes of a batch that a writer makes, but for a single event that is longer.
 pub const BATCH_MAX: usize = 1 << 20;
 /// Most events of a batch: an index fits 16 bits.

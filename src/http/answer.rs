@@ -1,4 +1,4 @@
-//! What the calls answer when nothing is wrong: the submit answer, the record, times.
+//! What the calls answer when nothing is wrong: the submit answer, and jobs as all calls show them.
 
 use axum::{
     body::Body,
@@ -6,13 +6,14 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
-use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
     client::Submission,
-    job::{Envelope, JobId, Reply, Status},
+    event::{AttemptOutcome, EventError, time_text as time},
+    job::{JobId, Kind, QueueName},
+    record::model::{AttemptRecord, JobRecord, JobStatus, Summary},
 };
 
 /// The header that names the job of an RPC.
@@ -44,11 +45,6 @@ pub(super) fn name_job(response: &mut Response, id: JobId) {
         response.headers_mut().insert(header::LOCATION, location);
         response.headers_mut().insert(JOB_ID, id);
     }
-}
-
-/// A time as we answer it: UTC with milliseconds.
-pub(super) fn time(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
 /// Where to learn more of a job.
@@ -104,161 +100,204 @@ impl Accepted {
     }
 }
 
-/// Why a job did not succeed.
+/// Why a run did not succeed.
 #[derive(Debug, Serialize)]
 pub(super) struct JobFailure {
     code: String,
-    message: String,
+    /// For people.
+    pub(super) message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
 
-/// The error of a run that did not succeed.
-pub(super) fn failure(reply: &Reply) -> Option<JobFailure> {
-    let failure = reply.failure()?;
-    Some(JobFailure { code: failure.code, message: failure.message, reason: reply.reason.clone() })
+/// The error of a run that has not succeeded: the last attempt's, or for a run that ended without one, what ended it.
+pub(super) fn failure(job: &Summary) -> Option<JobFailure> {
+    let ended = |code: &str, message: String| EventError { code: code.to_owned(), message };
+    let because =
+        |text: &str| job.reason.as_deref().map_or(String::new(), |reason| format!("{text}{reason}"));
+    let error = match job.status {
+        JobStatus::Succeeded => return None,
+        JobStatus::Cancelled => {
+            let by = job.by.as_deref().map_or(String::new(), |by| format!(" by {by}"));
+            Some(ended("cancelled", format!("cancelled{by}{}", because(": "))))
+        }
+        JobStatus::Expired => {
+            Some(ended("expired", "no attempt could start before the job expired".to_owned()))
+        }
+        JobStatus::Dead => {
+            let unknown = || ended(job.reason.as_deref().unwrap_or("error"), String::new());
+            Some(job.error.clone().unwrap_or_else(unknown))
+        }
+        _ => job.error.clone(),
+    }?;
+    let reason = job.reason.clone().filter(|_| job.status.is_final());
+    Some(JobFailure { code: error.code, message: error.message, reason })
 }
 
-/// The output of a run that succeeded: none if it was left out, or is not JSON (of a foreign worker).
-pub(super) fn output(reply: &Reply) -> Option<&RawValue> {
-    if reply.status != Status::Succeeded || reply.output_omitted {
-        return None;
-    }
-    serde_json::from_slice(&reply.body).ok()
-}
-
-/// A job whose run has ended, as far as its submitter and its reply know it.
+/// One attempt.
 #[derive(Debug, Serialize)]
-pub(super) struct Record<'a> {
+struct Attempt<'a> {
+    run: u32,
+    attempt: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    started_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finished_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outcome: Option<AttemptOutcome>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a EventError>,
+}
+
+impl<'a> From<&'a AttemptRecord> for Attempt<'a> {
+    fn from(attempt: &'a AttemptRecord) -> Self {
+        Self {
+            run: attempt.run,
+            attempt: attempt.attempt,
+            worker: attempt.worker.as_deref(),
+            started_at: attempt.started_at.map(time),
+            finished_at: attempt.finished_at.map(time),
+            outcome: attempt.outcome,
+            error: attempt.error.as_ref(),
+        }
+    }
+}
+
+/// How far an attempt is.
+#[derive(Debug, Serialize)]
+struct Progress<'a> {
+    percent: u8,
+    message: &'a str,
+}
+
+/// A job as every call shows it.
+#[derive(Debug, Serialize)]
+pub(super) struct Shown<'a> {
     id: JobId,
-    kind: &'a str,
-    queue: &'a str,
-    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a Kind>,
+    queue: &'a QueueName,
+    status: JobStatus,
     run: u32,
     attempt: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_attempts: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     args: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    args_omitted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     output_omitted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<JobFailure>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts: Option<Vec<Attempt<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<Progress<'a>>,
     tags: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     created_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    run_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     started_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     finished_at: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancel_requested_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancel_requested_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancel_reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fingerprint: Option<&'a str>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    purged: bool,
 }
 
-impl<'a> Record<'a> {
-    /// The record of `job` after `reply`.
-    pub(super) fn new(job: &'a Envelope, reply: &'a Reply) -> Self {
-        let output = output(reply);
+impl<'a> Shown<'a> {
+    /// What lists show.
+    pub(super) fn summary(job: &'a Summary) -> Self {
+        let cancelled = Some(job).filter(|job| job.status == JobStatus::Cancelled);
+        let asked = job.cancel.as_ref();
         Self {
             id: job.id,
-            kind: job.kind.as_str(),
-            queue: job.queue.as_str(),
-            status: reply.status.as_str(),
-            run: reply.run,
-            attempt: reply.attempt,
+            kind: job.kind.as_ref(),
+            queue: &job.queue,
+            status: job.status,
+            run: job.run,
+            attempt: job.attempt,
             max_attempts: job.max_attempts,
-            args: serde_json::from_slice(&job.args).ok(),
-            output_omitted: reply.status == Status::Succeeded && output.is_none(),
-            output,
-            error: failure(reply),
+            args: None,
+            args_omitted: false,
+            output: None,
+            output_omitted: false,
+            error: failure(job),
+            attempts: None,
+            progress: None,
             tags: &job.tags,
-            worker: reply.worker.as_deref(),
+            worker: job.worker.as_deref(),
             created_at: job.created_at.map(time),
-            started_at: reply.started_at.map(time),
-            finished_at: reply.finished_at.map(time),
+            run_at: job.run_at.map(time),
+            started_at: job.started_at.map(time),
+            finished_at: job.finished_at.map(time),
             expires_at: job.expires_at.map(time),
+            cancel_requested_at: asked.map(|asked| time(asked.at)),
+            // The one that ended it may be another than the one that was heard of first.
+            cancel_requested_by: cancelled
+                .and_then(|job| job.by.as_deref())
+                .or_else(|| asked.and_then(|asked| asked.by.as_deref())),
+            cancel_reason: cancelled
+                .and_then(|job| job.reason.as_deref())
+                .or_else(|| asked.and_then(|asked| asked.reason.as_deref())),
+            fingerprint: job.fingerprint.as_deref(),
+            purged: job.purged,
         }
     }
 
-    /// The record without what may be long.
-    pub(super) fn brief(self) -> Self {
-        Self { args: None, output: None, error: None, ..self }
+    /// All that is known.
+    pub(super) fn record(job: &'a JobRecord) -> Self {
+        Self {
+            attempts: Some(job.attempts.iter().map(Attempt::from).collect()),
+            progress: job
+                .progress
+                .as_ref()
+                .map(|progress| Progress { percent: progress.percent, message: &progress.message }),
+            ..Self::summary(&job.summary).with_args(job).with_output(job)
+        }
     }
+
+    /// With the args, or that they are left out.
+    pub(super) fn with_args(self, job: &'a JobRecord) -> Self {
+        Self { args: job.args.as_deref(), args_omitted: job.args_omitted, ..self }
+    }
+
+    /// With the output, or that it is left out.
+    pub(super) fn with_output(self, job: &'a JobRecord) -> Self {
+        Self { output: job.output.as_deref(), output_omitted: job.output_omitted, ..self }
+    }
+
+    /// What a problem shows, which has the error beside it.
+    pub(super) fn brief(job: &'a Summary) -> Self {
+        Self { error: None, ..Self::summary(job) }
+    }
+}
+
+/// An answer with a job's record.
+pub(super) fn record(status: StatusCode, job: &JobRecord) -> Response {
+    let mut response = json_of(status, &Shown::record(job));
+    name_job(&mut response, job.summary.id);
+    response
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::job::{Kind, QueueName};
-
-    fn envelope(args: &'static str) -> Envelope {
-        let (kind, queue) = (Kind::parse("demo.echo").unwrap(), QueueName::parse("default").unwrap());
-        let created_at = Some("2030-01-01T00:00:00.0019Z".parse().unwrap());
-        Envelope { created_at, ..Envelope::new(kind, queue, Bytes::from_static(args.as_bytes())) }
-    }
-
-    fn reply(status: Status, body: &'static str) -> Reply {
-        Reply {
-            job_id: JobId::new(),
-            run: 1,
-            attempt: 2,
-            status,
-            reason: None,
-            worker: Some("w".into()),
-            started_at: None,
-            finished_at: Some(Timestamp::UNIX_EPOCH),
-            output_omitted: false,
-            body: Bytes::from_static(body.as_bytes()),
-        }
-    }
-
-    #[test]
-    fn times_are_utc_with_milliseconds() {
-        assert_eq!(time("2030-01-01T02:00:00+02:00".parse().unwrap()), "2030-01-01T00:00:00.000Z");
-        assert_eq!(time("1969-12-31T23:59:59.5Z".parse().unwrap()), "1969-12-31T23:59:59.500Z");
-    }
-
-    #[test]
-    fn a_scheduled_job_says_when() {
-        let job = Submission::new(envelope("{}"), Duration::from_secs(90));
-        let value = serde_json::to_value(Accepted::new(&job)).unwrap();
-        assert_eq!(value["status"], "scheduled");
-        assert_eq!(value["created_at"], "2030-01-01T00:00:00.001Z");
-        assert_eq!(value["run_at"], "2030-01-01T00:01:30.001Z");
-        assert_eq!(value["links"]["output"], format!("/v1/jobs/{}/output", job.envelope.id));
-    }
-
-    #[test]
-    fn args_and_output_keep_their_bytes() {
-        let args = r#"{"b":1.0000000000000000000001, "a":1e2}"#;
-        let (job, reply) = (envelope(args), reply(Status::Succeeded, "[12345678901234567890123,  1.50]"));
-        let text = serde_json::to_string(&Record::new(&job, &reply)).unwrap();
-        assert!(text.contains(args) && text.contains("[12345678901234567890123,  1.50]"), "{text}");
-        assert!(!text.contains("output_omitted") && !text.contains("error"));
-    }
-
-    #[test]
-    fn an_output_that_is_no_json_is_left_out() {
-        let job = envelope("{}");
-        let reply = reply(Status::Succeeded, "<html>");
-        let value = serde_json::to_value(Record::new(&job, &reply)).unwrap();
-        assert_eq!(value["output_omitted"], true);
-        assert!(value.get("output").is_none());
-    }
-
-    #[test]
-    fn a_dead_job_has_its_error() {
-        let job = envelope("{}");
-        let reply =
-            Reply { reason: Some("fatal".into()), ..reply(Status::Dead, r#"{"code":"c","message":"m"}"#) };
-        let value = serde_json::to_value(Record::new(&job, &reply)).unwrap();
-        assert_eq!(value["error"], serde_json::json!({"code": "c", "message": "m", "reason": "fatal"}));
-        assert!(value.get("output").is_none() && value.get("output_omitted").is_none());
-    }
-}
+#[path = "answer_tests.rs"]
+pub(super) mod tests;

@@ -59,7 +59,10 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     let jobs = std::mem::take(&mut batch.jobs);
     if !jobs.is_empty() {
         let _place = app.enter()?;
-        batch.settle(app.client.submit_all(jobs).await);
+        let ids: Vec<JobId> = jobs.iter().map(|job| job.envelope.id).collect();
+        let results = app.client.submit_all(jobs).await;
+        ids.into_iter().for_each(|id| app.record.touch(id));
+        batch.settle(results);
     }
     Ok(batch.answer(Some(received.room)))
 }

@@ -106,12 +106,6 @@ impl Errors {
         self.at(pointer, detail);
     }
 
-    /// A query parameter that asks for what is not available.
-    pub(super) fn unsupported_parameter(&mut self, name: &str, detail: impl Into<String>) {
-        self.unsupported += 1;
-        self.parameter(name, detail);
-    }
-
     /// A value that is nested too deep.
     pub(super) fn deep(&mut self, pointer: String) {
         self.too_deep = true;
@@ -392,11 +386,17 @@ pub(super) fn duration(raw: &RawValue) -> Result<Duration, String> {
 
 /// Reads a time as RFC 3339 writes it.
 pub(super) fn time(raw: &RawValue) -> Result<Timestamp, String> {
-    let text = string(raw).map_err(|_| format!("must be a time as text, not {}", sort(raw)))?;
+    string(raw)
+        .map_err(|_| format!("must be a time as text, not {}", sort(raw)))
+        .and_then(|text| time_of(&text))
+}
+
+/// Reads a time from its text.
+pub(super) fn time_of(text: &str) -> Result<Timestamp, String> {
     let wrong = || {
         format!(
             "{:?} is no time: give RFC 3339 as in \"2030-01-31T12:00:00Z\" or with an offset as in +02:00",
-            clip(&text, 60)
+            clip(text, 60)
         )
     };
     // The parser takes more than RFC 3339, times without minutes or with names of zones for instance.

@@ -17,6 +17,8 @@ struct Readiness {
     publish: String,
     consume: String,
     control: String,
+    /// Whether what is asked about jobs is up to date. Submits and calls do not need it.
+    record: String,
 }
 
 /// `GET /readyz`: 200 when a submit and a call would be taken now, else 503; the body says what is missing.
@@ -31,6 +33,7 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
         publish: health.publish,
         consume: health.consume,
         control: health.control,
+        record: app.record.describe(),
     };
     json_of(status, &body)
 }

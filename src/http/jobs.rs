@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     App,
-    answer::{self, Accepted, Record},
+    answer::{self, Accepted},
     body::{self, Inbound, Media},
     fields::{self, Errors},
     problem::Problem,
@@ -54,13 +54,9 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
         accepted.response()
     } else {
         let envelope = job.envelope.clone();
-        match app.call(job, start + wait.patience, None).await? {
+        match app.call(job, start + wait.patience, None, || {}).await? {
             None => accepted.response(),
-            Some(reply) => {
-                let mut response = answer::json_of(StatusCode::OK, &Record::new(&envelope, &reply));
-                answer::name_job(&mut response, envelope.id);
-                response
-            }
+            Some(end) => answer::record(StatusCode::OK, &app.record_of(&envelope, end).await),
         }
     };
     say_applied(&mut response, &wait, false);

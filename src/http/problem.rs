@@ -13,10 +13,14 @@ use axum::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::fields::{Errors, FieldError};
+use super::{
+    answer::{self, Shown},
+    fields::{Errors, FieldError},
+};
 use crate::{
     client::{SubmitError, WaitError},
     job::{JobId, json::JsonError},
+    record::{RecordError, model::Summary},
 };
 
 macro_rules! codes {
@@ -64,12 +68,28 @@ codes! {
     CrossOrigin = FORBIDDEN "cross_origin" "The request comes from another origin";
     /// No such path.
     NotFound = NOT_FOUND "not_found" "There is nothing at this path";
+    /// No job of this id is known.
+    JobNotFound = NOT_FOUND "job_not_found" "There is no such job";
+    /// There is no queue of this name.
+    QueueNotFound = NOT_FOUND "queue_not_found" "There is no such queue";
+    /// No dead job has this fingerprint.
+    UnknownGroup = NOT_FOUND "unknown_group" "There is no such group of dead jobs";
+    /// The job succeeded; its output was too long to be recorded, or its kind is not recorded.
+    OutputNotRecorded = NOT_FOUND "output_not_recorded" "The output was not recorded";
     /// The path has other methods; `Allow` names them.
     MethodNotAllowed = METHOD_NOT_ALLOWED "method_not_allowed" "The path does not have this method";
     /// The client sent its head or its body too slowly.
     RequestTimeout = REQUEST_TIMEOUT "request_timeout" "The request did not arrive in time";
     /// RPC: the job was cancelled.
     JobCancelled = CONFLICT "job_cancelled" "The job was cancelled";
+    /// The job has not ended.
+    NotFinished = CONFLICT "not_finished" "The job has not ended yet";
+    /// The job ended without an output.
+    NoOutput = CONFLICT "no_output" "The job ended without an output";
+    /// The job has ended: it cannot be cancelled any more.
+    AlreadyFinished = CONFLICT "already_finished" "The job has already ended";
+    /// Only a dead job can be replayed.
+    NotDead = CONFLICT "not_dead" "The job cannot be replayed";
     /// Body, args or an item over its limit of bytes.
     TooLarge = PAYLOAD_TOO_LARGE "too_large" "The request is over a limit of bytes";
     /// More items in a batch than allowed.
@@ -78,6 +98,10 @@ codes! {
     UnsupportedMediaType = UNSUPPORTED_MEDIA_TYPE "unsupported_media_type" "The body has the wrong content type";
     /// Unknown members, bad values; `errors` names each.
     InvalidRequest = UNPROCESSABLE_ENTITY "invalid_request" "The request is not valid";
+    /// A cursor that was not given out for this list.
+    BadCursor = UNPROCESSABLE_ENTITY "bad_cursor" "The cursor is not one of this list";
+    /// A `Last-Event-ID` that is no position in the event log.
+    BadLastEventId = UNPROCESSABLE_ENTITY "bad_last_event_id" "The last event id is no position in the event log";
     /// JSON that is nested too deep.
     TooDeep = UNPROCESSABLE_ENTITY "too_deep" "The JSON is nested too deep";
     /// Part of the interface, but not available in this version.
@@ -94,8 +118,12 @@ codes! {
     OutputOmitted = BAD_GATEWAY "output_omitted" "The job succeeded without an output that can be shown";
     /// Too many requests await their confirm.
     Overloaded = SERVICE_UNAVAILABLE "overloaded" "Too many requests at once";
-    /// Too many callers wait for a reply.
-    WaitersFull = SERVICE_UNAVAILABLE "waiters_full" "Too many callers wait for a reply";
+    /// Too many callers wait for the end of a job.
+    WaitersFull = SERVICE_UNAVAILABLE "waiters_full" "Too many callers wait";
+    /// Too many event streams.
+    StreamsFull = SERVICE_UNAVAILABLE "streams_full" "Too many event streams";
+    /// The record does not know yet what it is asked about.
+    RecordBehind = SERVICE_UNAVAILABLE "record_behind" "The record is behind the event log";
     /// Request bodies take all the memory they may have.
     BodyMemoryFull = SERVICE_UNAVAILABLE "body_memory_full" "Too many request bodies at once";
     /// No connection to the broker, or its exchange is missing. The job was not accepted.
@@ -123,13 +151,13 @@ pub(super) struct Problem {
     pub(super) errors: Vec<FieldError>,
     /// The job it is about: set where one exists or may exist.
     pub(super) job: Option<JobId>,
-    /// RPC: how the job ended.
+    /// How that job stands.
     pub(super) end: Option<Box<End>>,
     /// How long to stay away.
     pub(super) retry_after: Option<Duration>,
 }
 
-/// How a job ended whose output was waited for.
+/// How the job stands that a problem is about.
 #[derive(Debug)]
 pub(super) struct End {
     /// Its record, without args and output.
@@ -233,6 +261,26 @@ impl Problem {
         }
     }
 
+    /// Why something that was asked for was not done, or not surely; to ask again does no harm.
+    pub(super) fn act(error: &SubmitError) -> Self {
+        match error {
+            SubmitError::Unavailable(why) => {
+                Self::new(Code::BrokerUnavailable, format!("{why}; nothing was done; try again"))
+            }
+            SubmitError::Blocked => {
+                Self::new(Code::BrokerBlocked, "the broker is out of memory or disk; nothing was done")
+            }
+            SubmitError::Full => Self::new(Code::Overloaded, "too much awaits its confirm; nothing was done"),
+            SubmitError::Timeout => {
+                Self::new(Code::ConfirmTimeout, "it may have been done all the same; ask again")
+            }
+            SubmitError::Lost(why) => {
+                Self::new(Code::ConfirmLost, format!("{why}; it may have been done all the same; ask again"))
+            }
+            error => Self::new(Code::BrokerRefused, format!("{error}; nothing was done; try again")),
+        }
+    }
+
     /// Why nobody can wait for a reply now.
     pub(super) fn wait(error: &WaitError) -> Self {
         match error {
@@ -244,6 +292,37 @@ impl Problem {
                 Self::new(Code::BrokerUnavailable, format!("{why}; the job was not accepted; try again"))
             }
         }
+    }
+
+    /// Why the record does not answer.
+    pub(super) fn record(error: &RecordError) -> Self {
+        match error {
+            RecordError::Behind(why) => Self::new(Code::RecordBehind, format!("{why}; try again")),
+            RecordError::Busy => Self::new(Code::Overloaded, "too much is asked of the record; try again"),
+            RecordError::Filter(member) => {
+                let mut errors = Errors::new(1);
+                errors.parameter(member, "cannot be read");
+                Self::invalid(errors)
+            }
+            error => {
+                tracing::error!(%error, "the record cannot be read");
+                Self::new(Code::Internal, "the record cannot be read; the log says why")
+            }
+        }
+    }
+
+    /// No job has this id.
+    pub(super) fn no_job() -> Self {
+        Self::new(Code::JobNotFound, "no job has this id; ended jobs are forgotten after record.retention")
+    }
+
+    /// How the job that this is about stands: its record in brief, and its error.
+    pub(super) fn about(self, job: &Summary) -> Self {
+        let end = End {
+            job: serde_json::to_value(Shown::brief(job)).unwrap_or_default(),
+            error: answer::failure(job).and_then(|error| serde_json::to_value(error).ok()),
+        };
+        Self { job: Some(job.id), end: Some(Box::new(end)), ..self }
     }
 
     /// The problem as JSON text.
@@ -274,7 +353,7 @@ impl IntoResponse for Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(pause.as_secs()));
         }
         if let Some(job) = self.job {
-            super::answer::name_job(&mut response, job);
+            answer::name_job(&mut response, job);
         }
         response
     }

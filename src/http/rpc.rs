@@ -1,6 +1,7 @@
 //! `POST /v1/rpc/{kind}`: runs a job and answers with its output.
 //!
-//! A job that has not started when its caller's patience ends expires: nobody would see what it does. With
+//! A job that has not started when its caller's patience ends expires: nobody would see what it does. One that runs is
+//! left alone or cancelled, as the caller chose (`on_timeout`). A caller that hangs up has no patience left. With
 //! `Prefer: respond-async` the caller wants to see it later, so it does not expire.
 
 use std::time::Duration;
@@ -12,31 +13,36 @@ use axum::{
 };
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     App,
-    answer::{self, Accepted, Record},
+    answer::{self, Accepted},
     body::{self, Inbound, Media},
+    ending::{End, told},
     fields::Errors,
     jobs::{say_applied, wait_of},
-    problem::{Code, End, Problem},
+    problem::{self, Code, Problem},
     submission::{self, Draft, ERRORS_MAX, trace_context},
     wait::{Prefer, Wait},
 };
 use crate::{
+    client::CancelTarget,
     config::parse_duration,
     job::{
-        Envelope, Kind, QueueName, Reply, Status,
+        Envelope, Kind, QueueName,
         dead::Reason,
         envelope::RetryOverrides,
         json::{self, JsonError},
     },
+    record::model::{JobRecord, JobStatus},
     retry::MAX_ATTEMPTS,
 };
 
 /// How long a caller waits that does not say.
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
+/// Longest time for the order to cancel what nobody waits for any more.
+const CANCEL_TIME: Duration = Duration::from_secs(2);
 
 /// `POST /v1/rpc/{kind}`.
 pub(super) async fn post(
@@ -65,6 +71,8 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let kind = errors.none_or(kind)?;
 
     let prefer = Prefer::read(&inbound.parts.headers);
+    // Who wants it cancelled at the deadline cannot want to see its end later.
+    let respond_async = prefer.respond_async && !asked.cancel;
     let preferred = prefer.wait.filter(|wait| !wait.is_zero());
     let wait = Wait::choose(asked.wait, preferred, DEFAULT_WAIT, app.http.max_wait);
     let expires_at = SignedDuration::try_from(wait.patience).ok().and_then(|wait| now.checked_add(wait).ok());
@@ -73,7 +81,7 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
         queue: asked.queue,
         args,
         run_at: None,
-        expires_at: expires_at.filter(|_| !prefer.respond_async),
+        expires_at: expires_at.filter(|_| !respond_async),
         timeout: asked.timeout,
         max_attempts: Some(asked.max_attempts.unwrap_or(1)),
         retry: RetryOverrides::default(),
@@ -83,13 +91,84 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let accepted = Accepted::new(&job);
     // Without the args: no answer has them, so their memory is free once the broker has the job.
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };
-    let (mut response, later) = match app.call(job, start + wait.patience, Some(received.room)).await? {
-        Some(reply) => (ended(&envelope, &reply)?, false),
-        None if prefer.respond_async => (accepted.response(), true),
-        None => return Err(no_reply(&envelope, &wait, app.stopping.hurry.is_cancelled())),
+    let mut abandoned = Abandoned { app: app.clone(), job: envelope.clone(), cancel: false };
+    let arm = || abandoned.cancel = asked.cancel;
+    let (mut response, later) = match app.call(job, start + wait.patience, Some(received.room), arm).await? {
+        Some(end) => {
+            abandoned.cancel = false;
+            (ended(&record_of(app, &envelope, end))?, false)
+        }
+        None if respond_async => (accepted.response(), true),
+        None => {
+            let became = abandoned.give_up().await;
+            return Err(no_reply(&envelope, &wait, app.stopping.hurry.is_cancelled(), became));
+        }
     };
     say_applied(&mut response, &wait, later);
     Ok(response)
+}
+
+/// How the run ended. The record is not read after a reply: that would cost more than the call.
+fn record_of(app: &App, job: &Envelope, end: End) -> JobRecord {
+    match end {
+        End::Record(record) => *record,
+        End::Reply(reply) => {
+            app.record.touch(job.id);
+            told(job, &reply)
+        }
+    }
+}
+
+/// A call whose caller may give up. Dropped while it is to be cancelled, it is: the caller has hung up.
+struct Abandoned {
+    app: App,
+    job: Envelope,
+    cancel: bool,
+}
+
+impl Abandoned {
+    /// At the deadline: does with the job what the caller chose, and says what becomes of it if it has started.
+    async fn give_up(&mut self) -> &'static str {
+        if !self.cancel {
+            return "it runs on";
+        }
+        let ordered = timeout(CANCEL_TIME, self.app.order_cancel(self.target())).await;
+        self.cancel = false;
+        match ordered {
+            Ok(Ok(())) => "it is cancelled",
+            Ok(Err(_)) | Err(_) => "it runs on, because it could not be cancelled now",
+        }
+    }
+
+    fn target(&self) -> CancelTarget {
+        let Envelope { id, run, attempt, step, kind, queue, .. } = self.job.clone();
+        CancelTarget {
+            id,
+            run,
+            attempt,
+            step,
+            kind: Some(kind),
+            queue,
+            by: Some("caller".to_owned()),
+            reason: Some("nobody waits for the call any more".to_owned()),
+        }
+    }
+}
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if self.cancel
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let (app, target) = (self.app.clone(), self.target());
+            runtime.spawn(async move {
+                let ordered = timeout(CANCEL_TIME, app.order_cancel(target)).await;
+                if !matches!(ordered, Ok(Ok(()))) {
+                    tracing::debug!("a call whose caller hung up could not be cancelled");
+                }
+            });
+        }
+    }
 }
 
 /// What the query asks for.
@@ -99,19 +178,16 @@ struct Asked {
     timeout: Option<Duration>,
     max_attempts: Option<u32>,
     wait: Option<Duration>,
+    /// Whether a running job is cancelled at the deadline.
+    cancel: bool,
 }
 
 impl Asked {
     fn read(inbound: &Inbound, errors: &mut Errors) -> Self {
         let [queue, timeout, max_attempts, wait, on_timeout] =
             inbound.query(["queue", "timeout", "max_attempts", "wait", "on_timeout"], errors);
-        match on_timeout.as_deref() {
-            None | Some("leave") => {}
-            Some("cancel") => {
-                errors
-                    .unsupported_parameter("on_timeout", "cancel is not available yet; leave is the default");
-            }
-            Some(_) => errors.parameter("on_timeout", "must be leave"),
+        if !matches!(on_timeout.as_deref(), None | Some("leave" | "cancel")) {
+            errors.parameter("on_timeout", "must be leave or cancel");
         }
         let mut note = |name, detail: String| errors.parameter(name, detail);
         let found = Self {
@@ -130,6 +206,7 @@ impl Asked {
                 attempts
             }),
             wait: None,
+            cancel: on_timeout.as_deref() == Some("cancel"),
         };
         let wait = wait_of(wait.as_deref(), errors);
         if wait.is_some_and(|wait| wait < Duration::from_millis(1)) {
@@ -158,55 +235,46 @@ fn read_args(bytes: Bytes, errors: &mut Errors) -> Result<Bytes, Problem> {
 }
 
 /// The answer for a run that ended.
-fn ended(job: &Envelope, reply: &Reply) -> Result<Response, Problem> {
-    let about = |problem: Problem| Problem {
-        job: Some(job.id),
-        end: Some(Box::new(End {
-            job: serde_json::to_value(Record::new(job, reply).brief()).unwrap_or_default(),
-            error: answer::failure(reply).and_then(|error| serde_json::to_value(error).ok()),
-        })),
-        ..problem
-    };
-    match reply.status {
-        Status::Succeeded => {
-            if answer::output(reply).is_none() {
-                let detail = "the output is over limits.output, or not JSON; the job itself succeeded";
-                return Err(about(Problem::new(Code::OutputOmitted, detail)));
-            }
-            let mut response = answer::json(StatusCode::OK, reply.body.clone());
-            answer::name_job(&mut response, job.id);
-            Ok(response)
+fn ended(job: &JobRecord) -> Result<Response, Problem> {
+    let summary = &job.summary;
+    let message = || answer::failure(summary).map(|failure| failure.message).unwrap_or_default();
+    let (code, detail) = match (&job.output, summary.status) {
+        (Some(output), JobStatus::Succeeded) => {
+            let mut response = answer::json(StatusCode::OK, output.get().to_owned());
+            answer::name_job(&mut response, summary.id);
+            return Ok(response);
         }
-        Status::Dead => {
-            let fatal = reply.reason.as_deref() == Some(Reason::Fatal.as_str());
-            let code = if fatal { Code::JobFatal } else { Code::JobDead };
-            let detail = reply.failure().map_or_else(String::new, |failure| failure.message);
-            Err(about(Problem::new(code, detail)))
+        (None, JobStatus::Succeeded) => (
+            Code::OutputOmitted,
+            "the job succeeded; its output is over limits.output, no JSON, or was lost and is not in the record"
+                .to_owned(),
+        ),
+        (_, JobStatus::Dead) if summary.reason.as_deref() == Some(Reason::Fatal.as_str()) => {
+            (Code::JobFatal, message())
         }
-        Status::Cancelled => {
-            let detail = reply.failure().map_or_else(String::new, |failure| failure.message);
-            Err(about(Problem::new(Code::JobCancelled, detail)))
-        }
-        Status::Expired => Err(about(Problem::new(
+        (_, JobStatus::Cancelled) => (Code::JobCancelled, message()),
+        (_, JobStatus::Expired) => (
             Code::WaitTimeout,
-            "no worker could start the job in time; it has expired and will not run",
-        ))),
-    }
+            "no worker could start the job in time; it has expired and will not run".to_owned(),
+        ),
+        (..) => (Code::JobDead, message()),
+    };
+    Err(Problem::new(code, detail).about(summary))
 }
 
-/// The answer when the patience is over: what has started runs on, the rest expires.
-fn no_reply(job: &Envelope, wait: &Wait, hurried: bool) -> Problem {
+/// The answer when the patience is over: what has not started expires, and what has, `became` tells.
+fn no_reply(job: &Envelope, wait: &Wait, hurried: bool, became: &str) -> Problem {
     let so_far = if hurried {
         "the server is ending and there is no reply yet".to_owned()
     } else {
         format!("no reply within {} s", wait.patience.as_secs_f64())
     };
-    let detail = format!("{so_far}: if the job has started it runs on, else it expires");
+    let detail = format!("{so_far}: if the job has started {became}, else it expires");
     let record = serde_json::json!({ "id": job.id, "kind": job.kind.as_str(), "queue": job.queue.as_str() });
     let error = serde_json::json!({ "code": Code::WaitTimeout.as_str(), "message": detail });
     Problem {
         job: Some(job.id),
-        end: Some(Box::new(End { job: record, error: Some(error) })),
+        end: Some(Box::new(problem::End { job: record, error: Some(error) })),
         ..Problem::new(Code::WaitTimeout, detail)
     }
 }
@@ -214,60 +282,42 @@ fn no_reply(job: &Envelope, wait: &Wait, hurried: bool) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::JobId;
-
-    fn job() -> Envelope {
-        Envelope::new(
-            Kind::parse("demo.echo").unwrap(),
-            QueueName::parse("default").unwrap(),
-            Bytes::from_static(b"{\"secret\":1}"),
-        )
-    }
-
-    fn reply(status: Status, reason: Option<&str>, body: &'static str) -> Reply {
-        Reply {
-            job_id: JobId::new(),
-            run: 1,
-            attempt: 1,
-            status,
-            reason: reason.map(str::to_owned),
-            worker: None,
-            started_at: None,
-            finished_at: None,
-            output_omitted: false,
-            body: Bytes::from_static(body.as_bytes()),
-        }
-    }
+    use crate::{
+        http::answer::tests::{envelope, reply},
+        job::{Reply, Status},
+    };
 
     #[test]
     fn each_end_has_its_answer() {
         let error = r#"{"code":"c","message":"m"}"#;
-        for (reply, code) in [
-            (reply(Status::Dead, Some("exhausted"), error), Code::JobDead),
-            (reply(Status::Dead, Some("poison"), error), Code::JobDead),
-            (reply(Status::Dead, Some("fatal"), error), Code::JobFatal),
-            (reply(Status::Expired, None, error), Code::WaitTimeout),
+        for (reply, code, error) in [
+            (reply(Status::Dead, Some("exhausted"), error), Code::JobDead, "c"),
+            (reply(Status::Dead, Some("poison"), error), Code::JobDead, "c"),
+            (reply(Status::Dead, Some("fatal"), error), Code::JobFatal, "c"),
+            (reply(Status::Cancelled, Some("why"), error), Code::JobCancelled, "cancelled"),
+            (reply(Status::Expired, None, error), Code::WaitTimeout, "expired"),
         ] {
-            let job = job();
-            let problem = ended(&job, &reply).unwrap_err();
+            let job = envelope("{}");
+            let problem = ended(&told(&job, &reply)).unwrap_err();
             assert_eq!(problem.code, code);
             let value: serde_json::Value = serde_json::from_str(&problem.to_json()).unwrap();
             assert_eq!(value["job"]["id"], job.id.to_string());
             assert_eq!(value["job"]["status"], reply.status.as_str());
-            assert_eq!(value["error"]["code"], "c");
+            assert_eq!(value["error"]["code"], error);
             assert!(value["job"].get("args").is_none() && value["job"].get("error").is_none());
         }
-        let good = ended(&job(), &reply(Status::Succeeded, None, "null")).unwrap();
+        let end = |reply: Reply| ended(&told(&envelope("{}"), &reply));
+        let good = end(reply(Status::Succeeded, None, "null")).unwrap();
         assert_eq!(good.status(), 200);
         let omitted = Reply { output_omitted: true, ..reply(Status::Succeeded, None, "null") };
-        assert_eq!(ended(&job(), &omitted).unwrap_err().code, Code::OutputOmitted);
-        assert_eq!(ended(&job(), &reply(Status::Succeeded, None, "")).unwrap_err().code, Code::OutputOmitted);
+        assert_eq!(end(omitted).unwrap_err().code, Code::OutputOmitted);
+        assert_eq!(end(reply(Status::Succeeded, None, "")).unwrap_err().code, Code::OutputOmitted);
     }
 
     #[test]
     fn a_timeout_names_the_job() {
-        let (job, wait) = (job(), Wait { patience: Duration::from_secs(3), preferred: true });
-        let text = no_reply(&job, &wait, false).to_json();
+        let (job, wait) = (envelope("{}"), Wait { patience: Duration::from_secs(3), preferred: true });
+        let text = no_reply(&job, &wait, false, "it runs on").to_json();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["job"]["id"], job.id.to_string());
         assert_eq!(value["error"]["code"], "wait_timeout");

@@ -280,7 +280,8 @@ fn read_tags(object: &mut Object<'_>, errors: &mut Errors) -> Vec<String> {
     tags
 }
 
-fn tag(tag: String) -> Result<String, String> {
+/// Checks a tag.
+pub(super) fn tag(tag: String) -> Result<String, String> {
     // On the wire tags are joined by commas, and white space around them does not count.
     let fits = (1..=TAG_MAX).contains(&tag.len())
         && tag.trim() == tag

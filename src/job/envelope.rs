@@ -408,20 +408,61 @@ pub fn id_of(message: &Message, queue: &QueueName) -> JobId {
     identify(message, queue).0
 }
 
-/// How often a message waited for a newer worker; 0 where the header is missing or broken.
+/// How often a message waited for a newer worker; 0 where the header is missing or broken, or of an earlier run.
 #[must_use]
 pub fn patience_of(message: &Message) -> u32 {
+    if dead::is_marked(&message.headers) {
+        return 0;
+    }
     Reader(&message.headers).counter(header::PATIENCE).unwrap_or(0)
 }
 
-/// A copy of a message that this worker cannot read, to be tried again later: everything as it came, but for the
-/// broker's own marks, with one more `hopline-patience` and `hopline-step`.
+/// Where a message stands in the life of its job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which life, from 1.
+    pub run: u32,
+    /// The attempt that it asks for, from 1.
+    pub attempt: u32,
+    /// Republishes in this run.
+    pub step: u32,
+}
+
+/// Where a message stands that cannot be decoded: what is missing or broken counts as at the beginning.
 #[must_use]
-pub fn patient_copy(message: &Message, queue: &QueueName) -> Message {
+pub fn place_of(message: &Message) -> Place {
+    let read = Reader(&message.headers);
+    let run = read.count(header::RUN, u32::MAX - 1).ok().flatten().unwrap_or(1);
+    if dead::is_marked(&message.headers) {
+        return Place { run: run.saturating_add(1), attempt: 1, step: 0 };
+    }
+    let attempt = read.count(header::ATTEMPT, u32::MAX - 1).ok().flatten().unwrap_or(1);
+    Place { run, attempt, step: read.counter(header::STEP).unwrap_or(0) }
+}
+
+/// A message that cannot be decoded, as it may be published again: everything as it came, but for the broker's own
+/// marks. One that carries the marks of a dead job was moved here by hand: it begins its next run.
+#[must_use]
+pub fn raw_copy(message: &Message, queue: &QueueName) -> Message {
     let mut copy = Message { message_id: Some(id_of(message, queue).to_string()), ..message.clone() };
     copy.headers = carried_all(&message.headers);
-    let step = Reader(&message.headers).counter(header::STEP).unwrap_or(0);
-    copy.headers.insert(header::PATIENCE.to_owned(), patience_of(message).saturating_add(1).into());
+    if dead::is_marked(&copy.headers) {
+        dead::unmark(&mut copy.headers);
+        for name in [header::ATTEMPT, header::STEP, header::PATIENCE, header::EXPIRES_AT] {
+            copy.headers.remove(name);
+        }
+        copy.headers.insert(header::RUN.to_owned(), place_of(message).run.into());
+    }
+    copy
+}
+
+/// A copy of a message that this worker cannot read, to be tried again later, with one more `hopline-patience` and
+/// `hopline-step`.
+#[must_use]
+pub fn patient_copy(message: &Message, queue: &QueueName) -> Message {
+    let mut copy = raw_copy(message, queue);
+    let (patience, step) = (patience_of(&copy), place_of(&copy).step);
+    copy.headers.insert(header::PATIENCE.to_owned(), patience.saturating_add(1).into());
     copy.headers.insert(header::STEP.to_owned(), step.saturating_add(1).into());
     copy
 }

@@ -145,6 +145,26 @@ fn a_patient_copy_changes_nothing_but_the_counters() {
 }
 
 #[test]
+fn an_unreadable_dead_message_moved_back_is_the_next_run_too() {
+    let mut message = with(header::VERSION, 7_i64);
+    for (name, value) in
+        [(header::RUN, 3_i64), (header::STEP, 4), (header::PATIENCE, 5), (header::ATTEMPT, 2)]
+    {
+        message.headers.insert(name.into(), value.into());
+    }
+    assert_eq!(place_of(&message), Place { run: 3, attempt: 2, step: 4 });
+    message.headers.insert(dead::mark::REASON.into(), "unsupported_version".into());
+    assert_eq!(patience_of(&message), 0);
+    let place = place_of(&message);
+    assert_eq!(place, Place { run: 4, attempt: 1, step: 0 });
+    let copy = raw_copy(&message, &queue());
+    assert_eq!(place_of(&copy), place, "said by the copy, too");
+    assert_eq!(place_of(&patient_copy(&message, &queue())), Place { step: 1, ..place });
+    let broken = with(header::RUN, "soon");
+    assert_eq!(place_of(&broken), Place { run: 1, attempt: 1, step: 0 });
+}
+
+#[test]
 fn a_dead_message_moved_back_is_the_next_run() {
     let mut envelope = Envelope::new(Kind::parse("demo.fail").unwrap(), queue(), Bytes::from_static(b"{}"));
     (envelope.attempt, envelope.step) = (20, 19);

@@ -301,7 +301,7 @@ fn split<'a>(events: impl Iterator<Item = &'a [u8]>) -> Vec<Bytes> {
 fn message(body: Bytes) -> Message {
     Message {
         message_id: Some(JobId::new().to_string()),
-        kind: Some("hopline.events".to_owned()),
+        kind: Some(batch::MESSAGE_TYPE.to_owned()),
         content_type: Some(batch::CONTENT_TYPE.to_owned()),
         body,
         ..Message::default()

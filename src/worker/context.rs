@@ -5,7 +5,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::cpu::{CpuPool, Stop};
+use super::{
+    cpu::{CpuPool, Stop},
+    news::{News, Said},
+};
 use crate::{
     client::Client,
     job::{Envelope, JobId, JobResult, Kind, QueueName},
@@ -33,6 +36,7 @@ pub(crate) struct Attempt {
     /// Asks the handler to stop.
     pub(crate) token: CancellationToken,
     pub(crate) lost: Lost,
+    pub(crate) news: Arc<News>,
     pub(crate) client: Client,
     pub(crate) cpu: CpuPool,
     /// The place in the queue's and kind's concurrency; CPU work that cannot be stopped holds on to it.
@@ -144,14 +148,24 @@ impl<S> Context<S> {
         self.attempt.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Whether the handler should stop: the worker shuts down and the grace is over, or the attempt timed out.
+    /// Tells how far the job is: `percent` (more than 100 counts as 100) and a text of at most 1 KiB. Costs next to
+    /// nothing and never waits, so it may be called in a loop: of what is told within a second the last counts, and
+    /// the last of all is always told. Whoever looks at the job sees it; a job that is run again starts over.
+    pub fn progress(&self, percent: u64, message: impl fmt::Display) {
+        self.attempt.news.say(Said::new(percent, &message.to_string()));
+    }
+
+    /// Whether the handler should stop: the job was cancelled, the worker shuts down and the grace is over, or the
+    /// attempt timed out.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.attempt.token.is_cancelled()
     }
 
-    /// Completes when the handler should stop. A handler that returns then gives up this attempt, which is not
-    /// counted: the job is handed back.
+    /// Completes when the handler should stop, as [`Context::is_cancelled`] says. A handler that then returns an error
+    /// gives up this attempt: where the job was cancelled, that is its end; where the worker stops, the attempt is not
+    /// counted and the job is handed back. A success counts all the same. A cancelled job's handler that does not
+    /// return is dropped after `cancel.grace`.
     pub async fn cancelled(&self) {
         self.attempt.token.cancelled().await;
     }

@@ -17,28 +17,35 @@ const TEXT_MAX: usize = crate::job::dead::ERROR_MAX;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Disposition {
-    /// The run ended well: reply, ack.
+    /// The run ended well: event, reply, ack.
     Succeed {
         /// The output.
         output: Bytes,
         /// It was over the limit and is left out.
         omitted: bool,
     },
-    /// No attempt may start any more: reply, ack.
+    /// No attempt may start any more: event, reply, ack.
     Expire,
-    /// The attempt failed: ask for the next one after a pause.
+    /// Someone had the job cancelled: event, reply, ack.
+    Cancel {
+        /// Who, if known.
+        by: Option<String>,
+        /// Why, if said.
+        reason: Option<String>,
+    },
+    /// The attempt failed: ask for the next one after a pause. Copy, event, ack.
     Retry {
         /// The pause.
         delay: Duration,
         /// Why.
         error: Failure,
     },
-    /// Nothing failed: ask for the same attempt after a pause.
+    /// Nothing failed: ask for the same attempt after a pause. Copy, event, ack.
     Snooze {
         /// The pause.
         delay: Duration,
     },
-    /// The run failed for good: dead-letter queue, reply, ack.
+    /// The run failed for good: event, dead-letter queue, reply, ack.
     Die {
         /// Why.
         reason: Reason,
@@ -61,6 +68,7 @@ pub(crate) fn decide(outcome: Outcome, attempt: u32, policy: &RetryPolicy, seed:
     match outcome {
         Outcome::Success { output, omitted } => Disposition::Succeed { output, omitted },
         Outcome::Expired => Disposition::Expire,
+        Outcome::Cancelled { by, reason } => Disposition::Cancel { by, reason },
         Outcome::HandedBack => Disposition::HandBack,
         Outcome::TimedOut(after) => {
             again(None, failure("timeout", &format!("ran longer than its timeout of {after:?}")))
@@ -104,7 +112,7 @@ mod tests {
 
     #[test]
     fn the_table() {
-        use Disposition::{Die, Expire, HandBack, Retry, Snooze, Succeed};
+        use Disposition::{Cancel, Die, Expire, HandBack, Retry, Snooze, Succeed};
         let output = Bytes::from_static(b"1");
         let failed = |error: &JobError| Outcome::Failed(error.clone());
         let plain = JobError::retry("c", "m");
@@ -117,6 +125,11 @@ mod tests {
             ),
             (Outcome::Expired, 1, Expire),
             (Outcome::HandedBack, 3, HandBack),
+            (
+                Outcome::Cancelled { by: Some("ops".into()), reason: None },
+                3,
+                Cancel { by: Some("ops".into()), reason: None },
+            ),
             (failed(&plain), 1, Retry { delay: secs(10), error: named.clone() }),
             (failed(&plain), 2, Retry { delay: secs(20), error: named.clone() }),
             (failed(&plain), 3, Die { reason: Reason::Exhausted, error: named.clone() }),

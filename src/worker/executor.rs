@@ -1,21 +1,28 @@
 //! One attempt: from an envelope to an outcome. Names no AMQP, so it runs in tests and in child processes alike.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    panic::AssertUnwindSafe,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     context::{Attempt, Lost, Slot},
     cpu::CpuPool,
+    news::News,
     registry::{Entry, Registry},
 };
 use crate::{
     client::Client,
+    event::AttemptOutcome,
     job::{Envelope, JobError, JobResult, Verdict},
     retry::RetryPolicy,
 };
@@ -41,8 +48,47 @@ pub enum Outcome {
     Crashed(String),
     /// The job had expired before the attempt.
     Expired,
+    /// Someone had the job cancelled, before the attempt or while it ran.
+    Cancelled {
+        /// Who, if known.
+        by: Option<String>,
+        /// Why, if said.
+        reason: Option<String>,
+    },
     /// The worker was told to stop before the attempt ended.
     HandedBack,
+}
+
+impl Outcome {
+    /// How the record calls it; nothing where there was no attempt, or where nobody knows how it ended.
+    pub(crate) fn recorded(&self) -> Option<AttemptOutcome> {
+        match self {
+            Self::Success { .. } => Some(AttemptOutcome::Succeeded),
+            Self::Failed(error) => Some(match error.verdict() {
+                Verdict::Retry | Verdict::RetryIn(_) => AttemptOutcome::Failed,
+                Verdict::Snooze(_) => AttemptOutcome::Snoozed,
+                Verdict::Fatal => AttemptOutcome::Fatal,
+            }),
+            Self::TimedOut(_) => Some(AttemptOutcome::TimedOut),
+            Self::Panicked(_) => Some(AttemptOutcome::Panicked),
+            Self::Crashed(_) => Some(AttemptOutcome::Crashed),
+            Self::Cancelled { .. } => Some(AttemptOutcome::Cancelled),
+            Self::Expired | Self::HandedBack => None,
+        }
+    }
+}
+
+/// Who had a job cancelled, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Cancellation {
+    pub(crate) by: Option<String>,
+    pub(crate) reason: Option<String>,
+}
+
+impl From<Cancellation> for Outcome {
+    fn from(Cancellation { by, reason }: Cancellation) -> Self {
+        Self::Cancelled { by, reason }
+    }
 }
 
 /// How a job is to be run, after what its envelope and its kind say.
@@ -62,14 +108,49 @@ impl Terms {
     }
 }
 
-/// What stops an attempt from outside.
+/// What ties an attempt to what goes on outside.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Strings {
-    /// Asks the handler to stop.
+    /// Asks the handler to stop: because the worker does, or because there is an order.
     pub(crate) cancel: CancellationToken,
     /// Drops the handler.
     pub(crate) abort: CancellationToken,
+    /// Someone's order to cancel the job, once there is one.
+    pub(crate) order: Arc<OnceLock<Cancellation>>,
+    /// How long the handler has to end by itself after an order; then it is dropped.
+    pub(crate) grace: Duration,
     pub(crate) lost: Lost,
+    /// What the handler tells.
+    pub(crate) news: Arc<News>,
+}
+
+impl Strings {
+    /// Asks the handler to stop because the job was cancelled. The first order counts.
+    pub(crate) fn order(&self, order: Cancellation) {
+        // Set before the token is cancelled: whoever sees that knows why.
+        if self.order.set(order).is_ok() {
+            self.cancel.cancel();
+        }
+    }
+
+    /// Completes when an order was given and its grace is over.
+    async fn overdue(&self) {
+        self.cancel.cancelled().await;
+        match self.order.get() {
+            Some(_) => sleep(self.grace).await,
+            // The worker stops: it has its own way to end this.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// What an outcome means if an order was given meanwhile: a success that came in time is one, all else is what was
+    /// asked for.
+    pub(crate) fn under_order(&self, outcome: Outcome) -> Outcome {
+        match (outcome, self.order.get()) {
+            (outcome @ (Outcome::Success { .. } | Outcome::Expired), _) | (outcome, None) => outcome,
+            (_, Some(order)) => order.clone().into(),
+        }
+    }
 }
 
 /// Runs attempts.
@@ -105,7 +186,7 @@ impl Executor {
         let outcome = run(entry, &attempt, &strings, terms.timeout).await;
         // Whatever still runs (CPU work, tasks of the handler's own) learns that nobody waits for it.
         attempt.token.cancel();
-        self.limit(outcome)
+        self.limit(strings.under_order(outcome))
     }
 
     fn attempt(&self, envelope: Envelope, terms: &Terms, strings: &Strings, slot: Slot) -> Arc<Attempt> {
@@ -115,6 +196,7 @@ impl Executor {
             deadline: Instant::now() + terms.timeout,
             token: strings.cancel.child_token(),
             lost: strings.lost.clone(),
+            news: Arc::clone(&strings.news),
             client: self.client.clone(),
             cpu: self.cpu.clone(),
             slot: Arc::new(slot),
@@ -146,6 +228,7 @@ async fn run(entry: &Entry, attempt: &Arc<Attempt>, strings: &Strings, timeout: 
     let result = tokio::select! {
         result = guarded => result,
         () = strings.abort.cancelled() => return Outcome::HandedBack,
+        () = strings.overdue() => return Outcome::HandedBack,
     };
     match result {
         Err(_) => Outcome::TimedOut(timeout),

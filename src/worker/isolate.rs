@@ -5,8 +5,12 @@
 //! same program, and only that child's own death convicts the job.
 //!
 //! The child is this program started again with the same arguments and [`VARIABLE`] set; its standard input is one
-//! end of a socket. It says that it is ready, reads one job, runs it and answers. If it ends without an answer
-//! after it got the job, and nobody asked it to, the job killed it. It does not outlive its parent.
+//! end of a socket. It says that it is ready, reads one job, runs it and answers; meanwhile it passes on what the
+//! handler tells, at most once a second. If it ends without an answer after it got the job, and nobody asked it to, the
+//! job killed it. It does not outlive its parent.
+//!
+//! The end of its input asks the child to stop, soon; the word [`CANCEL`] asks the handler to, and leaves it the time
+//! that the parent gives it.
 
 use std::{
     io,
@@ -27,13 +31,14 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
     process::{Child, Command},
-    time::timeout,
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 
 use super::{
     CpuPool, Executor, Report, WorkerError,
     context::Slot,
     executor::{Outcome, Strings, Terms},
+    news::{Listener, Said},
     registry::Registry,
 };
 use crate::{
@@ -52,6 +57,10 @@ const STOP: Duration = Duration::from_secs(2);
 const LATE: Duration = Duration::from_secs(2);
 /// How often a child looks whether its parent lives.
 const ORPHAN_LOOK: Duration = Duration::from_millis(500);
+/// How often the child passes on what the handler tells.
+const TELL: Duration = Duration::from_secs(1);
+/// The parent's word that the job was cancelled.
+const CANCEL: &str = "cancel";
 /// The exit code of a child whose parent is gone; nobody reads it.
 const ORPHANED: i32 = 1;
 /// Signals by which somebody else ends a process: they convict nobody.
@@ -80,6 +89,7 @@ enum Word {
     TimedOut,
     Panicked(String),
     HandedBack,
+    Progress { percent: u8, message: String },
 }
 
 /// A verdict on the wire between the two.
@@ -103,11 +113,11 @@ pub(super) fn is_child() -> bool {
 pub(super) async fn run(envelope: &Envelope, terms: &Terms, strings: &Strings) -> io::Result<Outcome> {
     let order = order(envelope, terms)?;
     let (child, stream) = spawn()?;
-    let mut parent = Parent { child, stream: BufReader::new(stream), said: String::new() };
+    let mut parent = Parent { child, stream: BufReader::new(stream), line: Vec::new() };
     parent.until_ready().await?;
     parent.say(&order).await?;
     // From here on the child's death is the job's doing.
-    Ok(parent.verdict(terms, strings).await)
+    Ok(strings.under_order(parent.verdict(terms, strings).await))
 }
 
 fn order(envelope: &Envelope, terms: &Terms) -> io::Result<String> {
@@ -149,7 +159,8 @@ fn program() -> io::Result<PathBuf> {
 struct Parent {
     child: Child,
     stream: BufReader<UnixStream>,
-    said: String,
+    /// What has come of the child's next line.
+    line: Vec<u8>,
 }
 
 impl Parent {
@@ -168,28 +179,38 @@ impl Parent {
         self.stream.get_mut().write_all(b"\n").await
     }
 
-    /// The child's next word; `None` when it has ended.
+    /// The child's next word; `None` when it has ended. Cancel safe: half a line is kept for the next call.
     async fn listen(&mut self) -> Option<Word> {
-        self.said.clear();
-        match self.stream.read_line(&mut self.said).await {
-            Ok(1..) => serde_json::from_str(&self.said).ok(),
+        let read = self.stream.read_until(b'\n', &mut self.line).await;
+        let word = match read {
+            Ok(_) if self.line.ends_with(b"\n") => serde_json::from_slice(&self.line).ok(),
             Ok(_) | Err(_) => None,
+        };
+        self.line.clear();
+        word
+    }
+
+    /// The child's last word; passes on what the handler tells before that.
+    async fn last_word(&mut self, strings: &Strings) -> Option<Word> {
+        loop {
+            match self.listen().await? {
+                Word::Progress { percent, message } => {
+                    strings.news.say(Said::new(percent.into(), &message));
+                }
+                word => return Some(word),
+            }
         }
     }
 
     async fn verdict(mut self, terms: &Terms, strings: &Strings) -> Outcome {
-        let deadline = terms.timeout + LATE;
+        let deadline = Instant::now() + terms.timeout + LATE;
         let word = tokio::select! {
-            word = timeout(deadline, self.listen()) => word,
+            word = timeout_at(deadline, self.last_word(strings)) => word.map_err(drop),
             () = strings.abort.cancelled() => {
                 self.end().await;
                 return Outcome::HandedBack;
             }
-            () = strings.cancel.cancelled() => {
-                // Ending its input asks the child to stop; what it still says counts.
-                let stopping = self.stream.get_mut().shutdown().await.is_ok();
-                if stopping { timeout(STOP, self.listen()).await } else { Ok(None) }
-            }
+            () = strings.cancel.cancelled() => self.ask_to_stop(strings).await,
         };
         match word {
             Ok(Some(word)) => outcome(word, terms),
@@ -202,6 +223,21 @@ impl Parent {
                 Outcome::TimedOut(terms.timeout)
             }
             Ok(None) => self.autopsy(strings).await,
+        }
+    }
+
+    /// Asks the child to stop. What it still says counts; an error: it did not say so in time.
+    async fn ask_to_stop(&mut self, strings: &Strings) -> Result<Option<Word>, ()> {
+        let (patience, asked) = match strings.order.get() {
+            Some(_) => (strings.grace, self.say(CANCEL).await),
+            None => (STOP, self.stream.get_mut().shutdown().await),
+        };
+        if asked.is_err() {
+            return Ok(None);
+        }
+        tokio::select! {
+            word = timeout(patience, self.last_word(strings)) => word.map_err(drop),
+            () = strings.abort.cancelled() => Err(()),
         }
     }
 
@@ -243,7 +279,9 @@ fn outcome(word: Word, terms: &Terms) -> Outcome {
         Word::TimedOut => Outcome::TimedOut(terms.timeout),
         Word::Panicked(text) => Outcome::Panicked(text),
         Word::HandedBack => Outcome::HandedBack,
-        Word::Ready => Outcome::Crashed("the process that ran it started over".to_owned()),
+        Word::Ready | Word::Progress { .. } => {
+            Outcome::Crashed("the process that ran it started over".to_owned())
+        }
     }
 }
 
@@ -307,18 +345,40 @@ async fn obey(executor: &Executor, order: Order, stream: &mut BufReader<UnixStre
     envelope.max_attempts = Some(terms.retry.max_attempts);
 
     let strings = Strings::default();
+    let mut news = strings.news.listen();
     let running = executor.execute(envelope, &entry, strings.clone(), Slot::default());
     tokio::pin!(running);
-    let mut nothing = String::new();
-    let outcome = tokio::select! {
-        outcome = &mut running => outcome,
-        // The parent says no more: it wants this to stop, or has died.
-        _ = stream.read_line(&mut nothing) => {
-            strings.cancel.cancel();
-            timeout(STOP, &mut running).await.unwrap_or(Outcome::HandedBack)
+    let (mut said, mut tell_at) = (Vec::new(), Instant::now());
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut running => break outcome,
+            read = stream.read_until(b'\n', &mut said) => {
+                // Either way the handler is to stop: its job was cancelled, or the parent says no more because it
+                // stops, or has died.
+                strings.cancel.cancel();
+                if !matches!(read, Ok(1..)) {
+                    break timeout(STOP, &mut running).await.unwrap_or(Outcome::HandedBack);
+                }
+            }
+            said = next(&mut news, tell_at) => {
+                write(stream, &progress(said)).await?;
+                tell_at = Instant::now() + TELL;
+            }
         }
     };
+    if let Some(said) = news.rest() {
+        write(stream, &progress(said)).await?;
+    }
     Ok(word(outcome))
+}
+
+async fn next(news: &mut Listener, not_before: Instant) -> Said {
+    sleep_until(not_before).await;
+    news.next().await
+}
+
+fn progress(said: Said) -> Word {
+    Word::Progress { percent: said.percent, message: said.message }
 }
 
 fn word(outcome: Outcome) -> Word {
@@ -340,6 +400,6 @@ fn word(outcome: Outcome) -> Word {
         }
         Outcome::TimedOut(_) => Word::TimedOut,
         Outcome::Panicked(text) | Outcome::Crashed(text) => Word::Panicked(text),
-        Outcome::Expired | Outcome::HandedBack => Word::HandedBack,
+        Outcome::Expired | Outcome::Cancelled { .. } | Outcome::HandedBack => Word::HandedBack,
     }
 }

@@ -11,7 +11,10 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 
 use super::context::{Attempt, Context};
-use crate::job::{Job, JobError, JobResult, Kind, NameError, Options, QueueName};
+use crate::{
+    amqp::control::Announced,
+    job::{Job, JobError, JobResult, Kind, NameError, Options, QueueName},
+};
 
 /// A handler that cannot be registered.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -106,8 +109,13 @@ impl Registry {
     }
 
     /// Every kind and alias, with its queue.
-    pub(crate) fn announcement(&self) -> Vec<(Kind, QueueName)> {
-        self.entries.iter().map(|(kind, entry)| (kind.clone(), entry.queue.clone())).collect()
+    pub(crate) fn announcement(&self) -> Vec<Announced> {
+        let announced = |(kind, entry): (&Kind, &Arc<Entry>)| Announced {
+            kind: kind.clone(),
+            queue: entry.queue.clone(),
+            private: entry.options.private,
+        };
+        self.entries.iter().map(announced).collect()
     }
 }
 

@@ -1,94 +1,85 @@
 //! Settling: carrying out a disposition. The only caller of ack.
 //!
-//! The order is what makes a crash at any point repeat work at worst: what follows from an attempt (the copy that
-//! asks for the next one, the copy in the dead-letter queue) is published **and confirmed** before the delivery is
-//! acknowledged. Once the broker has taken the delivery back, only a success still counts; a retry or a death is
-//! left to the redelivery, or there would be two.
+//! The order is what makes a crash at any point repeat work at worst, and never contradict the record
+//! (`docs/wire.md`, "The order of settling"): each step is **confirmed** before the next one, but for replies, which
+//! nobody waits for.
+//!
+//! | | |
+//! |---|---|
+//! | success, expired, cancelled | event, reply, ack |
+//! | retry, snooze, patience | the copy, event, ack |
+//! | dead | event, the copy in the dead-letter queue, reply, ack |
+//!
+//! Once the broker has taken the delivery back, only a success still counts, and the event of a copy that exists;
+//! everything else is left to the redelivery, or there would be two.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{disposition::Disposition, reply::Replier};
+use super::{
+    again::{self, cancelled, expired, failure_body},
+    disposition::Disposition,
+    hold::Hold,
+    reply::Replier,
+    tell::Teller,
+};
 use crate::{
     amqp::{
-        Names, PublishError,
-        consumer::Receipt,
-        delay,
+        Names, PublishError, delay,
         publisher::{Publisher, Target},
     },
     client::Live,
+    event::{AttemptOutcome, Event},
     job::{
-        Envelope, Reply, Status,
+        Envelope, QueueName, Reply, Status,
         dead::{self, Death, Reason},
         envelope::{self, HEADERS_MAX, header},
         reply::Failure,
         wire::{HeaderValue, Message, headers_size},
     },
+    record::{lookup::End, writer::EventWriter},
 };
 
 /// Pause before a publish that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(250);
-/// How often it is asked whether the broker has taken a delivery back.
-const LOOK: Duration = Duration::from_millis(250);
 /// No deadline: longer than the broker lets a delivery be unsettled.
 const FOREVER: Duration = Duration::from_secs(100 * 86_400);
 
-/// The deliveries of one job and step in this process: usually one; a second one when the broker took the first
-/// back and handed the job to this very process again, or when a twin of the message exists.
-#[derive(Debug)]
-pub(super) struct Hold(Mutex<Vec<Receipt>>);
-
-impl Hold {
-    pub(super) fn new(receipt: Receipt) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(vec![receipt])))
-    }
-
-    /// Takes another delivery of the same job and step: it is settled with the first.
-    pub(super) fn attach(&self, receipt: Receipt) {
-        let mut receipts = self.receipts();
-        receipts.retain(Receipt::is_live);
-        receipts.push(receipt);
-    }
-
-    /// Completes when the broker no longer counts on this process.
-    async fn lost(&self) {
-        while self.is_live() {
-            sleep(LOOK).await;
-        }
-    }
-
-    /// Whether the broker still counts on this process.
-    pub(super) fn is_live(&self) -> bool {
-        self.receipts().iter().any(Receipt::is_live)
-    }
-
-    fn ack(&self) {
-        self.receipts().drain(..).for_each(Receipt::ack);
-    }
-
-    fn hand_back(&self) {
-        self.receipts().drain(..).for_each(Receipt::hand_back);
-    }
-
-    fn receipts(&self) -> MutexGuard<'_, Vec<Receipt>> {
-        // The list is whole after every statement.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A job whose attempt has ended.
+/// A job whose attempt has ended, or whose run ends without one.
 pub(super) struct Ended<'a> {
     pub(super) envelope: Envelope,
     pub(super) hold: &'a Hold,
+    /// The attempt, where one was made.
+    pub(super) attempt: Option<Attempted>,
+    /// Attempts in all, by what the job and its kind say.
+    pub(super) max_attempts: Option<u32>,
+    /// Its args and output stay out of the record.
+    pub(super) private: bool,
+    /// What the handler told last, if that is not on its way yet.
+    pub(super) untold: Option<Event>,
+}
+
+/// An attempt that has ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attempted {
     pub(super) started_at: Timestamp,
+    pub(super) finished_at: Timestamp,
+    pub(super) outcome: AttemptOutcome,
+}
+
+/// A message that is no job that can be run.
+pub(super) struct Stray<'a> {
+    pub(super) message: &'a Message,
+    pub(super) queue: &'a QueueName,
+    pub(super) reason: Reason,
+    pub(super) error: &'a str,
+    /// Its args stay out of the record.
+    pub(super) private: bool,
 }
 
 /// What became of a delivery.
@@ -107,15 +98,19 @@ pub(super) struct Settler {
     names: Names,
     worker: String,
     publisher: Publisher,
+    events: EventWriter,
+    teller: Arc<Teller>,
     replier: Replier,
 }
 
 impl Settler {
-    pub(super) fn new(live: &Live, replier: Replier) -> Self {
+    pub(super) fn new(live: &Live, teller: Arc<Teller>, replier: Replier) -> Self {
         Self {
             names: live.names.clone(),
             worker: live.instance.clone(),
             publisher: live.publisher.clone(),
+            events: live.events.clone(),
+            teller,
             replier,
         }
     }
@@ -132,125 +127,81 @@ impl Settler {
         disposition: Disposition,
         give_up: &CancellationToken,
     ) -> Settled {
-        let hold = ended.hold;
         match disposition {
-            Disposition::Succeed { output, omitted } => {
-                // Also on an epoch that is over: what a handler finished is the truth.
-                self.reply(&ended, Status::Succeeded, None, omitted, output);
-                hold.ack();
-                Settled::Done
-            }
+            Disposition::Succeed { output, omitted } => self.succeed(ended, output, omitted, give_up).await,
             Disposition::Expire => {
-                let body = failure_body(&Failure {
-                    code: "expired".into(),
-                    message: "expired before an attempt started".into(),
-                });
-                self.reply(&ended, Status::Expired, None, false, body);
-                hold.ack();
-                Settled::Done
+                let event = self.teller.expired(&ended);
+                self.end(ended, Status::Expired, event, &expired(), give_up).await
+            }
+            Disposition::Cancel { by, reason } => {
+                let failure = cancelled(by.as_deref(), reason.as_deref());
+                let event = self.teller.cancelled(&ended, by, reason);
+                self.end(ended, Status::Cancelled, event, &failure, give_up).await
             }
             Disposition::Retry { delay, error } => {
                 warn_failed(&ended.envelope, &error, delay);
-                let copy = ended.envelope.next_attempt();
-                self.republish(copy, delay, hold, give_up).await
+                let event = self.teller.retrying(&ended, delay, &error);
+                let copy = ended.envelope.clone().next_attempt();
+                self.republish(ended, &copy, delay, event, give_up).await
             }
             Disposition::Snooze { delay } => {
-                let copy = ended.envelope.next_step();
-                self.republish(copy, delay, hold, give_up).await
+                let event = self.teller.scheduled(&ended, delay);
+                let copy = ended.envelope.clone().next_step();
+                self.republish(ended, &copy, delay, event, give_up).await
             }
             Disposition::Die { reason, error } => self.bury(ended, reason, error, give_up).await,
             Disposition::HandBack => {
-                hold.hand_back();
+                ended.hold.hand_back();
                 Settled::HandedBack
             }
         }
     }
 
-    /// Settles a message that is no job we can run: dead, with its body untouched.
-    pub(super) async fn bury_raw(
+    /// Also on an epoch that is over: what a handler finished is the truth. A redelivery to this process is then
+    /// acknowledged as known.
+    async fn succeed(
         &self,
-        message: &Message,
-        queue: &crate::job::QueueName,
-        reason: Reason,
-        error: &str,
-        hold: &Hold,
+        mut ended: Ended<'_>,
+        output: Bytes,
+        omitted: bool,
         give_up: &CancellationToken,
     ) -> Settled {
-        let id = envelope::id_of(message, queue);
-        warn!(job.id = %id, queue = %queue, reason = reason.as_str(), error, "dead: not a job that can be run");
-        let mut copy = Message { message_id: Some(id.to_string()), ..message.clone() };
-        copy.headers = envelope::carried_all(&message.headers);
-        if headers_size(&copy.headers) > HEADERS_MAX {
-            copy.headers = [(dead::mark::HEADERS_DROPPED.to_owned(), HeaderValue::Bool(true))].into();
+        let event = self.teller.succeeded(&ended, &output, omitted);
+        let events = with_untold(&mut ended, event);
+        tokio::select! {
+            written = self.events.write(events, Instant::now() + FOREVER) => if written.is_err() {
+                // The connection is closed for good.
+                return hand_back(ended.hold);
+            },
+            // Not acknowledged: without a record the job would have no end. It is run again.
+            () = give_up.cancelled() => return hand_back(ended.hold),
         }
-        let now = Timestamp::now();
-        let code = reason.as_str();
-        let death = Death { reason, code, error, attempts: 0, worker: &self.worker, at: now };
-        let target = Target {
-            exchange: self.names.dead(),
-            // The kind may be anything; only the queue routes.
-            key: Names::dead_key(queue, None),
-            mandatory: true,
-        };
-        if let Err(left) = self.publish_surely(target, dead::mark(copy, &death), hold, give_up).await {
-            return left;
-        }
-        if let Some(reply_to) = message.reply_to.as_deref().filter(|to| !to.is_empty()) {
-            let body = failure_body(&Failure { code: code.to_owned(), message: error.to_owned() });
-            let reply = Reply {
-                job_id: id,
-                run: 1,
-                attempt: 1,
-                status: Status::Dead,
-                reason: Some(code.to_owned()),
-                worker: Some(self.worker.clone()),
-                started_at: None,
-                finished_at: Some(now),
-                output_omitted: false,
-                body,
-            };
-            self.replier.send(reply_to, message.correlation_id.clone(), &reply);
-        }
-        hold.ack();
+        self.reply(&ended, Status::Succeeded, None, omitted, output);
+        ended.hold.ack();
         Settled::Done
     }
 
-    /// Publishes a message once more, after `delay`, and acknowledges the delivery it came from: a message that
-    /// waits for a worker that knows it, or one that is given its id.
-    pub(super) async fn pass_on(
+    /// Ends a run that did not succeed and leaves no message behind.
+    async fn end(
         &self,
-        message: Message,
-        queue: &crate::job::QueueName,
-        delay: Duration,
-        hold: &Hold,
+        mut ended: Ended<'_>,
+        status: Status,
+        event: Event,
+        failure: &Failure,
         give_up: &CancellationToken,
     ) -> Settled {
-        // The routing key needs a word for the kind; queues are bound by what comes before it.
-        let kind = message.kind.as_deref().and_then(|kind| crate::job::Kind::parse(kind).ok());
-        let kind = kind.as_ref().map_or("unknown", crate::job::Kind::as_str);
-        let (exchange, key) = self.names.route(queue, kind, delay::ticks_capped(delay));
-        match self.publish_surely(Target { exchange, key, mandatory: true }, message, hold, give_up).await {
-            Ok(()) => {
-                hold.ack();
-                Settled::Done
-            }
-            Err(left) => left,
+        let events = with_untold(&mut ended, event);
+        if let Err(left) = self.write_while_held(events, ended.hold, give_up).await {
+            return left;
         }
-    }
-
-    async fn republish(
-        &self,
-        copy: Envelope,
-        delay: Duration,
-        hold: &Hold,
-        give_up: &CancellationToken,
-    ) -> Settled {
-        self.pass_on(copy.encode(), &copy.queue, delay, hold, give_up).await
+        self.reply(&ended, status, None, false, failure_body(failure));
+        ended.hold.ack();
+        Settled::Done
     }
 
     async fn bury(
         &self,
-        ended: Ended<'_>,
+        mut ended: Ended<'_>,
         reason: Reason,
         error: Failure,
         give_up: &CancellationToken,
@@ -265,15 +216,173 @@ impl Settler {
             worker: &self.worker,
             at: Timestamp::now(),
         };
-        let target =
-            Target { exchange: self.names.dead(), key: Names::dead_key(queue, Some(kind)), mandatory: true };
+        let target = self.dead_target(&ended.envelope);
         let copy = dead::mark(ended.envelope.encode(), &death);
+        let event = self.teller.dead(&ended, reason, &error);
+        let events = with_untold(&mut ended, event);
+        if let Err(left) = self.write_while_held(events, ended.hold, give_up).await {
+            return left;
+        }
         if let Err(left) = self.publish_surely(target, copy, ended.hold, give_up).await {
             return left;
         }
         self.reply(&ended, Status::Dead, Some(reason), false, failure_body(&error));
         ended.hold.ack();
         Settled::Done
+    }
+
+    /// Settles a message that is no job we can run: dead, with its body untouched.
+    pub(super) async fn bury_raw(
+        &self,
+        stray: &Stray<'_>,
+        hold: &Hold,
+        give_up: &CancellationToken,
+    ) -> Settled {
+        let Stray { message, queue, reason, error, .. } = *stray;
+        let mut copy = envelope::raw_copy(message, queue);
+        let (id, place) = (envelope::id_of(&copy, queue), envelope::place_of(message));
+        warn!(job.id = %id, queue = %queue, reason = reason.as_str(), error, "dead: not a job that can be run");
+        if headers_size(&copy.headers) > HEADERS_MAX {
+            copy.headers = [
+                (dead::mark::HEADERS_DROPPED.to_owned(), HeaderValue::Bool(true)),
+                (header::RUN.to_owned(), place.run.into()),
+            ]
+            .into();
+        }
+        let (now, code) = (Timestamp::now(), reason.as_str());
+        let death = Death { reason, code, error, attempts: 0, worker: &self.worker, at: now };
+        let target = Target {
+            exchange: self.names.dead(),
+            // The kind may be anything; only the queue routes.
+            key: Names::dead_key(queue, None),
+            mandatory: true,
+        };
+        let event = self.teller.dead_stray(stray, &copy, place);
+        if let Err(left) = self.write_while_held(vec![event], hold, give_up).await {
+            return left;
+        }
+        if let Err(left) = self.publish_surely(target, dead::mark(copy, &death), hold, give_up).await {
+            return left;
+        }
+        if let Some(reply_to) = message.reply_to.as_deref().filter(|to| !to.is_empty()) {
+            let body = failure_body(&Failure { code: code.to_owned(), message: error.to_owned() });
+            let reply = Reply {
+                job_id: id,
+                run: place.run,
+                attempt: place.attempt,
+                status: Status::Dead,
+                reason: Some(code.to_owned()),
+                worker: Some(self.worker.clone()),
+                started_at: None,
+                finished_at: Some(now),
+                output_omitted: false,
+                body,
+            };
+            self.replier.send(reply_to, message.correlation_id.clone(), &reply);
+        }
+        hold.ack();
+        Settled::Done
+    }
+
+    /// Settles a delivery of a run that has ended elsewhere, by what the record knows: does what may be missing, the
+    /// copy in the dead-letter queue and the reply, and acknowledges.
+    pub(super) async fn settle_again(
+        &self,
+        envelope: &Envelope,
+        end: End,
+        hold: &Hold,
+        give_up: &CancellationToken,
+    ) -> Settled {
+        if end.status == Status::Dead {
+            let copy = again::dead_letter(envelope, &end, &self.worker);
+            let target = self.dead_target(envelope);
+            if let Err(left) = self.publish_surely(target, copy, hold, give_up).await {
+                return left;
+            }
+        }
+        if let Some(reply_to) = &envelope.reply_to {
+            let reply = again::reply(envelope, end);
+            self.replier.send(reply_to, envelope.correlation_id.clone(), &reply);
+        }
+        hold.ack();
+        Settled::Done
+    }
+
+    /// Publishes a message once more, after `delay`, and acknowledges the delivery it came from: a message that
+    /// waits for a worker that knows it, with the event that says so, or one that is given its id.
+    pub(super) async fn pass_on(
+        &self,
+        message: Message,
+        queue: &QueueName,
+        delay: Duration,
+        event: Option<Event>,
+        hold: &Hold,
+        give_up: &CancellationToken,
+    ) -> Settled {
+        // The routing key needs a word for the kind; queues are bound by what comes before it.
+        let kind = message.kind.as_deref().and_then(|kind| crate::job::Kind::parse(kind).ok());
+        let kind = kind.as_ref().map_or("unknown", crate::job::Kind::as_str);
+        let (exchange, key) = self.names.route(queue, kind, delay::ticks_capped(delay));
+        let target = Target { exchange, key, mandatory: true };
+        if let Err(left) = self.publish_surely(target, message, hold, give_up).await {
+            return left;
+        }
+        if let Some(event) = event {
+            self.write_fact(vec![event], give_up).await;
+        }
+        hold.ack();
+        Settled::Done
+    }
+
+    async fn republish(
+        &self,
+        mut ended: Ended<'_>,
+        copy: &Envelope,
+        delay: Duration,
+        event: Event,
+        give_up: &CancellationToken,
+    ) -> Settled {
+        let (exchange, key) = self.names.route(&copy.queue, copy.kind.as_str(), delay::ticks_capped(delay));
+        let target = Target { exchange, key, mandatory: true };
+        if let Err(left) = self.publish_surely(target, copy.encode(), ended.hold, give_up).await {
+            return left;
+        }
+        self.write_fact(with_untold(&mut ended, event), give_up).await;
+        ended.hold.ack();
+        Settled::Done
+    }
+
+    /// Writes events, and waits until the log has them. Gives up when the broker takes the delivery back (the
+    /// redelivery decides anew), or when the process has to end (then it is handed back).
+    async fn write_while_held(
+        &self,
+        events: Vec<Event>,
+        hold: &Hold,
+        give_up: &CancellationToken,
+    ) -> Result<(), Settled> {
+        if !hold.is_live() {
+            // Not acknowledged: the broker has taken the delivery back and hands the job over again.
+            return Err(Settled::Left);
+        }
+        tokio::select! {
+            written = self.events.write(events, Instant::now() + FOREVER) => match written {
+                Ok(()) => Ok(()),
+                // The connection is closed for good.
+                Err(_) => Err(hand_back(hold)),
+            },
+            () = hold.lost() => Err(Settled::Left),
+            // Not acknowledged: without a record the run would have no end.
+            () = give_up.cancelled() => Err(hand_back(hold)),
+        }
+    }
+
+    /// Writes what is true whatever becomes of the delivery: the copy that it speaks of exists. So the delivery is
+    /// done with even if the process has to end before the confirm; the copy's own events say the same.
+    async fn write_fact(&self, events: Vec<Event>, give_up: &CancellationToken) {
+        tokio::select! {
+            written = self.events.write(events, Instant::now() + FOREVER) => drop(written),
+            () = give_up.cancelled() => {}
+        }
     }
 
     /// Publishes until the broker has confirmed it. Gives up when the broker takes the delivery back (the
@@ -301,11 +410,8 @@ impl Settler {
                     Ok(()) => return Ok(()),
                     Err(error) => error,
                 },
-                () = give_up.cancelled() => {
-                    // Not acknowledged: nothing is known to follow, so the job must be handed over again.
-                    hold.hand_back();
-                    return Err(Settled::HandedBack);
-                }
+                // Not acknowledged: nothing is known to follow, so the job must be handed over again.
+                () = give_up.cancelled() => return Err(hand_back(hold)),
             };
             if !told {
                 info!(%error, exchange = target.exchange, "not confirmed, trying again");
@@ -326,6 +432,11 @@ impl Settler {
         }
     }
 
+    fn dead_target(&self, envelope: &Envelope) -> Target {
+        let key = Names::dead_key(&envelope.queue, Some(&envelope.kind));
+        Target { exchange: self.names.dead(), key, mandatory: true }
+    }
+
     fn reply(&self, ended: &Ended<'_>, status: Status, reason: Option<Reason>, omitted: bool, body: Bytes) {
         let envelope = &ended.envelope;
         debug!(job.id = %envelope.id, kind = %envelope.kind, queue = %envelope.queue, attempt = envelope.attempt, status = status.as_str(), "ended");
@@ -337,8 +448,8 @@ impl Settler {
             status,
             reason: reason.map(|reason| reason.as_str().to_owned()),
             worker: Some(self.worker.clone()),
-            started_at: Some(ended.started_at),
-            finished_at: Some(Timestamp::now()),
+            started_at: ended.attempt.map(|attempt| attempt.started_at),
+            finished_at: Some(ended.attempt.map_or_else(Timestamp::now, |attempt| attempt.finished_at)),
             output_omitted: omitted,
             body,
         };
@@ -346,9 +457,14 @@ impl Settler {
     }
 }
 
-fn failure_body(failure: &Failure) -> Bytes {
-    // Two texts cannot fail to be JSON.
-    Bytes::from(serde_json::to_vec(failure).unwrap_or_default())
+fn hand_back(hold: &Hold) -> Settled {
+    hold.hand_back();
+    Settled::HandedBack
+}
+
+/// The event, after what the handler told last.
+fn with_untold(ended: &mut Ended<'_>, event: Event) -> Vec<Event> {
+    ended.untold.take().into_iter().chain([event]).collect()
 }
 
 fn warn_failed(envelope: &Envelope, error: &Failure, delay: Duration) {

@@ -87,7 +87,7 @@ fn only_amqp_names_lapin() {
 #[test]
 fn the_pure_part_does_no_io() {
     forbid(
-        |path| is_part(path, "job") || is_part(path, "retry"),
+        |path| is_part(path, "job") || is_part(path, "retry") || is_part(path, "event"),
         &["tokio", "lapin", "axum", "std::fs", "std::net"],
     );
 }
@@ -96,6 +96,16 @@ fn the_pure_part_does_no_io() {
 fn http_and_worker_do_not_know_each_other() {
     forbid(|path| is_part(path, "http"), &["worker::", "crate::worker"]);
     forbid(|path| is_part(path, "worker"), &["http::", "crate::http"]);
+}
+
+#[test]
+fn the_record_is_written_by_all_and_read_by_http() {
+    forbid(|path| is_part(path, "record"), &["axum", "http::", "worker::", "cli::"]);
+    // Every process writes events, so its client has a writer; what is read is for HTTP processes, and follows the log
+    // over such a client.
+    let reading = ["Record", "RecordError", "record::reader", "record::store", "rusqlite"];
+    forbid(|path| is_part(path, "client") || is_part(path, "worker"), &reading);
+    forbid(|path| is_part(path, "record") && path != "record/reader.rs", &["client::", "Client"]);
 }
 
 #[test]

@@ -11,6 +11,7 @@
     reason = "a test fails by unwrapping, also in its helpers"
 )]
 
+mod control;
 mod dead;
 mod docs;
 mod faults_alarm;
@@ -19,6 +20,7 @@ mod faults_restart;
 mod foreign;
 mod hostile;
 mod http;
+mod http_record;
 mod http_refusals;
 mod ladder;
 mod layering;
@@ -30,7 +32,12 @@ mod process_worker;
 mod publisher;
 mod python;
 mod readme;
+mod record;
 mod recovery;
 mod routing;
+mod sse;
 mod support;
 mod worker;
+mod worker_cancel;
+mod worker_events;
+mod worker_lookup;

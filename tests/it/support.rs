@@ -5,16 +5,18 @@
 //! | [`process`], [`broker`] | for `process_*` and `faults_*`: processes, and the broker behind them |
 //! | [`rabbit`] | the broker under test: its addresses, its management API, a raw AMQP connection |
 //! | [`stage`] | one test's prefix, processes and clean-up |
-//! | [`process`] | real processes: fronts and workers that are killed and stopped |
-//! | [`broker`] | what the process tests ask of the broker, and brokers of their own |
 //! | [`front`] | an HTTP front and what it answers |
+//! | [`log`] | the event log, read raw |
+//! | [`sse`] | a reader of server-sent events |
 //! | [`probe`] | a job whose args say what is to happen |
 
 pub(crate) mod broker;
 pub(crate) mod front;
+pub(crate) mod log;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod rabbit;
+pub(crate) mod sse;
 pub(crate) mod stage;
 
 use std::time::Duration;

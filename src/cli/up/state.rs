@@ -40,6 +40,11 @@ impl Layout {
         self.dir.join("rabbitmq")
     }
 
+    /// The record of the HTTP front, unless the configuration has a place for it.
+    pub(super) fn record(&self) -> PathBuf {
+        self.dir.join("record")
+    }
+
     fn state(&self) -> PathBuf {
         self.dir.join("up.json")
     }

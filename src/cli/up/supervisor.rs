@@ -254,13 +254,18 @@ impl Supervisor {
 
     fn http_spec(&self) -> Spec {
         let listen = self.config.http.listen;
+        let mut spec = self.spec(HTTP.to_owned(), &self.hopline);
+        if self.config.record.path == crate::config::Record::default().path {
+            let record = self.layout.record().display().to_string();
+            spec.environment.push(("HOPLINE_RECORD_PATH", record));
+        }
         Spec {
             variable: "HOPLINE_HTTP_LISTEN",
             host: listen.ip(),
             port: Some(listen.port()),
             path: "/readyz",
             arguments: vec![OsString::from("serve")],
-            ..self.spec(HTTP.to_owned(), &self.hopline)
+            ..spec
         }
     }
 

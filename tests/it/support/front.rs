@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 
 use hopline::Client;
-use reqwest::{RequestBuilder, header::HeaderMap};
+use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{PATIENCE, eventually};
 
@@ -18,6 +19,7 @@ pub(crate) struct Front {
     pub(crate) address: SocketAddr,
     /// The client that it submits through.
     pub(crate) client: Client,
+    stop: CancellationToken,
     http: reqwest::Client,
 }
 
@@ -62,9 +64,9 @@ impl Answer {
 }
 
 impl Front {
-    pub(crate) fn new(address: SocketAddr, client: Client) -> Self {
+    pub(crate) fn new(address: SocketAddr, client: Client, stop: CancellationToken) -> Self {
         let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("an HTTP client");
-        Self { address, client, http }
+        Self { address, client, stop, http }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -73,6 +75,24 @@ impl Front {
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(self.http.get(self.url(path))).await
+    }
+
+    pub(crate) async fn get_with(&self, path: &str, header: &str, value: &str) -> Answer {
+        self.send(self.http.get(self.url(path)).header(header, value)).await
+    }
+
+    /// Any method, without a body.
+    pub(crate) fn method(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, self.url(path))
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.send(self.http.delete(self.url(path))).await
+    }
+
+    /// Tells the front to end, without waiting for it.
+    pub(crate) fn tell_to_end(&self) {
+        self.stop.cancel();
     }
 
     /// A `POST` of JSON, for more headers.

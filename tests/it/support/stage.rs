@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, resume_unwind},
+    path::PathBuf,
     sync::Mutex,
     time::Duration,
 };
@@ -14,6 +15,7 @@ use hopline::{
     client::{Submission, SubmitError},
     config,
     job::{Job, JobId},
+    record::Record,
     telemetry,
     worker::{Report, WorkerError},
 };
@@ -44,6 +46,9 @@ pub(crate) struct Stage {
     ending: CancellationToken,
     tasks: TaskTracker,
     clients: Mutex<Vec<Client>>,
+    /// Records of fronts, each in a folder of its own below `folder`.
+    records: Mutex<Vec<Record>>,
+    folder: PathBuf,
 }
 
 /// Runs a test on a stage of its own, in bounded time, and cleans up however it ends.
@@ -77,8 +82,12 @@ impl Stage {
         config.amqp.confirm_timeout = Duration::from_secs(20);
         config.amqp.connect_timeout = Duration::from_secs(20);
         config.http.listen = "127.0.0.1:0".parse().expect("an address");
+        // The fronts of these tests answer no lookups; those that are about them say so.
+        config.worker.lookup_patience = Duration::ZERO;
         config.routes = BTreeMap::from([(Kind::parse(Probe::KIND).expect("a kind"), queue.clone())]);
         let names = Names::new(&config.amqp.prefix, LADDER);
+        let folder = std::env::temp_dir().join(&config.amqp.prefix);
+        config.record.path.clone_from(&folder);
         Self {
             rabbit,
             config,
@@ -87,6 +96,8 @@ impl Stage {
             ending: CancellationToken::new(),
             tasks: TaskTracker::new(),
             clients: Mutex::default(),
+            records: Mutex::default(),
+            folder,
         }
     }
 
@@ -118,14 +129,22 @@ impl Stage {
 
     /// An HTTP front, ready or not.
     pub(crate) async fn front_unready(&self, config: &Config) -> Front {
-        let client = self.keep(Client::for_http(config));
-        let listener = hopline::http::bind(config).await.expect("a port");
+        let mut config = config.clone();
+        if config.record.path == self.folder {
+            config.record.path = self.folder.join(JobId::new().to_string());
+        }
+        let record = Record::open(&config).expect("a record");
+        let client = self.keep(Client::for_http(&config));
+        record.follow(&client).expect("a thread");
+        self.records.lock().expect("no panic meanwhile").push(record.clone());
+        let listener = hopline::http::bind(&config).await.expect("a port");
         let address = listener.local_addr().expect("its number");
-        let (config, shutdown, served) = (config.clone(), self.ending.child_token(), client.clone());
+        let shutdown = self.ending.child_token();
+        let (until, served, kept) = (shutdown.clone(), client.clone(), record.clone());
         self.tasks.spawn(async move {
-            hopline::http::serve_on(listener, &config, served, shutdown.cancelled_owned()).await
+            hopline::http::serve_on(listener, &config, served, kept, until.cancelled_owned()).await
         });
-        Front::new(address, client)
+        Front::new(address, client, shutdown)
     }
 
     /// A client that enqueues.
@@ -168,9 +187,14 @@ impl Stage {
         self.tasks.close();
         let ended = timeout(END_MAX, self.tasks.wait()).await;
         let clients = self.clients.into_inner().expect("no panic meanwhile");
+        for record in self.records.into_inner().expect("no panic meanwhile") {
+            record.close().await;
+        }
         for client in clients {
             client.close().await;
         }
+        // Fronts may never have been started.
+        let _ = std::fs::remove_dir_all(&self.folder);
         self.rabbit.unlimit(&self.config.amqp.prefix).await;
         self.rabbit.sweep(&self.config.amqp.prefix).await;
         assert!(ended.is_ok(), "something that the test started did not end in {END_MAX:?}");

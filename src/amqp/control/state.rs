@@ -1,0 +1,282 @@
+//! What the control log says, as far as it was read. Pure: records in, answers out.
+//!
+//! Kinds: the newest announcement in the log holds. Pauses: the last by their own time hold; ties are broken by
+//! content. Orders to cancel: the first by its own time holds. So pauses and orders are a function of the *set* of
+//! records read: to write one again changes nothing.
+//!
+//! Bounded: [`KINDS_MAX`] kinds, [`PAUSES_MAX`] queues, [`ORDERS_KEPT`] orders. What is over is forgotten, the oldest
+//! first: with more than half a million cancelled runs the oldest of them may run after all, if they have not ended
+//! by then.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use super::record::{Announced, CancelOrder, PauseOrder};
+use crate::job::{JobId, Kind, QueueName};
+
+/// Most kinds remembered; more than that are not routed by announcement.
+const KINDS_MAX: usize = 100_000;
+/// Most queues whose pause is remembered.
+const PAUSES_MAX: usize = 10_000;
+/// Most orders remembered, about 120 MB of them.
+pub(super) const ORDERS_KEPT: usize = 500_000;
+
+/// Where a kind goes, by its newest announcement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) queue: QueueName,
+    pub(crate) private: bool,
+    /// The worker that said so.
+    pub(crate) worker: String,
+    /// When, where the record says.
+    pub(crate) at: Option<Timestamp>,
+}
+
+/// A pause that is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// Who asked for it.
+    pub by: Option<String>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// The queues that are paused.
+pub type Pauses = BTreeMap<QueueName, Pause>;
+
+/// All that is known.
+#[derive(Debug)]
+pub(super) struct State {
+    kinds: BTreeMap<Kind, Route>,
+    pauses: BTreeMap<QueueName, Told<PauseOrder>>,
+    orders: Orders,
+    has_front: bool,
+}
+
+/// Something, and when it was last written to the log, in seconds since 1970.
+#[derive(Debug, Clone)]
+struct Told<T> {
+    what: T,
+    at: i64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            kinds: BTreeMap::new(),
+            pauses: BTreeMap::new(),
+            orders: Orders::new(ORDERS_KEPT),
+            has_front: false,
+        }
+    }
+}
+
+impl State {
+    pub(super) fn learn_front(&mut self) {
+        self.has_front = true;
+    }
+
+    pub(super) fn has_front(&self) -> bool {
+        self.has_front
+    }
+
+    pub(super) fn learn_kinds(&mut self, worker: &str, kinds: Vec<Announced>, at: Option<Timestamp>) {
+        for Announced { kind, queue, private } in kinds {
+            if self.kinds.len() < KINDS_MAX || self.kinds.contains_key(&kind) {
+                self.kinds.insert(kind, Route { queue, private, worker: worker.to_owned(), at });
+            }
+        }
+    }
+
+    pub(super) fn route(&self, kind: &Kind) -> Option<&Route> {
+        self.kinds.get(kind)
+    }
+
+    pub(super) fn routes(&self) -> &BTreeMap<Kind, Route> {
+        &self.kinds
+    }
+
+    /// Whether this changed which queues are paused, by whom or since when.
+    pub(super) fn learn_pause(&mut self, order: PauseOrder, told: i64) -> bool {
+        if let Some(known) = self.pauses.get_mut(&order.queue) {
+            known.at = known.at.max(told);
+            let rank = |order: &PauseOrder| (order.at, order.paused, order.by.clone());
+            if rank(&known.what) >= rank(&order) {
+                return false;
+            }
+            let changed = known.what.paused || order.paused;
+            known.what = order;
+            return changed;
+        }
+        let paused = order.paused;
+        self.pauses.insert(order.queue.clone(), Told { what: order, at: told });
+        self.forget_a_pause() || paused
+    }
+
+    /// Where there are too many, those that are over go before those in force; whether one in force went.
+    fn forget_a_pause(&mut self) -> bool {
+        if self.pauses.len() <= PAUSES_MAX {
+            return false;
+        }
+        let oldest =
+            self.pauses.values().map(|told| (told.what.paused, told.what.at, &told.what.queue)).min();
+        let Some((paused, _, queue)) = oldest else { return false };
+        let queue = queue.clone();
+        self.pauses.remove(&queue);
+        paused
+    }
+
+    pub(super) fn paused(&self) -> Pauses {
+        let in_force = self.pauses.values().map(|told| &told.what).filter(|order| order.paused);
+        in_force.map(|order| (order.queue.clone(), Pause { by: order.by.clone(), at: order.at })).collect()
+    }
+
+    /// A time for the next order about `queue`, later than that of the last one whatever the clocks say.
+    pub(super) fn pause_time(&self, queue: &QueueName, now: Timestamp) -> Timestamp {
+        let known = self.pauses.get(queue).map(|told| told.what.at);
+        let after = known.and_then(|at| at.checked_add(jiff::SignedDuration::from_millis(1)).ok());
+        after.map_or(now, |after| after.max(now))
+    }
+
+    /// Whether the run was not known to be cancelled.
+    pub(super) fn learn_order(&mut self, order: &CancelOrder, told: i64) -> bool {
+        self.orders.insert(order, told)
+    }
+
+    pub(super) fn order(&self, id: JobId, run: u32) -> Option<CancelOrder> {
+        self.orders.get(id, run)
+    }
+
+    /// What is to be written again, if it was written last at a time that is `due` (in seconds since 1970): pauses
+    /// (those that are over, too, or an old record of their beginning would outlive that of their end), and orders
+    /// that are younger than `max_age`.
+    pub(super) fn to_retell(
+        &self,
+        due: impl Fn(i64) -> bool,
+        now: Timestamp,
+        max_age: Duration,
+    ) -> (Vec<PauseOrder>, Vec<CancelOrder>) {
+        let pauses = self.pauses.values().filter(|told| due(told.at)).map(|told| told.what.clone());
+        (pauses.collect(), self.orders.to_retell(due, now, max_age))
+    }
+
+    /// Everything is to be written again: the log that it was written to is gone.
+    pub(super) fn forget_told(&mut self) {
+        self.pauses.values_mut().for_each(|told| told.at = i64::MIN);
+        self.orders.known.values_mut().for_each(|order| order.told = i64::MIN);
+    }
+
+    /// How much is known: kinds, pauses in force, orders.
+    pub(super) fn counts(&self) -> (usize, usize, usize) {
+        let paused = self.pauses.values().filter(|told| told.what.paused).count();
+        (self.kinds.len(), paused, self.orders.known.len())
+    }
+}
+
+/// Orders by run, at most so many.
+#[derive(Debug)]
+struct Orders {
+    known: HashMap<(JobId, u32), Order>,
+    by_age: BTreeSet<(Timestamp, JobId, u32)>,
+    /// The texts of the order before: those of a record are mostly the same.
+    last: [Option<Arc<str>>; 2],
+    limit: usize,
+}
+
+/// What is kept of an order.
+#[derive(Debug, Clone)]
+struct Order {
+    at: Timestamp,
+    told: i64,
+    by: Option<Arc<str>>,
+    reason: Option<Arc<str>>,
+}
+
+impl Order {
+    fn whole(&self, (id, run): (JobId, u32)) -> CancelOrder {
+        let text = |text: &Option<Arc<str>>| text.as_deref().map(str::to_owned);
+        CancelOrder { id, run, by: text(&self.by), reason: text(&self.reason), at: self.at }
+    }
+}
+
+impl Orders {
+    fn new(limit: usize) -> Self {
+        Self { known: HashMap::new(), by_age: BTreeSet::new(), last: [None, None], limit }
+    }
+
+    fn insert(&mut self, order: &CancelOrder, told: i64) -> bool {
+        let key = (order.id, order.run);
+        let rank = |at, by: Option<&str>, reason: Option<&str>| {
+            (at, by.map(str::to_owned), reason.map(str::to_owned))
+        };
+        if let Some(known) = self.known.get_mut(&key) {
+            known.told = known.told.max(told);
+            let (old, new) = (
+                rank(known.at, known.by.as_deref(), known.reason.as_deref()),
+                rank(order.at, order.by.as_deref(), order.reason.as_deref()),
+            );
+            if new < old {
+                let told = known.told;
+                self.by_age.remove(&(known.at, order.id, order.run));
+                self.put(order, told);
+            }
+            return false;
+        }
+        if self.known.len() >= self.limit {
+            match self.by_age.first().copied() {
+                Some(oldest) if oldest < (order.at, order.id, order.run) => {
+                    self.by_age.remove(&oldest);
+                    self.known.remove(&(oldest.1, oldest.2));
+                }
+                _ => return false,
+            }
+        }
+        self.put(order, told);
+        true
+    }
+
+    fn put(&mut self, order: &CancelOrder, told: i64) {
+        let [by, reason] = &mut self.last;
+        let kept = Order {
+            at: order.at,
+            told,
+            by: shared(by, order.by.as_deref()),
+            reason: shared(reason, order.reason.as_deref()),
+        };
+        self.by_age.insert((order.at, order.id, order.run));
+        self.known.insert((order.id, order.run), kept);
+    }
+
+    fn get(&self, id: JobId, run: u32) -> Option<CancelOrder> {
+        self.known.get(&(id, run)).map(|order| order.whole((id, run)))
+    }
+
+    fn to_retell(&self, due: impl Fn(i64) -> bool, now: Timestamp, max_age: Duration) -> Vec<CancelOrder> {
+        let since = now.checked_sub(max_age).unwrap_or(Timestamp::MIN);
+        let young = self.by_age.iter().rev().take_while(|(at, ..)| *at >= since);
+        young
+            .map(|&(_, id, run)| (id, run))
+            .filter_map(|key| self.known.get(&key).map(|order| (key, order)))
+            .filter(|(_, order)| due(order.told))
+            .map(|(key, order)| order.whole(key))
+            .collect()
+    }
+}
+
+/// `text`, in the memory of `last` where that is the same text.
+fn shared(last: &mut Option<Arc<str>>, text: Option<&str>) -> Option<Arc<str>> {
+    let text = text?;
+    if last.as_deref() != Some(text) {
+        *last = Some(text.into());
+    }
+    last.clone()
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -1,0 +1,337 @@
+//! Heartbeats: what each worker says of itself every few seconds, and who has said so lately.
+//!
+//! Best effort on both sides: a worker publishes on `hopline.events` without confirms, an HTTP process keeps the newest
+//! word of each worker in memory. Nothing is decided by it; it is what people look at. During an alarm of the broker
+//! nothing is published, so all workers seem to be gone.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use lapin::{
+    Channel,
+    options::{QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
+
+use super::{
+    connection::{Link, LinkDown, in_time},
+    consumer::{Consuming, Delivery, Source, consume},
+    control::record::time,
+    message::short,
+    names::Names,
+    outlet::Outlet,
+};
+use crate::job::{JobId, Kind, QueueName, wire::Message};
+
+/// Message type.
+const HEARTBEAT: &str = "hopline.worker.heartbeat";
+/// How often a worker says that it is there.
+pub(crate) const EVERY: Duration = Duration::from_secs(5);
+/// A worker that has said nothing for so long is gone.
+const GONE: Duration = Duration::from_secs(20);
+/// Most workers known at a time.
+const WORKERS_MAX: usize = 10_000;
+/// Longest heartbeat that is read.
+const BODY_MAX: usize = 64 << 10;
+/// Heartbeats that wait in the queue of an HTTP process; the oldest go.
+const LENGTH: i32 = 10_000;
+/// Heartbeats taken at a time.
+const PREFETCH: u16 = 500;
+/// Most queues, kinds and jobs of a heartbeat: with the longest names they stay within [`BODY_MAX`].
+const QUEUES_MAX: usize = 100;
+const KINDS_MAX: usize = 150;
+pub(crate) const JOBS_MAX: usize = 100;
+
+/// A worker process, by its last heartbeat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Its name, as in logs and records.
+    pub worker: String,
+    /// Version of the library it is built with.
+    pub version: String,
+    /// The machine it runs on.
+    pub host: String,
+    /// Its process id there.
+    pub pid: u32,
+    /// When it started.
+    #[serde(with = "time")]
+    pub since: Timestamp,
+    /// The queues it takes jobs from; the first 100.
+    pub queues: Vec<WorkerQueue>,
+    /// The kinds it runs, aliases too; the first 150.
+    pub kinds: Vec<WorkerKind>,
+    /// Jobs that it runs now; at most 100 of them.
+    pub jobs: Vec<JobId>,
+}
+
+/// One queue of a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerQueue {
+    /// Which.
+    pub queue: QueueName,
+    /// Attempts that it makes at the same time.
+    pub concurrency: usize,
+    /// Jobs that it takes ahead, those running included.
+    pub prefetch: u16,
+    /// Attempts that run now.
+    pub running: usize,
+    /// Jobs that wait in the worker for their turn.
+    pub waiting: usize,
+    /// Whether the queue is paused, as this worker knows.
+    pub paused: bool,
+}
+
+/// One kind of a worker.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct WorkerKind {
+    /// Which.
+    pub kind: Kind,
+    /// The queue it is taken from.
+    pub queue: QueueName,
+}
+
+/// A heartbeat on the wire.
+#[derive(Serialize, Deserialize)]
+struct Heartbeat {
+    #[serde(flatten)]
+    info: WorkerInfo,
+    /// The last one: the worker has ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    ended: bool,
+}
+
+/// Publishes a heartbeat, if that is possible now.
+pub(crate) fn publish(outlet: &Outlet, names: &Names, mut info: WorkerInfo, ended: bool) {
+    info.queues.truncate(QUEUES_MAX);
+    info.kinds.truncate(KINDS_MAX);
+    info.jobs.truncate(JOBS_MAX);
+    let key = Names::heartbeat_key(&info.worker);
+    let heartbeat = Heartbeat { info, ended };
+    let message = Message {
+        kind: Some(HEARTBEAT.to_owned()),
+        content_type: Some("application/json".to_owned()),
+        // Names and numbers: nothing here can fail.
+        body: serde_json::to_vec(&heartbeat).unwrap_or_default().into(),
+        ..Message::default()
+    };
+    outlet.send(names.events(), key, message);
+}
+
+/// The workers that are there; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Heartbeats {
+    workers: Arc<Mutex<Workers>>,
+    stop: CancellationToken,
+}
+
+impl Heartbeats {
+    /// Starts to receive heartbeats over `link`.
+    pub(crate) fn start(link: &Link, names: &Names, instance: &str) -> Self {
+        let this = Self { workers: Arc::default(), stop: CancellationToken::new() };
+        let (deliveries, mut incoming) = mpsc::channel::<Delivery>(PREFETCH.into());
+        let consuming = Consuming {
+            link: link.clone(),
+            prefetch: PREFETCH,
+            deliveries,
+            stop: this.stop.clone(),
+            consuming: Arc::new(AtomicBool::new(false)),
+            acknowledging: TaskTracker::new(),
+        };
+        let source =
+            HeartbeatQueue { names: names.clone(), instance: instance.to_owned(), queue: String::new() };
+        link.runtime().spawn(consume(consuming, source));
+        let learning = this.clone();
+        link.runtime().spawn(async move {
+            while let Some(delivery) = incoming.recv().await {
+                learning.workers().learn(&delivery.incoming.message, Instant::now());
+                delivery.receipt.ack();
+            }
+        });
+        this
+    }
+
+    /// The workers that have said something lately, by name.
+    pub(crate) fn all(&self) -> Vec<WorkerInfo> {
+        self.workers().alive(Instant::now())
+    }
+
+    pub(crate) fn close(&self) {
+        self.stop.cancel();
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Workers> {
+        // The map is whole after every statement.
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The newest word of each worker, and when it came.
+#[derive(Debug, Default)]
+struct Workers(HashMap<String, (Instant, WorkerInfo)>);
+
+impl Workers {
+    fn learn(&mut self, message: &Message, now: Instant) {
+        if message.kind.as_deref() != Some(HEARTBEAT) || message.body.len() > BODY_MAX {
+            return;
+        }
+        let Heartbeat { info, ended } = match serde_json::from_slice(&message.body) {
+            Ok(heartbeat) => heartbeat,
+            Err(error) => return debug!(%error, "not a heartbeat"),
+        };
+        if ended {
+            self.0.remove(&info.worker);
+            return;
+        }
+        if self.0.len() >= WORKERS_MAX && !self.0.contains_key(&info.worker) {
+            self.forget_gone(now);
+            if self.0.len() >= WORKERS_MAX {
+                return;
+            }
+        }
+        self.0.insert(info.worker.clone(), (now, info));
+    }
+
+    fn alive(&mut self, now: Instant) -> Vec<WorkerInfo> {
+        self.forget_gone(now);
+        let mut alive: Vec<WorkerInfo> = self.0.values().map(|(_, info)| info.clone()).collect();
+        alive.sort_by(|a, b| a.worker.cmp(&b.worker));
+        alive
+    }
+
+    fn forget_gone(&mut self, now: Instant) {
+        self.0.retain(|_, (at, _)| now.duration_since(*at) < GONE);
+    }
+}
+
+/// Declares a queue of a new name for each channel: RabbitMQ keeps an exclusive one locked for a while after its
+/// connection was cut.
+struct HeartbeatQueue {
+    names: Names,
+    instance: String,
+    queue: String,
+}
+
+impl HeartbeatQueue {
+    async fn bind(&self, channel: &Channel) -> Result<(), LinkDown> {
+        let (queue, exchange, key) =
+            (short(&self.queue), short(&self.names.events()), Names::heartbeat_key("*"));
+        let options = QueueBindOptions::default();
+        let bound = channel.queue_bind(queue, exchange, short(&key), options, FieldTable::default());
+        in_time("bind the queue of heartbeats", bound).await
+    }
+}
+
+impl Source for HeartbeatQueue {
+    async fn prepare(&mut self, channel: &Channel, round: u64) -> Result<(String, FieldTable), LinkDown> {
+        self.queue = self.names.heartbeat_queue(&self.instance, round);
+        let options =
+            QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), AMQPValue::LongInt(LENGTH));
+        let declared = channel.queue_declare(short(&self.queue), options, arguments);
+        in_time("declare the queue of heartbeats", declared).await?;
+        self.bind(channel).await?;
+        Ok((self.queue.clone(), FieldTable::default()))
+    }
+
+    /// The exchange may have been deleted and declared again, without our binding.
+    async fn when_quiet(&mut self, channel: &Channel) -> Result<bool, LinkDown> {
+        self.bind(channel).await.map(|()| false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(worker: &str) -> WorkerInfo {
+        WorkerInfo {
+            worker: worker.to_owned(),
+            version: "0.1.0".into(),
+            host: "web".into(),
+            pid: 7,
+            since: Timestamp::UNIX_EPOCH,
+            queues: Vec::new(),
+            kinds: Vec::new(),
+            jobs: vec![JobId::new()],
+        }
+    }
+
+    fn beat(worker: &str, ended: bool) -> Message {
+        let body = serde_json::to_vec(&Heartbeat { info: info(worker), ended }).unwrap();
+        Message { kind: Some(HEARTBEAT.into()), body: body.into(), ..Message::default() }
+    }
+
+    fn names(workers: &mut Workers, now: Instant) -> Vec<String> {
+        workers.alive(now).into_iter().map(|info| info.worker).collect()
+    }
+
+    #[test]
+    fn a_worker_is_there_until_it_ends_or_falls_silent() {
+        let (mut workers, start) = (Workers::default(), Instant::now());
+        workers.learn(&beat("b", false), start);
+        workers.learn(&beat("a", false), start);
+        assert_eq!(names(&mut workers, start), ["a", "b"]);
+        workers.learn(&beat("a", true), start);
+        assert_eq!(names(&mut workers, start), ["b"]);
+        workers.learn(&beat("b", false), start + GONE / 2);
+        assert_eq!(names(&mut workers, start + GONE), ["b"]);
+        assert_eq!(names(&mut workers, start + GONE + GONE / 2), [""; 0]);
+    }
+
+    #[test]
+    fn the_number_of_workers_is_bounded() {
+        let (mut workers, start) = (Workers::default(), Instant::now());
+        for n in 0..=WORKERS_MAX {
+            workers.learn(&beat(&n.to_string(), false), start);
+        }
+        assert_eq!(workers.0.len(), WORKERS_MAX);
+        workers.learn(&beat("later", false), start + GONE);
+        assert_eq!(names(&mut workers, start + GONE), ["later"], "those that are gone make room");
+    }
+
+    #[test]
+    fn what_is_no_heartbeat_is_passed_over() {
+        let mut workers = Workers::default();
+        let now = Instant::now();
+        for message in [
+            Message { kind: None, ..beat("a", false) },
+            Message { body: "{}".into(), ..beat("a", false) },
+            Message { body: vec![b' '; BODY_MAX + 1].into(), ..beat("a", false) },
+        ] {
+            workers.learn(&message, now);
+        }
+        assert!(workers.0.is_empty());
+    }
+
+    #[test]
+    fn the_longest_heartbeat_is_read() {
+        let (queue, kind) =
+            (QueueName::parse("q".repeat(60)).unwrap(), Kind::parse("k".repeat(100)).unwrap());
+        let share = WorkerQueue {
+            queue: queue.clone(),
+            concurrency: 65_535,
+            prefetch: 65_535,
+            running: 65_535,
+            waiting: 65_535,
+            paused: false,
+        };
+        let info = WorkerInfo {
+            worker: "w".repeat(200),
+            queues: vec![share; QUEUES_MAX],
+            kinds: vec![WorkerKind { kind, queue }; KINDS_MAX],
+            jobs: vec![JobId::new(); JOBS_MAX],
+            ..info("")
+        };
+        let body = serde_json::to_vec(&Heartbeat { info, ended: true }).unwrap();
+        assert!(body.len() <= BODY_MAX, "{}", body.len());
+    }
+}

@@ -1,0 +1,169 @@
+//! How fast jobs come and go, per queue, over the last minute: from the times that events carry.
+//!
+//! Kept in memory: a process that has just started knows the last minute once it has read it. Jobs delayed by more
+//! than a day do not count as arrivals.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use super::model::QueueRecord;
+use crate::{
+    event::{Event, EventType},
+    job::QueueName,
+};
+
+/// The time that rates are about, in seconds.
+const WINDOW: i64 = 60;
+/// What is counted together, in seconds.
+const SLOT: i64 = 5;
+/// How far ahead arrivals are remembered, in seconds.
+const AHEAD: i64 = 86_400;
+/// Most queues.
+const QUEUES_MAX: usize = 10_000;
+
+/// Counts of one slot.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Slot {
+    arrived: u64,
+    ended: u64,
+    /// Of those that ended, how many say how long they took.
+    timed: u64,
+    seconds: f64,
+}
+
+/// The rates of all queues.
+#[derive(Debug, Default)]
+pub(super) struct Rates(HashMap<QueueName, BTreeMap<i64, Slot>>);
+
+impl Rates {
+    /// Counts what an event says. Each event is to be counted once.
+    pub(super) fn count(&mut self, event: &Event, now: Timestamp) {
+        let data = &event.data;
+        let waits =
+            matches!(event.event_type, EventType::Submitted | EventType::Scheduled | EventType::Retrying);
+        if waits {
+            // A retry without a pause is queued when its attempt ends.
+            let at = data.run_at.unwrap_or(event.time);
+            if let Some(slot) = self.slot(data.queue.as_ref(), at, now) {
+                slot.arrived += 1;
+            }
+        }
+        if data.outcome.is_some() {
+            let at = data.finished_at.unwrap_or(event.time);
+            let Some(slot) = self.slot(data.queue.as_ref(), at, now) else { return };
+            slot.ended += 1;
+            let took = data.started_at.map(|started| Duration::try_from(at.duration_since(started)));
+            if let Some(Ok(took)) = took {
+                slot.timed += 1;
+                slot.seconds += took.as_secs_f64();
+            }
+        }
+    }
+
+    /// Adds the rates of the last minute.
+    pub(super) fn fill(&self, queues: &mut BTreeMap<QueueName, QueueRecord>, now: Timestamp) {
+        let (from, to) = (slot_of(now) - WINDOW / SLOT, slot_of(now));
+        for (queue, slots) in &self.0 {
+            let mut sum = Slot::default();
+            for slot in slots.range(from..to).map(|(_, slot)| slot) {
+                sum.arrived += slot.arrived;
+                sum.ended += slot.ended;
+                sum.timed += slot.timed;
+                sum.seconds += slot.seconds;
+            }
+            if sum == Slot::default() {
+                continue;
+            }
+            let record = queues.entry(queue.clone()).or_default();
+            #[expect(clippy::cast_precision_loss, reason = "counts of a minute")]
+            let per_second = |count: u64| count as f64 / WINDOW as f64;
+            record.arrival_rate = per_second(sum.arrived);
+            record.service_rate = per_second(sum.ended);
+            #[expect(clippy::cast_precision_loss, reason = "counts of a minute")]
+            let mean = (sum.timed > 0).then(|| sum.seconds / sum.timed as f64);
+            record.mean_duration = mean;
+        }
+    }
+
+    fn slot(&mut self, queue: Option<&QueueName>, at: Timestamp, now: Timestamp) -> Option<&mut Slot> {
+        let (queue, oldest) = (queue?, slot_of(now) - WINDOW / SLOT);
+        let number = slot_of(at);
+        if number < oldest || number > slot_of(now) + AHEAD / SLOT {
+            return None;
+        }
+        if self.0.len() >= QUEUES_MAX && !self.0.contains_key(queue) {
+            return None;
+        }
+        let slots = self.0.entry(queue.clone()).or_default();
+        // What has left the window. Each slot is removed once, so this costs little.
+        while slots.first_key_value().is_some_and(|(number, _)| *number < oldest) {
+            slots.pop_first();
+        }
+        Some(slots.entry(number).or_default())
+    }
+}
+
+fn slot_of(at: Timestamp) -> i64 {
+    at.as_second().div_euclid(SLOT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::AttemptOutcome,
+        job::{Envelope, Kind},
+    };
+
+    const NOW: i64 = 1_000_000_000;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(NOW + seconds).unwrap()
+    }
+
+    fn event(event_type: EventType, time: i64) -> Event {
+        let (kind, queue) = (Kind::parse("a").unwrap(), QueueName::parse("q").unwrap());
+        Event::of(event_type, &Envelope::new(kind, queue, bytes::Bytes::new()), "test", at(time))
+    }
+
+    fn read(rates: &Rates, now: i64) -> QueueRecord {
+        let mut queues = BTreeMap::new();
+        rates.fill(&mut queues, at(now));
+        queues.into_values().next().unwrap_or_default()
+    }
+
+    #[test]
+    fn rates_are_of_the_last_minute() {
+        let mut rates = Rates::default();
+        for second in -120..0 {
+            rates.count(&event(EventType::Submitted, second), at(0));
+        }
+        let mut ended = event(EventType::Succeeded, -10);
+        ended.data.outcome = Some(AttemptOutcome::Succeeded);
+        ended.data.started_at = Some(at(-13));
+        rates.count(&ended, at(0));
+        let now = read(&rates, 0);
+        assert!((now.arrival_rate - 1.0).abs() < 1e-9, "{now:?}");
+        assert!((now.service_rate - 1.0 / 60.0).abs() < 1e-9);
+        assert_eq!(now.mean_duration, Some(3.0));
+        let later = read(&rates, 200);
+        assert_eq!((later.arrival_rate, later.mean_duration), (0.0, None));
+    }
+
+    #[test]
+    fn a_delayed_job_arrives_when_its_time_has_come() {
+        let mut rates = Rates::default();
+        let mut delayed = event(EventType::Submitted, 0);
+        delayed.data.run_at = Some(at(600));
+        rates.count(&delayed, at(0));
+        assert_eq!(read(&rates, 30).arrival_rate, 0.0);
+        assert!(read(&rates, 620).arrival_rate > 0.0);
+        delayed.data.run_at = Some(at(AHEAD * 2));
+        rates.count(&delayed, at(0));
+        assert_eq!(rates.0.values().map(BTreeMap::len).sum::<usize>(), 1);
+    }
+}

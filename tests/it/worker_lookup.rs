@@ -1,0 +1,241 @@
+//! What may be a repeat is asked about before it runs.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use hopline::{Config, Job, event::EventType};
+use lapin::{
+    BasicProperties, Consumer,
+    options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions},
+    types::{AMQPValue, FieldTable},
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::support::{
+    PATIENCE, eventually,
+    log::EventLog,
+    probe::{Probe, quick},
+    stage::{Stage, stage},
+};
+
+/// Says that there is an HTTP process: workers ask only then. Before that, a worker declares everything.
+async fn announce_front(stage: &Stage) {
+    let (early, mut starts) = stage.probes();
+    let args = serde_json::value::RawValue::from_string("0".to_owned()).expect("JSON");
+    let options = hopline::EnqueueOptions { queue: Some(stage.queue.clone()), ..Default::default() };
+    stage.client().enqueue_with(&Probe(args), options).await.expect("accepted");
+    starts.next().await;
+    early.stop().await;
+    let properties = BasicProperties::default().with_type("hopline.front".into());
+    stage.rabbit.publish_raw(&stage.names.control(), "front.test", properties, b"{\"front\":\"test\"}").await;
+}
+
+/// A configuration whose workers ask.
+fn asking(stage: &Stage, patience: Duration) -> Config {
+    let mut config = stage.config.clone();
+    config.worker.lookup_patience = patience;
+    config
+}
+
+/// Somebody who answers in an HTTP process's place.
+struct Desk<'a> {
+    stage: &'a Stage,
+    questions: Consumer,
+    channel: lapin::Channel,
+}
+
+impl<'a> Desk<'a> {
+    async fn open(stage: &'a Stage) -> Self {
+        let channel = stage.rabbit.channel().await;
+        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+        let lookup = stage.names.lookup();
+        let questions = channel.basic_consume(lookup.into(), "desk".into(), options, arguments).await;
+        Self { stage, questions: questions.expect("the queue of questions"), channel }
+    }
+
+    /// Answers the next question, whose jobs it returns; `know` says what is known of each.
+    async fn answer(&mut self, know: impl Fn(&Value) -> Value) -> Vec<Value> {
+        let question = timeout(PATIENCE, self.questions.next()).await.expect("a question");
+        let question = question.expect("the consumer lives").expect("a delivery");
+        question.ack(BasicAckOptions::default()).await.expect("acked");
+        let asked: Value = serde_json::from_slice(&question.data).expect("JSON");
+        let asked = asked["jobs"].as_array().expect("jobs").clone();
+        let known: Vec<Value> = asked
+            .iter()
+            .map(|job| {
+                let mut known = json!({"id": job["id"], "run": job["run"], "step": 0, "latest_run": 0});
+                let more = know(job);
+                let more = more.as_object().expect("an object").clone();
+                known.as_object_mut().expect("an object").extend(more);
+                known
+            })
+            .collect();
+        let id = question.properties.correlation_id().clone().expect("a correlation id");
+        let properties = BasicProperties::default().with_type("hopline.lookup.answer".into());
+        let properties = properties.with_correlation_id(id);
+        let to = question.properties.reply_to().clone().expect("an address");
+        let body = json!({ "jobs": known }).to_string();
+        let replies = self.stage.names.replies();
+        let options = BasicPublishOptions::default();
+        let sent = self.channel.basic_publish(replies.into(), to, options, body.as_bytes(), properties).await;
+        sent.expect("written").await.expect("sent");
+        asked
+    }
+}
+
+/// Publishes a probe that says that it may be a copy.
+async fn publish_unsure(stage: &Stage, script: &str, reply_to: Option<&str>) -> String {
+    let id = hopline::JobId::new().to_string();
+    let mut headers = FieldTable::default();
+    headers.insert("hopline-unsure".into(), AMQPValue::Boolean(true));
+    headers.insert("hopline-step".into(), AMQPValue::LongInt(2));
+    let mut properties = BasicProperties::default()
+        .with_type(Probe::KIND.into())
+        .with_message_id(id.as_str().into())
+        .with_headers(headers);
+    if let Some(reply_to) = reply_to {
+        properties = properties.with_reply_to(reply_to.into()).with_correlation_id("c".into());
+    }
+    let key = format!("{}.normal.{}", stage.queue, Probe::KIND);
+    let body = format!(r#"{{"script":{script}}}"#);
+    stage.rabbit.publish_raw(&stage.names.jobs(), &key, properties, body.as_bytes()).await;
+    id
+}
+
+/// A queue that replies go to.
+async fn mailbox(stage: &Stage) -> String {
+    let name = format!("{}.replies.test", stage.config.amqp.prefix);
+    let channel = stage.rabbit.channel().await;
+    let declared = channel.queue_declare(name.as_str().into(), Default::default(), FieldTable::default());
+    declared.await.expect("a queue");
+    let replies = stage.names.replies();
+    let bound = channel.queue_bind(
+        name.as_str().into(),
+        replies.into(),
+        name.as_str().into(),
+        Default::default(),
+        FieldTable::default(),
+    );
+    bound.await.expect("bound");
+    name
+}
+
+#[tokio::test]
+async fn a_run_that_has_ended_is_settled_without_running() {
+    stage(async |stage| {
+        announce_front(stage).await;
+        let (worker, mut starts) = stage.probes_with(&asking(stage, Duration::from_secs(60)), quick());
+        let mut desk = Desk::open(stage).await;
+        let reply_to = mailbox(stage).await;
+
+        // Succeeded: only the reply is sent again.
+        let id = publish_unsure(stage, r#"["ok"]"#, Some(&reply_to)).await;
+        let end = json!({"status": "succeeded", "attempt": 2, "worker": "w", "output": {"n": 1}});
+        let asked = desk.answer(|_| json!({"final": end, "step": 2, "latest_run": 1})).await;
+        assert_eq!(asked, [json!({"id": id, "run": 1, "step": 2})]);
+        let reply = stage.rabbit.take(&reply_to).await;
+        assert_eq!((reply.text(), &reply.headers["hopline-attempt"]), (r#"{"n":1}"#, &json!(2)), "{reply:?}");
+
+        // Dead: the copy in the dead-letter queue may be missing.
+        let id = publish_unsure(stage, r#"["ok"]"#, Some(&reply_to)).await;
+        let error = json!({"code": "c", "message": "m"});
+        let end = json!({"status": "dead", "attempt": 2, "worker": "w", "reason": "fatal", "error": error});
+        desk.answer(|_| json!({"final": end, "step": 2, "latest_run": 1})).await;
+        let dead = stage.rabbit.take(&stage.dead_queue()).await;
+        assert_eq!((dead.id(), &dead.headers["hopline-reason"]), (id, &json!("fatal")), "{dead:?}");
+        assert_eq!(stage.rabbit.take(&reply_to).await.headers["hopline-status"], "dead");
+
+        // Gone on without this message: nothing is left to do.
+        for known in [json!({"step": 3, "latest_run": 1}), json!({"step": 0, "latest_run": 2})] {
+            publish_unsure(stage, r#"["ok"]"#, None).await;
+            desk.answer(|_| known.clone()).await;
+        }
+
+        // To be cancelled.
+        let id = publish_unsure(stage, r#"["ok"]"#, None).await;
+        desk.answer(|_| json!({"step": 2, "latest_run": 1, "cancel": {"by": "ops"}})).await;
+        let events = EventLog::of(stage).await.until_end(&id).await;
+        assert_eq!(events[0].event_type, EventType::Cancelled);
+
+        // Not ended: it runs.
+        let id = publish_unsure(stage, r#"["ok"]"#, None).await;
+        desk.answer(|_| json!({"step": 2, "latest_run": 1})).await;
+        assert_eq!(starts.next().await.id.to_string(), id);
+        assert!(starts.rest().is_empty());
+        let report = worker.stop().await;
+        assert_eq!((report.succeeded, report.repeats, report.cancelled), (1, 4, 1), "{report:?}");
+        assert_eq!(stage.rabbit.count(&stage.work_queue()).await, Some(0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_not_suspicious_is_not_asked_about_and_what_is_goes_together() {
+    stage(async |stage| {
+        announce_front(stage).await;
+        for _ in 0..20 {
+            publish_unsure(stage, r#"["ok"]"#, None).await;
+        }
+        let (worker, mut starts) = stage.probes_with(&asking(stage, Duration::from_secs(60)), quick());
+        let client = stage.client();
+        let args = serde_json::value::RawValue::from_string("1".to_owned()).expect("JSON");
+        let options = hopline::EnqueueOptions { queue: Some(stage.queue.clone()), ..Default::default() };
+        client.enqueue_with(&Probe(args), options).await.expect("accepted");
+        // Nobody has answered anything yet; twenty are held, which is the whole prefetch but not for long.
+        let mut desk = Desk::open(stage).await;
+        let (mut asked, mut questions) = (0, 0);
+        while asked < 20 {
+            asked += desk.answer(|_| json!({})).await.len();
+            questions += 1;
+        }
+        assert!(questions < 20, "{questions} questions for {asked} jobs");
+        let starts = starts.take(21).await;
+        assert!(starts.iter().any(|start| start.args == "1"));
+        assert_eq!(worker.stop().await.succeeded, 21);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn where_nobody_answers_jobs_run_after_a_while_and_then_at_once() {
+    stage(async |stage| {
+        announce_front(stage).await;
+        let (worker, mut starts) = stage.probes_with(&asking(stage, Duration::from_secs(2)), quick());
+        let first = publish_unsure(stage, r#"["ok"]"#, None).await;
+        assert_eq!(starts.next().await.id.to_string(), first);
+        // Nobody there: these are not held for two seconds each.
+        for _ in 0..60 {
+            publish_unsure(stage, r#"["ok"]"#, None).await;
+            starts.next().await;
+        }
+        // Until somebody answers again, be it a question about nothing.
+        let mut desk = Desk::open(stage).await;
+        desk.answer(|_| json!({})).await;
+        eventually("it is asked again", async || {
+            let id = publish_unsure(stage, r#"["ok"]"#, None).await;
+            let asked = timeout(Duration::from_secs(1), desk.answer(|_| json!({}))).await;
+            starts.next().await;
+            asked.is_ok_and(|asked| asked.iter().any(|job| job["id"] == id.as_str())).then_some(())
+        })
+        .await;
+        assert_eq!(worker.stop().await.handed_back, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_held_at_the_end_is_handed_back() {
+    stage(async |stage| {
+        announce_front(stage).await;
+        for _ in 0..5 {
+            publish_unsure(stage, r#"["ok"]"#, None).await;
+        }
+        let (worker, mut starts) = stage.probes_with(&asking(stage, Duration::from_secs(60)), quick());
+        stage.rabbit.wait_count(&stage.work_queue(), 0).await;
+        worker.stop().await;
+        stage.rabbit.wait_count(&stage.work_queue(), 5).await;
+        assert!(starts.rest().is_empty(), "none has run");
+    })
+    .await;
+}
