@@ -9,8 +9,8 @@ use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::StoreError;
 
-/// Jobs in a block.
-const FULL: i64 = 512;
+/// Jobs in a block. (Small in tests, so that they have several.)
+const FULL: i64 = if cfg!(test) { 4 } else { 512 };
 
 #[derive(Debug, Clone, Copy)]
 struct Block {
