@@ -61,6 +61,12 @@ impl JobId {
         Self(Uuid::new_v8(Uuid::new_v5(&FOREIGN, name.as_bytes()).into_bytes()))
     }
 
+    /// The id of these 128 bits, most significant byte first.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
+
     /// The id's 128 bits, most significant byte first.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 16] {

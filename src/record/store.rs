@@ -1,18 +1,48 @@
 //! The storage half of the record: what the events say of each job, in one SQLite file (`<folder>/record.db`).
 //!
 //! Everything here blocks: call it from threads that may. A page or a single answer takes milliseconds; `apply` takes
-//! as long as its batches need.
+//! as long as its batches need. One connection writes, four read.
+//!
+//! By rusqlite and not sqlx: SQLite is called, not awaited, so an async driver would be a second set of threads and
+//! channels between us and it; applying a batch is a hundred thousand short calls in one transaction.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`file`] | the file, its schema and connections; setting it aside |
+//! | [`apply`] | writing batches |
+//! | [`tend`] | what has come due, what is too old |
+//! | [`list`] | lists by filter |
+//! | [`read`] | every other answer |
+//! | [`row`], [`coding`] | columns from rows, and rows from columns |
+//!
+//! **Positions.** A position is the offset of a batch, plus `base`, and the index in it. `base` is 0 until the log is
+//! reset (its offsets begin anew); then it becomes the next multiple of 2^36 above all positions, so that lists and
+//! streams of events stay in order, and so that processes that saw the same resets give the same positions.
+//!
+//! Not here: reading the log, waiting, rates, and what a set of events means ([`super::fold`]).
+
+mod apply;
+mod coding;
+mod file;
+mod list;
+mod read;
+mod row;
+mod tend;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    fs::File,
     path::{Path, PathBuf},
+    sync::Mutex,
     time::Duration,
 };
 
 use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+use self::file::{Readers, Writer, hold};
 use super::model::{
     CancelRequest, Counts, Filter, Group, JobRecord, JobStatus, Page, Position, QueueRecord, Scope,
     StoredEvent, Summary,
@@ -48,6 +78,21 @@ pub(crate) enum StoreError {
     /// Anything else that SQLite reports: a full disk, most likely.
     #[error("the record's file cannot be used")]
     Sqlite(#[source] rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            // A constraint: two events at one position, so the offsets are not those of the log that was read.
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::ConstraintViolation) => {
+                Self::Corrupt(error.to_string())
+            }
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
+            Some(_) => Self::Sqlite(error),
+            // No error of SQLite's: what was read is not what was written.
+            None => Self::Corrupt(error.to_string()),
+        }
+    }
 }
 
 /// A batch of the log as the projector hands it over.
@@ -122,59 +167,100 @@ pub(crate) struct Ended {
 }
 
 /// The record's file. All methods block.
-pub(crate) struct Store {}
+pub(crate) struct Store {
+    path: PathBuf,
+    writer: Mutex<Writer>,
+    readers: Readers,
+    /// Holds the folder.
+    _lock: File,
+}
 
-#[allow(unused_variables)]
+/// Positions of a new epoch begin at a multiple of two to this power.
+const EPOCH_BITS: u32 = 36;
+
 impl Store {
     /// Locks `folder` (created if need be) and opens the record in it. A file of another schema version, or one that is
     /// visibly damaged, is set aside first (with a warning in the log), and an empty one made.
     pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
-        todo!()
+        let lock = file::lock(folder)?;
+        let path = folder.join("record.db");
+        let writer = Writer { db: file::open(&path)?, classes: HashMap::new() };
+        let readers = Readers::open(&path)?;
+        Ok(Self { path, writer: Mutex::new(writer), readers, _lock: lock })
     }
 
     /// Sets the file aside as `record.db.broken-<time>` (the newest three are kept) and makes an empty one. For
     /// [`StoreError::Corrupt`]; the log must be read from its beginning then. Says where the old file is.
     pub(crate) fn start_over(&self) -> Result<PathBuf, StoreError> {
-        todo!()
+        let mut writer = hold(&self.writer);
+        self.readers.close();
+        // Closes the file.
+        writer.db = Connection::open_in_memory()?;
+        writer.classes.clear();
+        let aside = file::set_aside(&self.path)?;
+        writer.db = file::open(&self.path)?;
+        self.readers.reopen(&self.path)?;
+        Ok(aside)
     }
 
     /// The last batch applied; `None` in an empty record and after [`Store::new_epoch`].
     pub(crate) fn resume(&self) -> Result<Option<Resume>, StoreError> {
-        todo!()
+        self.readers.read(|tx, _| {
+            Ok(tx.query_row("SELECT base, offset, message_id FROM meta", [], |row| {
+                let base = row.get::<_, i64>(0)?.unsigned_abs();
+                let offset: Option<i64> = row.get(1)?;
+                let message_id: Option<String> = row.get(2)?;
+                let last = offset.map(i64::unsigned_abs).zip(message_id);
+                Ok(last.map(|(offset, message_id)| Resume { offset, message_id, base }))
+            })?)
+        })
     }
 
     /// The log was reset and its offsets begin anew: what is applied from now on gets positions above all others, and
     /// [`Store::first`] moves there. Read the log from its beginning.
     pub(crate) fn new_epoch(&self) -> Result<(), StoreError> {
-        todo!()
+        let mut writer = hold(&self.writer);
+        let tx = writer.db.transaction()?;
+        let tail: i64 = tx.query_row("SELECT tail FROM meta", [], |row| row.get(0))?;
+        let base = ((coding::unpack(tail).offset >> EPOCH_BITS) + 1) << EPOCH_BITS;
+        tx.execute(
+            "UPDATE meta SET base = ?1, offset = NULL, message_id = NULL, first = max(first, ?2)",
+            [base.cast_signed(), coding::pack(base, 0)?],
+        )?;
+        tx.commit()?;
+        Ok(())
     }
 
     /// The log does not have what lies between the last batch applied and `offset` any more: [`Store::first`] moves to
     /// `offset`. (The first batch ever applied to an empty record, or in a new epoch, does this by itself.)
     pub(crate) fn missing_before(&self, offset: u64) -> Result<(), StoreError> {
-        todo!()
+        let writer = hold(&self.writer);
+        let base: i64 = writer.db.query_row("SELECT base FROM meta", [], |row| row.get(0))?;
+        let first = coding::pack(base.unsigned_abs().saturating_add(offset), 0)?;
+        writer.db.execute("UPDATE meta SET first = max(first, ?)", [first])?;
+        Ok(())
     }
 
     /// Applies batches in one transaction: rows, events and the offset. Doing it twice changes nothing more. After an
     /// error nothing was applied: read the log again from [`Store::resume`].
     pub(crate) fn apply(&self, batches: Vec<LogBatch>) -> Result<Applied, StoreError> {
-        todo!()
+        apply::apply(&mut hold(&self.writer), batches)
     }
 
     /// The last position applied.
     pub(crate) fn tail(&self) -> Result<Position, StoreError> {
-        todo!()
+        self.position("tail")
     }
 
     /// From this position on no event is missing here.
     pub(crate) fn first(&self) -> Result<Position, StoreError> {
-        todo!()
+        self.position("first")
     }
 
     /// Brings at most `limit` jobs whose time has come to `queued`; how many there were. To be called about every second
     /// (again at once while it returns `limit`): answers are right without it, but get slower.
     pub(crate) fn promote(&self, now: Timestamp, limit: usize) -> Result<usize, StoreError> {
-        todo!()
+        tend::promote(&mut hold(&self.writer), now, limit)
     }
 
     /// Deletes at most `limit` jobs that ended before `now - retention`, with all that is known of them; how many there
@@ -186,12 +272,12 @@ impl Store {
         retention: Duration,
         limit: usize,
     ) -> Result<usize, StoreError> {
-        todo!()
+        tend::expire(&mut hold(&self.writer), now, retention, limit)
     }
 
     /// A job's record.
     pub(crate) fn job(&self, id: JobId, now: Timestamp) -> Result<Option<JobRecord>, StoreError> {
-        todo!()
+        self.readers.read(|tx, classes| read::job(tx, classes, id, now))
     }
 
     /// Jobs, newest first, below the position `after`, at most `limit`. A page may be short, even empty, although `next`
@@ -203,22 +289,22 @@ impl Store {
         after: Option<Position>,
         now: Timestamp,
     ) -> Result<Page, StoreError> {
-        todo!()
+        self.readers.read(|tx, _| list::jobs(tx, filter, limit, after, now))
     }
 
     /// How many jobs there are in each state, in one queue or in all.
     pub(crate) fn counts(&self, queue: Option<&QueueName>, now: Timestamp) -> Result<Counts, StoreError> {
-        todo!()
+        self.readers.read(|tx, _| read::counts(tx, queue, now))
     }
 
     /// Counts and age of each queue that had a job; the rates are left at nothing.
     pub(crate) fn queues(&self, now: Timestamp) -> Result<BTreeMap<QueueName, QueueRecord>, StoreError> {
-        todo!()
+        self.readers.read(|tx, _| read::queues(tx, now))
     }
 
     /// Groups of dead jobs of a queue that are not purged, largest first, at most 1000.
     pub(crate) fn groups(&self, queue: &QueueName) -> Result<Vec<Group>, StoreError> {
-        todo!()
+        self.readers.read(|tx, _| read::groups(tx, queue))
     }
 
     /// Events of `scope` after `after` in the order of the log, at most `limit`; and up to where was searched: the
@@ -229,17 +315,17 @@ impl Store {
         after: Position,
         limit: usize,
     ) -> Result<(Vec<StoredEvent>, Position), StoreError> {
-        todo!()
+        self.readers.read(|tx, classes| read::events(tx, classes, scope, after, limit))
     }
 
     /// All events of a job that are kept, in the order of [`crate::event::Rank`]; at most 10,000, the newest.
     pub(crate) fn job_events(&self, id: JobId) -> Result<Vec<StoredEvent>, StoreError> {
-        todo!()
+        self.readers.read(|tx, classes| read::job_events(tx, classes, id))
     }
 
     /// What is known of these runs, in the order asked.
     pub(crate) fn lookup(&self, asked: &[(JobId, u32)]) -> Result<Vec<Found>, StoreError> {
-        todo!()
+        self.readers.read(|tx, classes| read::lookup(tx, classes, asked, Timestamp::now()))
     }
 
     /// Jobs of `queue` that have been queued, or running without news, since before `before`: the oldest first, at most
@@ -250,7 +336,7 @@ impl Store {
         before: Timestamp,
         limit: usize,
     ) -> Result<Vec<Summary>, StoreError> {
-        todo!()
+        self.readers.read(|tx, _| read::waiting_since(tx, queue, before, limit, Timestamp::now()))
     }
 
     /// Jobs without an end of which the log has said nothing since `before` (log time: the latest time of an event at
@@ -262,6 +348,17 @@ impl Store {
         before: Timestamp,
         limit: usize,
     ) -> Result<Vec<(JobId, Vec<Event>)>, StoreError> {
-        todo!()
+        self.readers.read(|tx, classes| read::stale_live(tx, classes, before, limit))
+    }
+
+    fn position(&self, column: &str) -> Result<Position, StoreError> {
+        self.readers.read(|tx, _| {
+            let packed = tx.query_row(&format!("SELECT {column} FROM meta"), [], |row| row.get(0))?;
+            Ok(coding::unpack(packed))
+        })
     }
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

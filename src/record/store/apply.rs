@@ -1,0 +1,465 @@
+//! Writing: batches of the log into the tables, one transaction for all of them.
+//!
+//! The events of a job are gathered over all batches first, so that its row is read and written once, however many of
+//! its events came.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use rusqlite::{CachedStatement, OptionalExtension, Transaction, TransactionBehavior, params};
+use serde_json::value::RawValue;
+
+use super::{
+    Applied, LogBatch, StoreError, coding,
+    file::{Class, Writer, class_number},
+    row::{HIDDEN, Index, read_row},
+};
+use crate::{
+    event::Event,
+    job::JobId,
+    record::{fold::Row, model::StoredEvent},
+};
+
+/// Batches per entry of `blocks`, as a power of two; 16 bits more for the index.
+pub(super) const BLOCK_SHIFT: u32 = 6 + 16;
+
+/// Applies batches; see [`super::Store::apply`].
+pub(super) fn apply(writer: &mut Writer, batches: Vec<LogBatch>) -> Result<Applied, StoreError> {
+    let tx = writer.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let applied = apply_in(&tx, &mut writer.classes, batches);
+    let committed = applied.and_then(|applied| {
+        tx.commit()?;
+        Ok(applied)
+    });
+    if committed.is_err() {
+        writer.classes.clear();
+    }
+    committed
+}
+
+fn apply_in(
+    tx: &Transaction<'_>,
+    classes: &mut HashMap<Class, i64>,
+    batches: Vec<LogBatch>,
+) -> Result<Applied, StoreError> {
+    let mut place = LogPlace::read(tx)?;
+    let jobs = gather(&mut place, batches)?;
+    let mut work = Work::new(tx, classes)?;
+    for job in jobs {
+        work.take_job(job)?;
+    }
+    let Work { mut applied, counts, groups, blocks, .. } = work;
+    write_sums(tx, &counts, &groups, &blocks)?;
+    place.write(tx)?;
+    applied.tail = coding::unpack(place.tail);
+    applied.news.sort_unstable_by_key(|news| news.position);
+    Ok(applied)
+}
+
+/// Where in the log the record is.
+struct LogPlace {
+    base: u64,
+    /// Offset and message id of the last batch.
+    last: Option<(u64, String)>,
+    tail: i64,
+    first: i64,
+    clock: i64,
+    now: i64,
+}
+
+impl LogPlace {
+    fn read(tx: &Transaction<'_>) -> Result<Self, StoreError> {
+        let place =
+            tx.query_row("SELECT base, offset, message_id, tail, first, clock FROM meta", [], |row| {
+                let offset: Option<i64> = row.get(1)?;
+                let message_id: Option<String> = row.get(2)?;
+                Ok(Self {
+                    base: row.get::<_, i64>(0)?.unsigned_abs(),
+                    last: offset.map(i64::unsigned_abs).zip(message_id),
+                    tail: row.get(3)?,
+                    first: row.get(4)?,
+                    clock: row.get(5)?,
+                    now: Timestamp::now().as_millisecond(),
+                })
+            })?;
+        Ok(place)
+    }
+
+    /// Moves over a batch and gives the number that its positions begin with.
+    fn enter(&mut self, offset: u64, message_id: String, last_index: u16) -> Result<(), StoreError> {
+        let position = self.position(offset, 0)?;
+        if self.last.is_none() {
+            self.first = self.first.max(position);
+        }
+        if self.last.as_ref().is_none_or(|(last, _)| *last <= offset) {
+            self.last = Some((offset, message_id));
+        }
+        self.tail = self.tail.max(self.position(offset, last_index)?);
+        Ok(())
+    }
+
+    fn position(&self, offset: u64, index: u16) -> Result<i64, StoreError> {
+        coding::pack(self.base.saturating_add(offset), index)
+    }
+
+    /// The log's own time: the latest that an event had so far. A clock that runs ahead of ours does not move it on.
+    fn tick(&mut self, event: &Event) -> i64 {
+        self.clock = self.clock.max(event.time.as_millisecond().min(self.now));
+        self.clock
+    }
+
+    fn write(&self, tx: &Transaction<'_>) -> Result<(), StoreError> {
+        let (offset, message_id) = self.last.as_ref().map(|(offset, id)| (offset, id.as_str())).unzip();
+        tx.prepare_cached("UPDATE meta SET offset = ?, message_id = ?, tail = ?, first = ?, clock = ?")?
+            .execute(params![
+                offset.map(|offset| offset.cast_signed()),
+                message_id,
+                self.tail,
+                self.first,
+                self.clock
+            ])?;
+        Ok(())
+    }
+}
+
+/// What the batches say of one job.
+struct Gathered {
+    id: JobId,
+    /// The log's clock at its last event.
+    heard: i64,
+    events: Vec<(i64, Event)>,
+}
+
+fn gather(place: &mut LogPlace, batches: Vec<LogBatch>) -> Result<Vec<Gathered>, StoreError> {
+    let mut jobs: Vec<Gathered> = Vec::new();
+    let mut known: HashMap<JobId, usize> = HashMap::new();
+    for LogBatch { offset, message_id, events } in batches {
+        let last_index = events.iter().map(|(index, _)| *index).max().unwrap_or_default();
+        place.enter(offset, message_id, last_index)?;
+        for (index, event) in events {
+            let position = place.position(offset, index)?;
+            let heard = place.tick(&event);
+            let slot = *known.entry(event.job).or_insert(jobs.len());
+            match jobs.get_mut(slot) {
+                Some(job) => {
+                    job.heard = heard;
+                    job.events.push((position, event));
+                }
+                None => jobs.push(Gathered { id: event.job, heard, events: vec![(position, event)] }),
+            }
+        }
+    }
+    Ok(jobs)
+}
+
+/// A job as it is stored.
+struct Known {
+    position: i64,
+    index: Index,
+    row: Row,
+}
+
+/// New args or output of a job: to be written, or (none) to be removed.
+type Change = Option<Option<Box<RawValue>>>;
+
+/// One call's work: its statements, and what it adds up.
+struct Work<'a> {
+    tx: &'a Transaction<'a>,
+    classes: &'a mut HashMap<Class, i64>,
+    select_job: CachedStatement<'a>,
+    insert_job: CachedStatement<'a>,
+    update_job: CachedStatement<'a>,
+    insert_event: CachedStatement<'a>,
+    applied: Applied,
+    /// Changes of `counts` by class and state.
+    counts: HashMap<(i64, u8), i64>,
+    /// Changes of `dead_groups` by class and fingerprint.
+    groups: HashMap<(i64, i64), i64>,
+    /// Earliest and latest submission by block.
+    blocks: HashMap<i64, (i64, i64)>,
+}
+
+impl<'a> Work<'a> {
+    fn new(tx: &'a Transaction<'a>, classes: &'a mut HashMap<Class, i64>) -> Result<Self, StoreError> {
+        Ok(Self {
+            tx,
+            classes,
+            select_job: tx.prepare_cached(
+                "SELECT position, class, state, at, ended, failed, fingerprint, died, created, body
+                 FROM jobs WHERE id = ?",
+            )?,
+            insert_job: tx.prepare_cached(
+                "INSERT INTO jobs (position, id, heard, class, state, at, ended, failed, fingerprint, died, created, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            )?,
+            update_job: tx.prepare_cached(
+                "UPDATE jobs SET heard = ?2, class = ?3, state = ?4, at = ?5, ended = ?6, failed = ?7,
+                 fingerprint = ?8, died = ?9, created = ?10, body = ?11 WHERE position = ?1",
+            )?,
+            insert_event: tx.prepare_cached(
+                "INSERT INTO events (position, job, class, what, run, step, extra, time, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT (job, what, run, step, extra) DO NOTHING",
+            )?,
+            applied: Applied::default(),
+            counts: HashMap::new(),
+            groups: HashMap::new(),
+            blocks: HashMap::new(),
+        })
+    }
+
+    fn take_job(&mut self, job: Gathered) -> Result<(), StoreError> {
+        let Gathered { id, heard, events } = job;
+        let known = self.known(id)?;
+        let before = known.as_ref().map(|known| known.row.clone());
+        let (position, index, mut row) = match known {
+            Some(Known { position, index, row }) => (position, Some(index), row),
+            // A job that nobody has heard of lies where its first event does.
+            None => (events.iter().map(|(at, _)| *at).min().unwrap_or_default(), None, Row::default()),
+        };
+        let (mut args, mut output): (Change, Change) = (None, None);
+        for (at, mut event) in events {
+            let merged = row.merge(&event);
+            let is_new = self.store_event(at, position, &event)?;
+            let (event_args, event_output) = strip(&mut event);
+            if merged.args {
+                args = Some(event_args);
+            }
+            if merged.output {
+                output = Some(event_output);
+            }
+            if is_new {
+                self.applied.news.push(StoredEvent { position: coding::unpack(at), event });
+            }
+        }
+        self.store_payload("args", position, args)?;
+        self.store_payload("outputs", position, output)?;
+        self.store_row(id, position, heard, before.as_ref().zip(index), &row)
+    }
+
+    fn known(&mut self, id: JobId) -> Result<Option<Known>, StoreError> {
+        let mut rows = self.select_job.query(params![id.as_bytes()])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let index = Index {
+            class: row.get(1)?,
+            state: row.get(2)?,
+            at: row.get(3)?,
+            ended: row.get(4)?,
+            failed: row.get(5)?,
+            fingerprint: row.get(6)?,
+            died: row.get(7)?,
+            created: row.get(8)?,
+        };
+        let body = row.get_ref(9)?.as_str().map_err(rusqlite::Error::from)?;
+        Ok(Some(Known { position: row.get(0)?, index, row: read_row(body)? }))
+    }
+
+    /// Stores an event unless a copy of it is there; whether it is new. Of twins that share a place but say different
+    /// things the greater one stays, whichever came first.
+    fn store_event(&mut self, at: i64, job: i64, event: &Event) -> Result<bool, StoreError> {
+        // The decoder lets no event pass that has no queue.
+        let Some(queue) = &event.data.queue else { return Ok(false) };
+        let class = class_number(self.tx, self.classes, queue, event.data.kind.as_ref())?;
+        let key = coding::key(event);
+        let (time, body) = (event.time.as_millisecond(), coding::encode(event, &key));
+        let inserted = self
+            .insert_event
+            .execute(params![at, job, class, key.what, key.run, key.step, key.extra, time, body])?;
+        if inserted == 0 {
+            self.tx
+                .prepare_cached(
+                    "UPDATE events SET class = ?6, time = ?7, body = ?8
+                     WHERE job = ?1 AND what = ?2 AND run = ?3 AND step = ?4 AND extra = ?5
+                     AND (time, body, class) < (?7, ?8, ?6)",
+                )?
+                .execute(params![job, key.what, key.run, key.step, key.extra, class, time, body])?;
+        }
+        Ok(inserted > 0)
+    }
+
+    fn store_payload(&mut self, table: &str, job: i64, change: Change) -> Result<(), StoreError> {
+        match change {
+            None => {}
+            Some(Some(value)) => {
+                self.tx
+                    .prepare_cached(&format!("INSERT OR REPLACE INTO {table} (job, body) VALUES (?, ?)"))?
+                    .execute(params![job, value.get()])?;
+            }
+            Some(None) => {
+                self.tx.prepare_cached(&format!("DELETE FROM {table} WHERE job = ?"))?.execute([job])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn store_row(
+        &mut self,
+        id: JobId,
+        position: i64,
+        heard: i64,
+        before: Option<(&Row, Index)>,
+        row: &Row,
+    ) -> Result<(), StoreError> {
+        self.applied.changed.push(id);
+        if let Some((old, index)) = &before
+            && *old == row
+        {
+            return self.store_heard(position, heard, index.state);
+        }
+        let class = match row.queue() {
+            Some(queue) => class_number(self.tx, self.classes, queue, row.kind())?,
+            None => 0,
+        };
+        let index = Index::of(row, class);
+        let body = serde_json::to_string(row)
+            .map_err(|error| StoreError::Corrupt(format!("a row cannot be written: {error}")))?;
+        if before.is_some() {
+            self.update_job.execute(params![
+                position,
+                heard,
+                index.class,
+                index.state,
+                index.at,
+                index.ended,
+                index.failed,
+                index.fingerprint,
+                index.died,
+                index.created,
+                body
+            ])?;
+        } else {
+            self.insert_job.execute(params![
+                position,
+                id.as_bytes(),
+                heard,
+                index.class,
+                index.state,
+                index.at,
+                index.ended,
+                index.failed,
+                index.fingerprint,
+                index.died,
+                index.created,
+                body
+            ])?;
+        }
+        self.store_beside(position, before.as_ref().map(|(old, _)| *old), row)?;
+        self.add_up(id, position, before, row, &index);
+        Ok(())
+    }
+
+    /// Copies say nothing new, but that the log still tells of the job.
+    fn store_heard(&mut self, position: i64, heard: i64, state: u8) -> Result<(), StoreError> {
+        if state < super::row::FIRST_FINAL {
+            self.tx
+                .prepare_cached("UPDATE jobs SET heard = ? WHERE position = ?")?
+                .execute([heard, position])?;
+        }
+        Ok(())
+    }
+
+    /// Tags and searchable text.
+    fn store_beside(&mut self, position: i64, before: Option<&Row>, row: &Row) -> Result<(), StoreError> {
+        let (old_tags, tags) = (before.map(Row::tags).unwrap_or_default(), row.tags());
+        if old_tags != tags {
+            for tag in old_tags {
+                self.tx
+                    .prepare_cached("DELETE FROM tags WHERE tag = ? AND position = ?")?
+                    .execute(params![tag, position])?;
+            }
+            for tag in tags {
+                self.tx
+                    .prepare_cached("INSERT OR IGNORE INTO tags (tag, position) VALUES (?, ?)")?
+                    .execute(params![tag, position])?;
+            }
+        }
+        let (old_error, error) = (before.and_then(Row::error), row.error());
+        if old_error != error {
+            if old_error.is_some() {
+                self.tx.prepare_cached("DELETE FROM search WHERE rowid = ?")?.execute([position])?;
+            }
+            if let Some(error) = error {
+                self.tx
+                    .prepare_cached("INSERT INTO search (rowid, text) VALUES (?, ?)")?
+                    .execute(params![position, super::list::searchable(error)])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_up(&mut self, id: JobId, position: i64, before: Option<(&Row, Index)>, row: &Row, index: &Index) {
+        if index.state >= super::row::FIRST_FINAL && index.state != HIDDEN {
+            let same = |(old, known): &(&Row, Index)| known.state == index.state && old.run() == row.run();
+            if !before.as_ref().is_some_and(same) {
+                self.applied.ended.push(id);
+            }
+        }
+        let old = before.map(|(_, index)| index);
+        for (known, by) in [(old.as_ref(), -1), (Some(index), 1)] {
+            let Some(known) = known else { continue };
+            if known.state != HIDDEN {
+                *self.counts.entry((known.class, known.state)).or_default() += by;
+            }
+            if let (Some(fingerprint), Some(_)) = (known.fingerprint, known.died) {
+                *self.groups.entry((known.class, fingerprint)).or_default() += by;
+            }
+        }
+        if old.is_none_or(|old| old.created != index.created) {
+            let created = index.created;
+            let block = self.blocks.entry(position >> BLOCK_SHIFT).or_insert((created, created));
+            *block = (block.0.min(created), block.1.max(created));
+        }
+    }
+}
+
+/// Takes args and output out of an event, as [`Event::public`] does.
+fn strip(event: &mut Event) -> (Option<Box<RawValue>>, Option<Box<RawValue>>) {
+    let data = &mut event.data;
+    data.args_omitted |= data.args.is_some();
+    data.output_omitted |= data.output.is_some();
+    (data.args.take(), data.output.take())
+}
+
+/// Adds to the tables that are sums over others.
+pub(super) fn write_sums(
+    tx: &Transaction<'_>,
+    counts: &HashMap<(i64, u8), i64>,
+    groups: &HashMap<(i64, i64), i64>,
+    blocks: &HashMap<i64, (i64, i64)>,
+) -> Result<(), StoreError> {
+    let mut add = tx.prepare_cached(
+        "INSERT INTO counts (class, state, n) VALUES (?, ?, ?)
+         ON CONFLICT (class, state) DO UPDATE SET n = n + excluded.n",
+    )?;
+    for ((class, state), by) in counts.iter().filter(|(_, by)| **by != 0) {
+        add.execute(params![class, state, by])?;
+    }
+    let mut add = tx.prepare_cached(
+        "INSERT INTO dead_groups (class, fingerprint, n) VALUES (?1, ?2, ?3)
+         ON CONFLICT (class, fingerprint) DO UPDATE SET n = n + excluded.n RETURNING n",
+    )?;
+    let mut remove = tx.prepare_cached("DELETE FROM dead_groups WHERE class = ? AND fingerprint = ?")?;
+    for ((class, fingerprint), by) in groups.iter().filter(|(_, by)| **by != 0) {
+        let left: i64 = add.query_row(params![class, fingerprint, by], |row| row.get(0))?;
+        if left <= 0 {
+            remove.execute([class, fingerprint])?;
+        }
+    }
+    let mut widen = tx.prepare_cached(
+        "INSERT INTO blocks (block, low, high) VALUES (?, ?, ?)
+         ON CONFLICT (block) DO UPDATE SET low = min(low, excluded.low), high = max(high, excluded.high)",
+    )?;
+    for (block, (low, high)) in blocks {
+        widen.execute([block, low, high])?;
+    }
+    Ok(())
+}
+
+/// The position and the row of a job.
+pub(super) fn find_job(tx: &Transaction<'_>, id: JobId) -> Result<Option<(i64, Row)>, StoreError> {
+    let found: Option<(i64, String)> = tx
+        .prepare_cached("SELECT position, body FROM jobs WHERE id = ?")?
+        .query_row(params![id.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    found.map(|(position, body)| Ok((position, read_row(&body)?))).transpose()
+}
