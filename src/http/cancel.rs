@@ -121,7 +121,7 @@ mod tests {
             let mut job = told(&envelope("{}"), &reply(Status::Succeeded, None, "1"));
             job.summary.status = status;
             job.summary.cancel =
-                asked.then(|| CancelRequest { at: Timestamp::UNIX_EPOCH, by: None, reason: None });
+                asked.then_some(CancelRequest { at: Timestamp::UNIX_EPOCH, by: None, reason: None });
             settled(&job).map(|answer| match answer {
                 Ok(response) => response.status().as_u16(),
                 Err(problem) => problem.code.status().as_u16(),

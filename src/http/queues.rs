@@ -278,6 +278,7 @@ fn time_to_drain(ready: u32, rate: f64) -> Option<f64> {
 
 /// How many workers keep up with what arrives and empty the queue in [`DRAIN_TIME`]: the attempts that must run at the
 /// same time for that, over those that one worker runs. At least 1; none while nothing was measured.
+#[expect(clippy::cast_possible_truncation, reason = "a number of workers; an absurd one saturates")]
 fn suggested_replicas(ready: u32, record: &QueueRecord, concurrency: Option<f64>) -> Option<u64> {
     let wanted = record.arrival_rate + f64::from(ready) / DRAIN_TIME;
     let (duration, concurrency) = (record.mean_duration?, concurrency.filter(|slots| *slots > 0.0)?);

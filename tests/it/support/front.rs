@@ -51,7 +51,8 @@ impl Answer {
         assert_eq!(problem["type"], format!("urn:hopline:problem:{code}"));
         assert!(problem["title"].is_string() && problem["detail"].is_string(), "{self:?}");
         assert!(!self.header("x-request-id").is_empty(), "{self:?}");
-        assert_eq!(status == 503, !self.header("retry-after").is_empty(), "{self:?}");
+        let again = status == 503 || code == "in_flight";
+        assert_eq!(again, !self.header("retry-after").is_empty(), "{self:?}");
         problem
     }
 
@@ -90,6 +91,12 @@ impl Front {
 
     pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.send(self.http.delete(self.url(path))).await
+    }
+
+    /// A `PUT` of JSON.
+    pub(crate) async fn put(&self, path: &str, body: impl Into<String>) -> Answer {
+        let request = self.http.put(self.url(path)).header("content-type", "application/json");
+        self.send(request.body(body.into())).await
     }
 
     /// Tells the front to end, without waiting for it.
