@@ -6,11 +6,13 @@
 //! any number of these processes may run. [`serve`] runs it; a request goes through `front` (request id, log line,
 //! panics, guard) to one file per call.
 
+mod acts;
 mod answer;
 mod batch;
 mod body;
 mod cancel;
 mod cursor;
+mod dead;
 mod ending;
 mod events;
 mod fields;
@@ -37,7 +39,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use thiserror::Error;
 use tokio::{
@@ -96,6 +98,8 @@ struct Shared {
     keys: Keys,
     http: config::Http,
     limits: config::Limits,
+    /// The queue of acts.
+    acts: QueueName,
     confirm_timeout: Duration,
     /// Queues that the configuration names.
     queues: Vec<QueueName>,
@@ -135,6 +139,7 @@ impl App {
             keys,
             http: config.http.clone(),
             limits: config.limits.clone(),
+            acts: acts::queue(config),
             confirm_timeout: config.amqp.confirm_timeout,
             queues: config.amqp.queues.clone(),
             in_flight: places(config.http.max_in_flight),
@@ -231,6 +236,9 @@ fn router(app: App) -> Router {
         .route("/v1/jobs", post(jobs::post).get(list::get))
         .route("/v1/jobs/batch", post(batch::post))
         .route("/v1/jobs/counts", get(list::counts))
+        .route("/v1/jobs/replay", post(acts::replay))
+        .route("/v1/jobs/cancel", post(acts::cancel))
+        .route("/v1/jobs/{id}/replay", post(acts::replay_one))
         .route("/v1/jobs/{id}", get(job::get).put(jobs::put).delete(cancel::delete))
         .route("/v1/jobs/{id}/output", get(job::output))
         .route("/v1/jobs/{id}/events", get(events::of_job))
@@ -239,6 +247,10 @@ fn router(app: App) -> Router {
         .route("/v1/queues/{queue}", get(queues::get))
         .route("/v1/queues/{queue}/pause", post(queues::pause))
         .route("/v1/queues/{queue}/resume", post(queues::resume))
+        .route("/v1/queues/{queue}/dead", get(dead::list).delete(dead::purge))
+        .route("/v1/queues/{queue}/dead/groups", get(dead::groups))
+        .route("/v1/queues/{queue}/dead/replay", post(dead::replay))
+        .route("/v1/queues/{queue}/jobs", delete(dead::purge_jobs))
         .route("/v1/workers", get(workers::list))
         .route("/v1/kinds", get(workers::kinds))
         .route("/v1/rpc/{kind}", post(rpc::post))

@@ -108,6 +108,20 @@ impl Admin {
         self.ask(&name, restoring).await
     }
 
+    /// Declares the dead-letter queue of a queue that may not exist.
+    #[cfg(feature = "server")]
+    pub(crate) async fn declare_dead(&self, names: &Names, queue: &QueueName) -> Result<(), LinkDown> {
+        let declaring = async {
+            let plan = Plan { names: names.clone(), queues: Vec::new() };
+            let declared = plan.declare_dead(&self.channel().await?, queue).await;
+            declared.map_err(|error| LinkDown(error.to_string()))
+        };
+        match timeout(REQUEST_TIMEOUT, declaring).await {
+            Ok(declared) => declared,
+            Err(_) => Err(LinkDown("no answer to the declaring of a dead-letter queue".to_owned())),
+        }
+    }
+
     /// Answers from memory, else by asking.
     async fn ask(
         &self,

@@ -29,14 +29,13 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+#[cfg(feature = "worker")]
+pub(crate) use self::record::Announced;
 pub use self::{
     record::CancelOrder,
     state::{Pause, Pauses},
 };
-pub(crate) use self::{
-    record::{Announced, Written},
-    state::Route,
-};
+pub(crate) use self::{record::Written, state::Route};
 use self::{
     record::{PauseOrder, Record},
     state::State,

@@ -174,6 +174,32 @@ impl Live {
         depth.map_err(|down| SubmitError::Unavailable(down.0))
     }
 
+    /// Declares a queue's company and bindings anew, if the queue itself exists or is one of this process's own;
+    /// whether it does.
+    #[cfg(feature = "server")]
+    pub(crate) async fn restore(&self, queue: &QueueName) -> Result<bool, crate::amqp::connection::LinkDown> {
+        let link = self.publisher.link();
+        if link.declares(queue) {
+            return link.repair().await.map(|()| true);
+        }
+        self.admin.restore(&self.names, queue).await
+    }
+
+    /// Declares the dead-letter queue of a queue that may not exist.
+    #[cfg(feature = "server")]
+    pub(crate) async fn declare_dead(
+        &self,
+        queue: &QueueName,
+    ) -> Result<(), crate::amqp::connection::LinkDown> {
+        self.admin.declare_dead(&self.names, queue).await
+    }
+
+    /// Whether args and outputs of a kind stay out of the record, as far as workers have said.
+    #[cfg(feature = "server")]
+    pub(crate) fn is_private(&self, kind: &crate::job::Kind) -> bool {
+        self.known.get().is_some_and(|known| known.is_private(kind))
+    }
+
     pub(super) async fn check_queue(&self, queue: &QueueName, deadline: Instant) -> Result<(), SubmitError> {
         let link = self.publisher.link();
         if link.declares(queue) {

@@ -117,6 +117,14 @@ impl App {
         }
     }
 
+    /// Waits until the record knows what is in the log.
+    ///
+    /// # Errors
+    /// The problem, when that takes too long.
+    pub(super) async fn catch_up(&self) -> Result<(), Problem> {
+        self.record.catch_up(Instant::now() + CATCH_UP).await.map_err(|error| Problem::record(&error))
+    }
+
     /// A job's record, after catching up with the log where that is needed; none: there is no such job.
     ///
     /// # Errors

@@ -73,6 +73,8 @@ codes! {
     JobNotFound = NOT_FOUND "job_not_found" "There is no such job";
     /// There is no queue of this name.
     QueueNotFound = NOT_FOUND "queue_not_found" "There is no such queue";
+    /// No dead job has this fingerprint.
+    UnknownGroup = NOT_FOUND "unknown_group" "There is no such group of dead jobs";
     /// The job succeeded; its output was too long to be recorded, or its kind is not recorded.
     OutputNotRecorded = NOT_FOUND "output_not_recorded" "The output was not recorded";
     /// The path has other methods; `Allow` names them.
@@ -89,6 +91,8 @@ codes! {
     NoOutput = CONFLICT "no_output" "The job ended without an output";
     /// The job has ended: it cannot be cancelled any more.
     AlreadyFinished = CONFLICT "already_finished" "The job has already ended";
+    /// Only a dead job can be replayed.
+    NotDead = CONFLICT "not_dead" "The job cannot be replayed";
     /// Body, args or an item over its limit of bytes.
     TooLarge = PAYLOAD_TOO_LARGE "too_large" "The request is over a limit of bytes";
     /// More items in a batch than allowed.
@@ -308,6 +312,12 @@ impl Problem {
     pub(super) fn record(error: &RecordError) -> Self {
         match error {
             RecordError::Behind(why) => Self::new(Code::RecordBehind, format!("{why}; try again")),
+            RecordError::Busy => Self::new(Code::Overloaded, "too much is asked of the record; try again"),
+            RecordError::Filter(member) => {
+                let mut errors = Errors::new(1);
+                errors.parameter(member, "cannot be read");
+                Self::invalid(errors)
+            }
             error => {
                 tracing::error!(%error, "the record cannot be read");
                 Self::new(Code::Internal, "the record cannot be read; the log says why")

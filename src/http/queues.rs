@@ -36,13 +36,13 @@ const ASKING: usize = 8;
 const DRAIN_TIME: f64 = 60.0;
 
 /// The part of a path that names a queue.
-type QueuePath = Result<Path<String>, PathRejection>;
+pub(super) type QueuePath = Result<Path<String>, PathRejection>;
 
-fn no_queue() -> Problem {
+pub(super) fn no_queue() -> Problem {
     Problem::new(Code::QueueNotFound, "no worker has declared this queue, and no job was ever sent to it")
 }
 
-fn read_queue(path: QueuePath) -> Result<QueueName, Problem> {
+pub(super) fn read_queue(path: QueuePath) -> Result<QueueName, Problem> {
     path.ok().and_then(|Path(text)| QueueName::parse(text).ok()).ok_or_else(no_queue)
 }
 
@@ -278,6 +278,7 @@ fn time_to_drain(ready: u32, rate: f64) -> Option<f64> {
 
 /// How many workers keep up with what arrives and empty the queue in [`DRAIN_TIME`]: the attempts that must run at the
 /// same time for that, over those that one worker runs. At least 1; none while nothing was measured.
+#[expect(clippy::cast_possible_truncation, reason = "a number of workers; an absurd one saturates")]
 fn suggested_replicas(ready: u32, record: &QueueRecord, concurrency: Option<f64>) -> Option<u64> {
     let wanted = record.arrival_rate + f64::from(ready) / DRAIN_TIME;
     let (duration, concurrency) = (record.mean_duration?, concurrency.filter(|slots| *slots > 0.0)?);

@@ -340,13 +340,17 @@ impl Record {
         self.0.shared.touched().add(id, barriers.asked());
     }
 
-    /// A job's record. Catches up, for at most `patience`, when the job is unknown or was touched.
+    /// A job's record. Catches up, for at most `patience`, when the job is unknown or was touched; without patience, it
+    /// is what is known now.
     ///
     /// # Errors
     /// [`RecordError::Behind`] when it is unknown and catching up took too long; [`RecordError::Storage`].
     pub async fn job(&self, id: JobId, patience: Duration) -> Result<Option<JobRecord>, RecordError> {
         let shared = &self.0.shared;
         let fetch = || shared.read(move |store| store.job(id, Timestamp::now()));
+        if patience.is_zero() {
+            return fetch().await;
+        }
         let wanted = shared.touched().of(id);
         if wanted.is_none_or(|asked| shared.barriers.answered() > asked)
             && let Some(job) = fetch().await?

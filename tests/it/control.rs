@@ -357,6 +357,25 @@ fn in_ms(body: &Value, at: jiff::Timestamp) -> Value {
 }
 
 #[tokio::test]
+async fn what_was_written_last_is_written_again_on_a_new_connection() {
+    stage(async |stage| {
+        let front = stage.front().await;
+        let told = async || {
+            let records = stage.control_log().await.into_iter();
+            let told: Vec<Value> =
+                records.map(|(_, body)| body).filter(|body| body["paused"] == true).collect();
+            told
+        };
+        front.client.pause(&stage.queue, true, Some("ops".into())).await.expect("an order");
+        let first = eventually("an order in the log", async || told().await.pop()).await;
+        stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "http", "publish"]).await;
+        let both = eventually("once more", async || Some(told().await).filter(|told| told.len() > 1)).await;
+        assert!(both.iter().all(|record| *record == first), "{both:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_log_that_was_deleted_is_told_again_what_is_known() {
     stage(async |stage| {
         let (worker, _log) = stage.probes();

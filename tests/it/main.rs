@@ -27,6 +27,7 @@ mod ladder;
 mod layering;
 mod process_http;
 mod process_ledger;
+mod process_record;
 mod process_start;
 mod process_suspects;
 mod process_worker;

@@ -13,7 +13,10 @@ use crate::{
         App,
         sse::{Frame, Frames, KEEP_ALIVE},
     },
-    record::model::{Position, Scope},
+    record::{
+        RecordError,
+        model::{Position, Scope},
+    },
 };
 
 /// Events that are read and sent at once.
@@ -55,9 +58,9 @@ impl LogStream {
             let tail = *self.tail.borrow_and_update();
             let record = &self.app.record;
             let (events, searched) =
-                record.events(self.scope.clone(), self.after, PIECE).await.map_err(log).ok()?;
+                record.events(self.scope.clone(), self.after, PIECE).await.inspect_err(log).ok()?;
             // After reading, because what is read meanwhile may be forgotten meanwhile.
-            let first = record.first().await.map_err(log).ok()?;
+            let first = record.first().await.inspect_err(log).ok()?;
             if let Some(next) = missing(self.after, first) {
                 frames.gap(self.after, next);
                 self.after = next;
@@ -103,7 +106,7 @@ impl Frame for LogStream {
     }
 }
 
-fn log(error: crate::record::RecordError) {
+fn log(error: &RecordError) {
     tracing::debug!(%error, "an event stream ends");
 }
 
