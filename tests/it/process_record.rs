@@ -43,7 +43,8 @@ impl Fate {
             Self::Delayed => (json!({}), json!({ "delay": "300ms" })),
             Self::Expired => (json!({}), json!({ "expires_in": "1ms" })),
         };
-        let mut job = json!({ "kind": KIND, "queue": stage.queue, "args": args, "tags": [format!("{self:?}")] });
+        let mut job =
+            json!({ "kind": KIND, "queue": stage.queue, "args": args, "tags": [format!("{self:?}")] });
         job.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         if self == Self::Cancelled {
             // Long enough to be cancelled before its time.
@@ -138,7 +139,11 @@ async fn records_of_replicas_agree_with_each_other_and_with_the_handlers() {
         let (status, run, attempt) = &records[0][id];
         let expected = (fate.status(), 1, fate.attempts());
         let ledger = starts.get(id).copied().unwrap_or(0) as u64;
-        assert_eq!(((status.as_str(), *run, ledger), *attempt), (expected, (*attempt).max(ledger)), "{id} {fate:?}");
+        assert_eq!(
+            ((status.as_str(), *run, ledger), *attempt),
+            (expected, (*attempt).max(ledger)),
+            "{id} {fate:?}"
+        );
     }
     assert_eq!(records[0].len(), jobs.len(), "records of jobs that nobody submitted");
 
@@ -152,4 +157,3 @@ async fn records_of_replicas_agree_with_each_other_and_with_the_handlers() {
     say(format_args!("{} jobs, two replicas and a rebuilt one agree", jobs.len()));
     drop(workers);
 }
-

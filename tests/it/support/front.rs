@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use hopline::Client;
+use hopline::{Client, record::Record};
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
 use tokio::{
@@ -19,6 +19,8 @@ pub(crate) struct Front {
     pub(crate) address: SocketAddr,
     /// The client that it submits through.
     pub(crate) client: Client,
+    /// Its record.
+    pub(crate) record: Record,
     stop: CancellationToken,
     http: reqwest::Client,
 }
@@ -65,9 +67,9 @@ impl Answer {
 }
 
 impl Front {
-    pub(crate) fn new(address: SocketAddr, client: Client, stop: CancellationToken) -> Self {
+    pub(crate) fn new(address: SocketAddr, client: Client, record: Record, stop: CancellationToken) -> Self {
         let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("an HTTP client");
-        Self { address, client, stop, http }
+        Self { address, client, record, stop, http }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
