@@ -13,6 +13,8 @@
 
 mod control;
 mod dead;
+mod dead_letters;
+mod dead_pass;
 mod docs;
 mod faults_alarm;
 mod faults_network;
@@ -34,6 +36,7 @@ mod process_worker;
 mod publisher;
 mod python;
 mod readme;
+mod reconciler;
 mod record;
 mod recovery;
 mod routing;
