@@ -257,8 +257,9 @@ impl Default for Shutdown {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Record {
-    /// Folder of an HTTP process's record; each process needs its own, and locks it. It can be deleted while the
-    /// process is down: the record is rebuilt from the event log. Default `hopline-record` in the working directory.
+    /// Folder of an HTTP process's record; each process needs its own, and locks it. What is in `record.db` can be
+    /// deleted while the process is down: it is rebuilt from the event log. `keys.db` cannot be: it has the ids and keys
+    /// of requests of the last 24 hours. Default `hopline-record` in the working directory.
     pub path: PathBuf,
     /// Longest args and output that are recorded, in bytes; longer ones are left out of the record (not of the
     /// job). At most 1 MiB. Default 64 KiB.

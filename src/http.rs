@@ -22,7 +22,9 @@ mod guard;
 mod health;
 mod job;
 mod jobs;
+mod keyed;
 mod list;
+mod naming;
 pub mod problem;
 mod queues;
 mod rpc;
@@ -33,7 +35,7 @@ mod submission;
 mod wait;
 mod workers;
 
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -47,7 +49,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    body::BodyMemory,
+    body::{BodyMemory, Room},
     guard::{Guard, is_loopback},
     problem::{Code, Problem},
 };
@@ -55,7 +57,10 @@ use crate::{
     client::{Client, Submission},
     config::{self, Config},
     job::QueueName,
-    record::Record,
+    record::{
+        Record, RecordError,
+        keys::{Claim, Keys},
+    },
 };
 
 /// Why the HTTP front cannot be served.
@@ -78,6 +83,9 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// The ids and keys that clients chose cannot be kept.
+    #[error(transparent)]
+    Keys(#[from] RecordError),
 }
 
 /// What all requests share.
@@ -87,10 +95,12 @@ struct App(Arc<Shared>);
 struct Shared {
     client: Client,
     record: Record,
+    keys: Keys,
     http: config::Http,
     limits: config::Limits,
     /// The queue of acts.
     acts: QueueName,
+    confirm_timeout: Duration,
     /// Queues that the configuration names.
     queues: Vec<QueueName>,
     in_flight: Arc<Semaphore>,
@@ -121,14 +131,16 @@ impl std::ops::Deref for App {
 }
 
 impl App {
-    fn new(config: &Config, client: Client, record: Record, stopping: Stopping) -> Self {
+    fn new(config: &Config, client: Client, record: Record, keys: Keys, stopping: Stopping) -> Self {
         let places = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
         Self(Arc::new(Shared {
             client,
             record,
+            keys,
             http: config.http.clone(),
             limits: config.limits.clone(),
             acts: acts::queue(config),
+            confirm_timeout: config.amqp.confirm_timeout,
             queues: config.amqp.queues.clone(),
             in_flight: places(config.http.max_in_flight),
             waiters: places(config.http.max_waiters),
@@ -149,13 +161,12 @@ impl App {
         })
     }
 
-    /// Submits a job: accepted only after the broker's confirm.
-    async fn submit(&self, job: Submission) -> Result<(), Problem> {
-        let _place = self.enter()?;
-        let id = job.envelope.id;
-        let result = self.client.submit(job).await;
-        self.record.touch(id);
-        result.map_err(|error| Problem::submit(&error, id))
+    /// Submits a job, within its claim if it has one: accepted only after the broker's confirm. `room` is kept until
+    /// then.
+    async fn submit(&self, job: Submission, claim: Option<Claim>, room: Option<Room>) -> Result<(), Problem> {
+        let (id, named, place) = (job.envelope.id, claim.is_some(), self.enter()?);
+        let result = keyed::submit(self, job, claim, false, (place, room)).await;
+        result.map_err(|error| keyed::problem(&error, id, named))
     }
 }
 
@@ -163,7 +174,8 @@ impl App {
 /// `shutdown.grace`, and returns.
 ///
 /// # Errors
-/// [`ServeError`], when the address is not loopback and `http.allow_unauthenticated` is not set, or cannot be had.
+/// [`ServeError`], when the address is not loopback and `http.allow_unauthenticated` is not set, or cannot be had, or
+/// the folder of the record cannot be used.
 pub async fn serve(
     config: &Config,
     client: Client,
@@ -176,7 +188,7 @@ pub async fn serve(
 /// Takes the address `http.listen`; with port 0 the system chooses one, which [`TcpListener::local_addr`] tells.
 ///
 /// # Errors
-/// As [`serve`].
+/// [`ServeError`], as [`serve`].
 pub async fn bind(config: &Config) -> Result<TcpListener, ServeError> {
     let address = config.http.listen;
     check_exposure(config, address)?;
@@ -199,13 +211,15 @@ pub async fn serve_on(
     check_exposure(config, address)?;
     tracing::info!(http.address = %address, "listening");
     let stopping = Stopping::default();
-    let app = App::new(config, client, record, stopping.clone());
+    let keys = Keys::open(&config.record.path)?;
+    let app = App::new(config, client, record, keys.clone(), stopping.clone());
     let settings = server::Settings {
         read_timeout: config.http.read_timeout,
         max_connections: config.http.max_connections,
         grace: config.shutdown.grace,
     };
     server::run(listener, router(app), settings, &stopping, shutdown).await;
+    keys.close().await;
     Ok(())
 }
 
@@ -225,7 +239,7 @@ fn router(app: App) -> Router {
         .route("/v1/jobs/replay", post(acts::replay))
         .route("/v1/jobs/cancel", post(acts::cancel))
         .route("/v1/jobs/{id}/replay", post(acts::replay_one))
-        .route("/v1/jobs/{id}", get(job::get).delete(cancel::delete))
+        .route("/v1/jobs/{id}", get(job::get).put(jobs::put).delete(cancel::delete))
         .route("/v1/jobs/{id}/output", get(job::output))
         .route("/v1/jobs/{id}/events", get(events::of_job))
         .route("/v1/events", get(events::of_log))

@@ -158,7 +158,7 @@ pub(super) async fn start<A: Job>(app: &App, act: &A) -> Result<Response, Proble
     envelope.app_id = Some(APP_ID.to_owned());
     let job = Submission::new(envelope, Duration::ZERO);
     let accepted = Accepted::new(&job);
-    app.submit(job).await?;
+    app.submit(job, None, None).await?;
     Ok(accepted.response())
 }
 
@@ -191,7 +191,6 @@ impl Order {
             return Err(body::content_type_missing());
         }
         let mut errors = Errors::new(ERRORS_MAX);
-        inbound.refuse_unsupported(&mut errors);
         let [] = inbound.query([], &mut errors);
         let text = fields::text(&received.bytes)?;
         let text = if text.is_empty() && !required { "{}" } else { text };

@@ -132,7 +132,6 @@ pub(super) async fn purge(State(app): State<App>, queue: QueuePath, request: Req
 
 async fn order_purge(app: &App, queue: QueuePath, inbound: &mut Inbound) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
-    inbound.refuse_unsupported(&mut errors);
     let [kind, fingerprint, id, dry_run, by, reason] =
         inbound.query(["kind", "fingerprint", "id", "dry_run", "by", "reason"], &mut errors);
     let (by, reason) = (read_by(by, &mut errors), read_reason(reason, &mut errors));
@@ -180,7 +179,6 @@ pub(super) async fn purge_jobs(State(app): State<App>, queue: QueuePath, request
 
 async fn order_purge_jobs(app: &App, queue: QueuePath, inbound: &mut Inbound) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
-    inbound.refuse_unsupported(&mut errors);
     let [by, reason] = inbound.query(["by", "reason"], &mut errors);
     let (by, reason) = (read_by(by, &mut errors), read_reason(reason, &mut errors));
     let queue = read_queue(queue)?;

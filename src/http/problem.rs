@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::{
     answer::{self, Shown},
     fields::{Errors, FieldError},
+    keyed,
 };
 use crate::{
     client::{SubmitError, WaitError},
@@ -82,6 +83,8 @@ codes! {
     RequestTimeout = REQUEST_TIMEOUT "request_timeout" "The request did not arrive in time";
     /// RPC: the job was cancelled.
     JobCancelled = CONFLICT "job_cancelled" "The job was cancelled";
+    /// A request with this id or key is being worked on.
+    InFlight = CONFLICT "in_flight" "The first request with this id or key is still being worked on";
     /// The job has not ended.
     NotFinished = CONFLICT "not_finished" "The job has not ended yet";
     /// The job ended without an output.
@@ -108,6 +111,10 @@ codes! {
     NotSupported = UNPROCESSABLE_ENTITY "not_supported" "The request asks for what is not available yet";
     /// The queue exists nowhere.
     UnknownQueue = UNPROCESSABLE_ENTITY "unknown_queue" "The queue does not exist";
+    /// An idempotency key that is none, is given twice, or means nothing there.
+    BadIdempotencyKey = UNPROCESSABLE_ENTITY "bad_idempotency_key" "The idempotency key is not valid";
+    /// Another request has this id or key.
+    KeyReused = UNPROCESSABLE_ENTITY "key_reused" "The id or key belongs to another request";
     /// RPC: the handler said that trying again is pointless.
     JobFatal = UNPROCESSABLE_ENTITY "job_fatal" "The job failed for good";
     /// Our mistake; the log has the request id.
@@ -132,6 +139,10 @@ codes! {
     BrokerBlocked = SERVICE_UNAVAILABLE "broker_blocked" "The broker takes no messages for now";
     /// The broker refused the message. The job was not accepted.
     BrokerRefused = SERVICE_UNAVAILABLE "broker_refused" "The broker refused the job";
+    /// As many idempotency keys are kept as may be.
+    KeysFull = SERVICE_UNAVAILABLE "keys_full" "Too many ids and keys are kept";
+    /// Idempotency keys cannot be written.
+    KeysUnavailable = SERVICE_UNAVAILABLE "keys_unavailable" "Ids and keys cannot be kept";
     /// The broker did not confirm in time: the job may still run.
     ConfirmTimeout = GATEWAY_TIMEOUT "confirm_timeout" "The broker did not confirm the job in time";
     /// The connection broke before the confirm: the job may still run.
@@ -153,6 +164,8 @@ pub(super) struct Problem {
     pub(super) job: Option<JobId>,
     /// How that job stands.
     pub(super) end: Option<Box<End>>,
+    /// It is about a job of an earlier request that was the same.
+    pub(super) replayed: bool,
     /// How long to stay away.
     pub(super) retry_after: Option<Duration>,
 }
@@ -188,11 +201,12 @@ impl Problem {
         let retry_after = match code {
             Code::BrokerUnavailable => Some(Duration::from_secs(2)),
             Code::BrokerBlocked => Some(Duration::from_secs(5)),
+            Code::InFlight => Some(Duration::from_secs(1)),
             code if code.status() == StatusCode::SERVICE_UNAVAILABLE => Some(Duration::from_secs(1)),
             _ => None,
         };
         let detail = detail.into();
-        Self { code, detail, errors: Vec::new(), job: None, end: None, retry_after }
+        Self { code, detail, errors: Vec::new(), job: None, end: None, replayed: false, retry_after }
     }
 
     /// What is wrong with a body that is no acceptable JSON.
@@ -354,6 +368,9 @@ impl IntoResponse for Problem {
         }
         if let Some(job) = self.job {
             answer::name_job(&mut response, job);
+        }
+        if self.replayed {
+            keyed::say_replayed(&mut response);
         }
         response
     }

@@ -22,6 +22,8 @@ use super::{
     ending::{End, told},
     fields::Errors,
     jobs::{say_applied, wait_of},
+    keyed::{self, Begun},
+    naming::{self, Choice},
     problem::{self, Code, Problem},
     submission::{self, Draft, ERRORS_MAX, trace_context},
     wait::{Prefer, Wait},
@@ -35,7 +37,10 @@ use crate::{
         envelope::RetryOverrides,
         json::{self, JsonError},
     },
-    record::model::{JobRecord, JobStatus},
+    record::{
+        keys::Digest,
+        model::{JobRecord, JobStatus},
+    },
     retry::MAX_ATTEMPTS,
 };
 
@@ -64,7 +69,7 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     }
     let (start, now) = (Instant::now(), Timestamp::now());
     let mut errors = Errors::new(ERRORS_MAX);
-    inbound.refuse_unsupported(&mut errors);
+    let choice = Choice::of(None, &inbound.parts.headers, &mut errors);
     let kind = read_kind(kind.as_deref(), &mut errors);
     let asked = Asked::read(inbound, &mut errors);
     let args = read_args(received.bytes, &mut errors)?;
@@ -76,7 +81,10 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let preferred = prefer.wait.filter(|wait| !wait.is_zero());
     let wait = Wait::choose(asked.wait, preferred, DEFAULT_WAIT, app.http.max_wait);
     let expires_at = SignedDuration::try_from(wait.patience).ok().and_then(|wait| now.checked_add(wait).ok());
+    let named = choice.named(|| asked.digest(&kind, &args));
     let draft = Draft {
+        named,
+        too_late: None,
         kind,
         queue: asked.queue,
         args,
@@ -92,18 +100,32 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     // Without the args: no answer has them, so their memory is free once the broker has the job.
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };
     let mut abandoned = Abandoned { app: app.clone(), job: envelope.clone(), cancel: false };
-    let arm = || abandoned.cancel = asked.cancel;
-    let (mut response, later) = match app.call(job, start + wait.patience, Some(received.room), arm).await? {
-        Some(end) => {
-            abandoned.cancel = false;
-            (ended(&record_of(app, &envelope, end))?, false)
-        }
-        None if respond_async => (accepted.response(), true),
-        None => {
-            let became = abandoned.give_up().await;
-            return Err(no_reply(&envelope, &wait, app.stopping.hurry.is_cancelled(), became));
+    let mut arm = || abandoned.cancel = asked.cancel;
+    let (begun, deadline) = (keyed::begin(app, named, &job, None).await?, start + wait.patience);
+    let replayed = matches!(begun, Begun::Repeat(_));
+    let end = match begun {
+        Begun::New(claim) => app.call(job, claim, deadline, Some(received.room), arm).await?,
+        Begun::Repeat(_) => {
+            drop((job, received.room));
+            arm();
+            app.attach(envelope.id, deadline).await?
         }
     };
+    let (answered, later) = match end {
+        Some(end) => {
+            abandoned.cancel = false;
+            (ended(&record_of(app, &envelope, end)), false)
+        }
+        None if respond_async => (Ok(accepted.response()), true),
+        None => {
+            let became = abandoned.give_up().await;
+            (Err(no_reply(&envelope, &wait, app.stopping.hurry.is_cancelled(), became)), false)
+        }
+    };
+    let mut response = answered.map_err(|problem| Problem { replayed, ..problem })?;
+    if replayed {
+        keyed::say_replayed(&mut response);
+    }
     say_applied(&mut response, &wait, later);
     Ok(response)
 }
@@ -183,6 +205,18 @@ struct Asked {
 }
 
 impl Asked {
+    /// The digest of the call, without what is about its caller alone.
+    fn digest(&self, kind: &Kind, args: &[u8]) -> Digest {
+        let timeout = self.timeout.map(|timeout| timeout.as_nanos().to_string());
+        let max_attempts = self.max_attempts.map(|attempts| attempts.to_string());
+        let query = [
+            ("max_attempts", max_attempts.as_deref()),
+            ("queue", self.queue.as_ref().map(QueueName::as_str)),
+            ("timeout", timeout.as_deref()),
+        ];
+        naming::digest_of_call(kind, &query, args)
+    }
+
     fn read(inbound: &Inbound, errors: &mut Errors) -> Self {
         let [queue, timeout, max_attempts, wait, on_timeout] =
             inbound.query(["queue", "timeout", "max_attempts", "wait", "on_timeout"], errors);
