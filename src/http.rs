@@ -40,19 +40,20 @@ use axum::{
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task::JoinError,
 };
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    body::BodyMemory,
+    body::{BodyMemory, Room},
     guard::{Guard, is_loopback},
     problem::{Code, Problem},
 };
 use crate::{
-    client::{Client, Submission},
+    client::{Client, Submission, SubmitError},
     config::{self, Config},
-    job::QueueName,
+    job::{JobId, QueueName},
     record::Record,
 };
 
@@ -144,14 +145,55 @@ impl App {
         })
     }
 
-    /// Submits a job: accepted only after the broker's confirm.
-    async fn submit(&self, job: Submission) -> Result<(), Problem> {
-        let _place = self.enter()?;
-        let id = job.envelope.id;
-        let result = self.client.submit(job).await;
-        self.record.touch(id);
-        result.map_err(|error| Problem::submit(&error, id))
+    /// Submits a job: accepted only after the broker's confirm. `held` is dropped then, and `accepted` told.
+    ///
+    /// Goes on when the client goes away: half of it would be a job whose record does not know what was asked for.
+    async fn submit(
+        &self,
+        job: Submission,
+        held: impl Send + 'static,
+        accepted: Option<oneshot::Sender<()>>,
+    ) -> Result<(), Problem> {
+        let place = self.enter()?;
+        let (app, id) = (self.clone(), job.envelope.id);
+        let submitting = tokio::spawn(async move {
+            let result = app.client.submit(job).await;
+            app.record.touch(id);
+            if let (Ok(()), Some(accepted)) = (&result, accepted) {
+                // The client may be gone.
+                let _ = accepted.send(());
+            }
+            drop((place, held));
+            result
+        });
+        finished(submitting.await)?.map_err(|error| Problem::submit(&error, id))
     }
+
+    /// As [`App::submit`], many at once: one answer for each, in order, and what is held for them back.
+    async fn submit_all(
+        &self,
+        jobs: Vec<Submission>,
+        room: Room,
+    ) -> Result<(Vec<Result<(), SubmitError>>, Room), Problem> {
+        let place = self.enter()?;
+        let app = self.clone();
+        let submitting = tokio::spawn(async move {
+            let ids: Vec<JobId> = jobs.iter().map(|job| job.envelope.id).collect();
+            let results = app.client.submit_all(jobs).await;
+            ids.into_iter().for_each(|id| app.record.touch(id));
+            drop(place);
+            (results, room)
+        });
+        finished(submitting.await)
+    }
+}
+
+/// What a task returned that nobody aborts.
+fn finished<T>(result: Result<T, JoinError>) -> Result<T, Problem> {
+    result.map_err(|error| {
+        tracing::error!(%error, "a submit panicked");
+        Problem::new(Code::Internal, "the log has more; the job may still run")
+    })
 }
 
 /// Serves HTTP at `http.listen` until `shutdown` is ready; then takes no more connections, lets requests end within

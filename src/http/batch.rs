@@ -57,14 +57,13 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     let trace = trace_context(&inbound.parts.headers);
     let mut batch = read(app, &trace, &received.bytes, &items).await;
     let jobs = std::mem::take(&mut batch.jobs);
+    let mut room = received.room;
     if !jobs.is_empty() {
-        let _place = app.enter()?;
-        let ids: Vec<JobId> = jobs.iter().map(|job| job.envelope.id).collect();
-        let results = app.client.submit_all(jobs).await;
-        ids.into_iter().for_each(|id| app.record.touch(id));
+        let (results, held) = app.submit_all(jobs, room).await?;
+        room = held;
         batch.settle(results);
     }
-    Ok(batch.answer(Some(received.room)))
+    Ok(batch.answer(Some(room)))
 }
 
 /// An item's text, and its line in NDJSON.

@@ -1,6 +1,6 @@
 //! `POST /v1/jobs`: submits a job, and waits for its end where the client asks.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{Request, State},
@@ -49,12 +49,14 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     let wait = Wait::choose(wait, Prefer::read(headers).wait, Duration::ZERO, app.http.max_wait);
     let job = draft.into_submission(&app.client, &trace_context(headers), now);
     let accepted = Accepted::new(&job);
+    // Held as long as the args are: by the answer of a wait to its end.
+    let room = Arc::new(received.room);
     let mut response = if wait.patience.is_zero() {
-        app.submit(job).await?;
+        app.submit(job, room, None).await?;
         accepted.response()
     } else {
         let envelope = job.envelope.clone();
-        match app.call(job, start + wait.patience, None, || {}).await? {
+        match app.call(job, start + wait.patience, Arc::clone(&room), None).await? {
             None => accepted.response(),
             Some(end) => answer::record(StatusCode::OK, &app.record_of(&envelope, end).await),
         }

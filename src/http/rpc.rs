@@ -13,7 +13,11 @@ use axum::{
 };
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{Instant, timeout},
+};
 
 use super::{
     App,
@@ -91,16 +95,20 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let accepted = Accepted::new(&job);
     // Without the args: no answer has them, so their memory is free once the broker has the job.
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };
-    let mut abandoned = Abandoned { app: app.clone(), job: envelope.clone(), cancel: false };
-    let arm = || abandoned.cancel = asked.cancel;
-    let (mut response, later) = match app.call(job, start + wait.patience, Some(received.room), arm).await? {
+    let (accepted_now, is_accepted) = oneshot::channel();
+    let mut abandoned = asked.cancel.then(|| Abandoned::new(app, &envelope, is_accepted));
+    let end = app.call(job, start + wait.patience, received.room, Some(accepted_now)).await?;
+    let (mut response, later) = match end {
         Some(end) => {
-            abandoned.cancel = false;
+            abandoned.as_mut().map(Abandoned::done);
             (ended(&record_of(app, &envelope, end))?, false)
         }
         None if respond_async => (accepted.response(), true),
         None => {
-            let became = abandoned.give_up().await;
+            let became = match &mut abandoned {
+                Some(abandoned) => abandoned.give_up().await,
+                None => "it runs on",
+            };
             return Err(no_reply(&envelope, &wait, app.stopping.hurry.is_cancelled(), became));
         }
     };
@@ -119,21 +127,29 @@ fn record_of(app: &App, job: &Envelope, end: End) -> JobRecord {
     }
 }
 
-/// A call whose caller may give up. Dropped while it is to be cancelled, it is: the caller has hung up.
+/// A call that is to be cancelled when nobody waits for it any more. Dropped before it is done, it is: the caller has
+/// hung up.
 struct Abandoned {
     app: App,
     job: Envelope,
-    cancel: bool,
+    /// Told when the job is accepted: one that is not must not get a record by being cancelled. None: done.
+    accepted: Option<oneshot::Receiver<()>>,
 }
 
 impl Abandoned {
-    /// At the deadline: does with the job what the caller chose, and says what becomes of it if it has started.
+    fn new(app: &App, job: &Envelope, accepted: oneshot::Receiver<()>) -> Self {
+        Self { app: app.clone(), job: job.clone(), accepted: Some(accepted) }
+    }
+
+    /// The job has ended, or is cancelled.
+    fn done(&mut self) {
+        self.accepted = None;
+    }
+
+    /// Cancels the job at the deadline, and says what becomes of it if it has started.
     async fn give_up(&mut self) -> &'static str {
-        if !self.cancel {
-            return "it runs on";
-        }
         let ordered = timeout(CANCEL_TIME, self.app.order_cancel(self.target())).await;
-        self.cancel = false;
+        self.done();
         match ordered {
             Ok(Ok(())) => "it is cancelled",
             Ok(Err(_)) | Err(_) => "it runs on, because it could not be cancelled now",
@@ -157,17 +173,18 @@ impl Abandoned {
 
 impl Drop for Abandoned {
     fn drop(&mut self) {
-        if self.cancel
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            let (app, target) = (self.app.clone(), self.target());
-            runtime.spawn(async move {
-                let ordered = timeout(CANCEL_TIME, app.order_cancel(target)).await;
-                if !matches!(ordered, Ok(Ok(()))) {
-                    tracing::debug!("a call whose caller hung up could not be cancelled");
-                }
-            });
-        }
+        let (Some(accepted), Ok(runtime)) = (self.accepted.take(), Handle::try_current()) else { return };
+        let (app, target) = (self.app.clone(), self.target());
+        runtime.spawn(async move {
+            // The submit has a deadline, and goes on without its caller.
+            if accepted.await.is_err() {
+                return;
+            }
+            let ordered = timeout(CANCEL_TIME, app.order_cancel(target)).await;
+            if !matches!(ordered, Ok(Ok(()))) {
+                tracing::debug!("a call whose caller hung up could not be cancelled");
+            }
+        });
     }
 }
 
