@@ -1,6 +1,6 @@
 //! `GET /v1/jobs`: jobs, newest first, page by page; `GET /v1/jobs/counts`: how many there are in each state.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use axum::{
     extract::{Request, State},
@@ -19,7 +19,10 @@ use super::{
     problem::Problem,
     submission::ERRORS_MAX,
 };
-use crate::record::model::{JobRecord, JobStatus, Page};
+use crate::{
+    job::JobId,
+    record::model::{JobRecord, JobStatus, Page},
+};
 
 /// Jobs on a page that does not say.
 const LIMIT: usize = 50;
@@ -27,6 +30,8 @@ const LIMIT: usize = 50;
 const LIMIT_MAX: usize = 500;
 /// Most jobs on a page with args or output: these may be long.
 const LIMIT_MAX_LONG: usize = 100;
+/// A page ends after so many bytes of args and outputs.
+const LONG_MAX: usize = 8 << 20;
 
 /// `GET /v1/jobs`.
 pub(super) async fn get(State(app): State<App>, request: Request) -> Response {
@@ -55,11 +60,10 @@ async fn list(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     errors.none_or(Some(()))?;
     let after = cursor.map(|cursor| cursor::decode(&cursor, &filter)).transpose()?;
 
-    let page =
+    let mut page =
         app.record.jobs(filter.clone(), limit, after).await.map_err(|error| Problem::record(&error))?;
+    let records = if include == Include::default() { BTreeMap::new() } else { records(app, &mut page).await };
     let next = page.next.map(|next| cursor::encode(next, &filter));
-    let records = if include == Include::default() { Vec::new() } else { records(app, &page).await };
-    let records: BTreeMap<_, _> = records.iter().map(|record| (record.summary.id, record)).collect();
     let shown = page.items.iter().map(|job| {
         let mut shown = Shown::summary(job);
         if let Some(record) = records.get(&job.id) {
@@ -82,12 +86,20 @@ struct Answer<'a> {
     next: Option<&'a str>,
 }
 
-/// The whole records of a page's jobs; of one that ended meanwhile and was forgotten, none.
-async fn records(app: &App, page: &Page) -> Vec<JobRecord> {
-    let mut records = Vec::with_capacity(page.items.len());
-    for job in &page.items {
-        let known = app.record.job(job.id, std::time::Duration::ZERO).await;
-        records.extend(known.ok().flatten());
+/// The whole records of a page's jobs; of one that was forgotten meanwhile, none. A page that gets too long ends early.
+async fn records(app: &App, page: &mut Page) -> BTreeMap<JobId, JobRecord> {
+    let (mut records, mut bytes) = (BTreeMap::new(), 0);
+    for (index, job) in page.items.iter().enumerate() {
+        if bytes > LONG_MAX {
+            page.next = Some(page.items[index - 1].position);
+            page.items.truncate(index);
+            break;
+        }
+        if let Ok(Some(record)) = app.record.job(job.id, Duration::ZERO).await {
+            let long = [&record.args, &record.output];
+            bytes += long.into_iter().flatten().map(|long| long.get().len()).sum::<usize>();
+            records.insert(job.id, record);
+        }
     }
     records
 }

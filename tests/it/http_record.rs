@@ -284,6 +284,8 @@ async fn what_makes_no_sense_is_refused_by_its_name() {
         front.delete("/v1/jobs/x?reason=y").await.problem(404, "job_not_found");
         front.delete(&format!("/v1/jobs/{unknown}?reason=")).await.problem(422, "invalid_request");
         front.post("/v1/queues/unknown/pause", "").await.problem(404, "queue_not_found");
+        let path = format!("/v1/queues/{}/pause", stage.queue);
+        front.post(&path, r#"{"by":"eve"}"#).await.problem(422, "invalid_request");
     })
     .await;
 }
