@@ -16,6 +16,7 @@
 //! | [`stream`] | reading a stream: in order, across reconnects |
 //! | [`version`] | what broker answers |
 //! | [`admin`] | short-lived questions, on pooled connections |
+//! | [`pass`] | going once over a dead-letter queue |
 //! | [`pause`] | pauses between attempts to connect: the only file that names `backoff` |
 
 pub(crate) mod admin;
@@ -29,6 +30,8 @@ pub(crate) mod heartbeats;
 pub(crate) mod message;
 pub mod names;
 pub(crate) mod outlet;
+#[cfg(feature = "server")]
+pub(crate) mod pass;
 pub(crate) mod pause;
 pub(crate) mod publisher;
 pub(crate) mod replies;

@@ -1,17 +1,46 @@
 //! The `hopline` command: one file per noun.
 //!
-//! Owns the arguments, what is printed, and the exit code. What a command does is done by the library.
+//! Owns the arguments, what is printed, and the exit code. What a command does is done by the library, or by the
+//! server that it asks.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `jobs`, `dead`, `queues`, `events`, `workers`, `kinds` | a noun each: its commands and how its answers look |
+//! | `api` | requests to the server, problems, pages, exit codes |
+//! | `acts`, `follow` | asking for bulk acts; waiting for the end of a job |
+//! | `filter`, `input` | arguments that several commands take |
+//! | `shown`, `table`, `human` | a job, tables and values for people |
+//! | `sse` | server-sent events |
+//! | `say` | standard output and standard error |
+//! | `serve`, `up`, `bench`, `node_run` | what runs processes |
 
+mod acts;
+mod api;
 mod bench;
+mod dead;
+mod events;
+mod filter;
+mod follow;
+mod human;
+mod input;
 mod jobs;
+mod kinds;
 mod node_run;
+mod queues;
 mod say;
 mod serve;
+mod shown;
+mod sse;
+mod table;
 pub mod up;
+mod workers;
 
 use std::{process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
+
+/// The exit code of wrong arguments, as clap has it.
+const WRONG_USE: u8 = 2;
 
 /// Background jobs on RabbitMQ.
 #[derive(Debug, Parser)]
@@ -23,9 +52,24 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Submit jobs and call them, over HTTP.
+    /// Submit jobs, call them, look at them, cancel and replay them.
     #[command(subcommand)]
     Jobs(jobs::Command),
+    /// Look at dead jobs, replay them or purge them.
+    #[command(subcommand)]
+    Dead(dead::Command),
+    /// Look at queues; pause, resume and purge them.
+    #[command(subcommand)]
+    Queues(queues::Command),
+    /// Watch what happens.
+    #[command(subcommand)]
+    Events(events::Command),
+    /// Look at the workers that are alive.
+    #[command(subcommand)]
+    Workers(workers::Command),
+    /// Look at the kinds of jobs that workers have announced.
+    #[command(subcommand)]
+    Kinds(kinds::Command),
     /// Serve HTTP: jobs are submitted and called here.
     Serve,
     /// Start all of Hopline on this machine: a private RabbitMQ node, the HTTP front, the workers.
@@ -54,6 +98,11 @@ pub fn main() -> ExitCode {
         match command {
             Command::Serve => Box::pin(serve::run()).await,
             Command::Jobs(command) => Box::pin(jobs::run(command)).await,
+            Command::Dead(command) => Box::pin(dead::run(command)).await,
+            Command::Queues(command) => Box::pin(queues::run(command)).await,
+            Command::Events(command) => Box::pin(events::run(command)).await,
+            Command::Workers(command) => Box::pin(workers::run(command)).await,
+            Command::Kinds(command) => Box::pin(kinds::run(command)).await,
             Command::Up(arguments) => Box::pin(up::run(arguments)).await,
             Command::Down(place) => Box::pin(up::down(place)).await,
             Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,
@@ -65,12 +114,97 @@ pub fn main() -> ExitCode {
     result.unwrap_or_else(|error| failed(&error))
 }
 
+/// Arguments that each are right, and make no sense together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
 fn failed(error: &anyhow::Error) -> ExitCode {
+    if matches!(error.downcast_ref(), Some(say::OutError::Gone)) {
+        return ExitCode::SUCCESS;
+    }
     say::error(format_args!("hopline: {error:#}"));
-    ExitCode::FAILURE
+    if error.is::<Usage>() { ExitCode::from(WRONG_USE) } else { ExitCode::FAILURE }
 }
 
 /// A client for our own processes: never through a proxy.
 fn local_http(timeout: Duration) -> reqwest::Result<reqwest::Client> {
     reqwest::Client::builder().no_proxy().connect_timeout(timeout).timeout(timeout).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The commands that do something, as words.
+    fn leaves(command: &clap::Command, words: &str, into: &mut Vec<String>) {
+        let mut is_leaf = true;
+        for below in
+            command.get_subcommands().filter(|below| !below.is_hide_set() && below.get_name() != "help")
+        {
+            is_leaf = false;
+            leaves(below, &format!("{words} {}", below.get_name()), into);
+        }
+        if is_leaf {
+            into.push(words.to_owned());
+        }
+    }
+
+    #[test]
+    fn the_arguments_make_sense() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_and_option_is_documented() {
+        let page = include_str!("../docs/cli.md");
+        let mut commands = Vec::new();
+        leaves(&Arguments::command(), "hopline", &mut commands);
+        assert!(commands.len() > 20, "{commands:?}");
+        for command in commands {
+            let section = page.split("\n## ").find(|section| section.starts_with(&format!("`{command}")));
+            let section = section.unwrap_or_else(|| panic!("docs/cli.md has no section `{command}`"));
+            assert!(section.contains("```sh\n"), "no example of `{command}`");
+            let mut found = Arguments::command();
+            for word in command.split(' ').skip(1) {
+                found = found.find_subcommand(word).expect("a command that was listed").clone();
+            }
+            for option in found.get_arguments().filter_map(|argument| argument.get_long()) {
+                // Of all commands that ask a server.
+                let common = ["url", "help", "json"].contains(&option);
+                assert!(common || section.contains(&format!("--{option}")), "`{command}`: no --{option}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_example_has_words_that_are_no_command() {
+        let page = include_str!("../docs/cli.md");
+        let examples = page.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let lines = examples.flat_map(str::lines).filter_map(|line| line.strip_prefix("hopline "));
+        let mut count = 0;
+        for line in lines {
+            let words = shell_words(line);
+            let parsed = Arguments::try_parse_from(["hopline".to_owned()].into_iter().chain(words));
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+            count += 1;
+        }
+        assert!(count > 20, "the examples were not found");
+    }
+
+    /// The words of a line up to its comment, pipe or redirection. Single quotes keep words together.
+    fn shell_words(line: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        for (index, part) in line.split('\'').enumerate() {
+            if index % 2 == 1 {
+                words.push(part.to_owned());
+                continue;
+            }
+            let ended = part.split_whitespace().take_while(|word| !["|", "#", ">"].contains(word));
+            words.extend(ended.map(str::to_owned));
+        }
+        words
+    }
 }

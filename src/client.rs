@@ -25,12 +25,12 @@ use tracing::debug;
 #[cfg(feature = "worker")]
 pub(crate) use self::live::{Links, host};
 pub(crate) use self::live::{Live, Role};
-use self::recording::Recording;
 pub use self::{
     control::{CancelTarget, KindInfo},
     error::{CallError, EnqueueError, SubmitError},
     recording::Recorded,
 };
+use self::{live::Patience, recording::Recording};
 pub use crate::amqp::{
     admin::Depth,
     control::{CancelOrder, Pause, Pauses},
@@ -326,6 +326,20 @@ impl Client {
     }
 
     async fn submit_with(&self, job: Submission, wait_for_room: bool) -> Result<(), SubmitError> {
+        let give_up = Instant::now() + self.inner.config.amqp.confirm_timeout;
+        self.submit_watched(job, wait_for_room, give_up, || {}).await
+    }
+
+    /// Submits a job, and goes on waiting for the confirm until `give_up`: who would publish the job again must know
+    /// what became of it. Nothing else takes longer than it does otherwise. `confirmed` is told when the broker has the
+    /// job; its event is written after that.
+    pub(crate) async fn submit_watched(
+        &self,
+        job: Submission,
+        wait_for_room: bool,
+        give_up: Instant,
+        confirmed: impl FnOnce() + Send,
+    ) -> Result<(), SubmitError> {
         let (envelope, delay) = (&job.envelope, job.delay);
         let limits = &self.inner.config.limits;
         if envelope.args.len() > limits.args {
@@ -348,7 +362,9 @@ impl Client {
             // `mandatory` proves only that the ladder takes the job, not that its queue exists.
             live.check_queue(&envelope.queue, if patient { deadline } else { Instant::now() }).await?;
         }
-        live.publish_job(envelope, ticks, patient, deadline).await?;
+        let patience = Patience { room: patient.then_some(deadline), confirm: give_up };
+        live.publish_job(envelope, ticks, patience).await?;
+        confirmed();
         self.tell(live, &job, deadline).await;
         Ok(())
     }

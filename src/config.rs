@@ -160,7 +160,8 @@ pub struct Worker {
     /// 0: never. Default 3.
     pub isolate_from_delivery: u32,
     /// How long a delivery that may be a repeat is held until an HTTP process has said whether its job has ended.
-    /// Then it is run. 0: never ask. Default 60 s.
+    /// Then it is run, and others are not held until one answers again. 0: never ask. At most half the time that a job
+    /// may wait in the worker (5 min, or a quarter of `consumer_timeout`). Default 60 s.
     #[serde(with = "duration")]
     pub lookup_patience: Duration,
     /// The broker's consumer timeout: a delivery that is unacknowledged for longer closes the channel. Checked
@@ -256,8 +257,9 @@ impl Default for Shutdown {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Record {
-    /// Folder of an HTTP process's record; each process needs its own, and locks it. It can be deleted while the
-    /// process is down: the record is rebuilt from the event log. Default `hopline-record` in the working directory.
+    /// Folder of an HTTP process's record; each process needs its own, and locks it. What is in `record.db` can be
+    /// deleted while the process is down: it is rebuilt from the event log. `keys.db` cannot be: it has the ids and keys
+    /// of requests of the last 24 hours. Default `hopline-record` in the working directory.
     pub path: PathBuf,
     /// Longest args and output that are recorded, in bytes; longer ones are left out of the record (not of the
     /// job). At most 1 MiB. Default 64 KiB.

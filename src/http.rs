@@ -6,11 +6,13 @@
 //! any number of these processes may run. [`serve`] runs it; a request goes through `front` (request id, log line,
 //! panics, guard) to one file per call.
 
+mod acts;
 mod answer;
 mod batch;
 mod body;
 mod cancel;
 mod cursor;
+mod dead;
 mod ending;
 mod events;
 mod fields;
@@ -20,7 +22,9 @@ mod guard;
 mod health;
 mod job;
 mod jobs;
+mod keyed;
 mod list;
+mod naming;
 pub mod problem;
 mod queues;
 mod rpc;
@@ -31,11 +35,11 @@ mod submission;
 mod wait;
 mod workers;
 
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use thiserror::Error;
 use tokio::{
@@ -46,15 +50,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    body::{BodyMemory, Room},
+    body::BodyMemory,
     guard::{Guard, is_loopback},
     problem::{Code, Problem},
 };
 use crate::{
-    client::{Client, Submission, SubmitError},
+    client::{Client, Submission},
     config::{self, Config},
-    job::{JobId, QueueName},
-    record::Record,
+    job::QueueName,
+    record::{
+        Record, RecordError,
+        keys::{Claim, Keys},
+    },
 };
 
 /// Why the HTTP front cannot be served.
@@ -77,6 +84,9 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// The ids and keys that clients chose cannot be kept.
+    #[error(transparent)]
+    Keys(#[from] RecordError),
 }
 
 /// What all requests share.
@@ -86,8 +96,12 @@ struct App(Arc<Shared>);
 struct Shared {
     client: Client,
     record: Record,
+    keys: Keys,
     http: config::Http,
     limits: config::Limits,
+    /// The queue of acts.
+    acts: QueueName,
+    confirm_timeout: Duration,
     /// Queues that the configuration names.
     queues: Vec<QueueName>,
     in_flight: Arc<Semaphore>,
@@ -118,13 +132,16 @@ impl std::ops::Deref for App {
 }
 
 impl App {
-    fn new(config: &Config, client: Client, record: Record, stopping: Stopping) -> Self {
+    fn new(config: &Config, client: Client, record: Record, keys: Keys, stopping: Stopping) -> Self {
         let places = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
         Self(Arc::new(Shared {
             client,
             record,
+            keys,
             http: config.http.clone(),
             limits: config.limits.clone(),
+            acts: acts::queue(config),
+            confirm_timeout: config.amqp.confirm_timeout,
             queues: config.amqp.queues.clone(),
             in_flight: places(config.http.max_in_flight),
             waiters: places(config.http.max_waiters),
@@ -145,46 +162,28 @@ impl App {
         })
     }
 
-    /// Submits a job: accepted only after the broker's confirm. `held` is dropped then, and `accepted` told.
+    /// Submits a job, within its claim if it has one: accepted only after the broker's confirm. `held` is dropped
+    /// then, and `accepted` told.
     ///
     /// Goes on when the client goes away: half of it would be a job whose record does not know what was asked for.
     async fn submit(
         &self,
         job: Submission,
+        claim: Option<Claim>,
         held: impl Send + 'static,
         accepted: Option<oneshot::Sender<()>>,
     ) -> Result<(), Problem> {
-        let place = self.enter()?;
-        let (app, id) = (self.clone(), job.envelope.id);
+        let (id, named, place) = (job.envelope.id, claim.is_some(), self.enter()?);
+        let app = self.clone();
         let submitting = tokio::spawn(async move {
-            let result = app.client.submit(job).await;
-            app.record.touch(id);
+            let result = keyed::submit(&app, job, claim, false, (place, held)).await;
             if let (Ok(()), Some(accepted)) = (&result, accepted) {
                 // The client may be gone.
                 let _ = accepted.send(());
             }
-            drop((place, held));
             result
         });
-        finished(submitting.await)?.map_err(|error| Problem::submit(&error, id))
-    }
-
-    /// As [`App::submit`], many at once: one answer for each, in order, and what is held for them back.
-    async fn submit_all(
-        &self,
-        jobs: Vec<Submission>,
-        room: Room,
-    ) -> Result<(Vec<Result<(), SubmitError>>, Room), Problem> {
-        let place = self.enter()?;
-        let app = self.clone();
-        let submitting = tokio::spawn(async move {
-            let ids: Vec<JobId> = jobs.iter().map(|job| job.envelope.id).collect();
-            let results = app.client.submit_all(jobs).await;
-            ids.into_iter().for_each(|id| app.record.touch(id));
-            drop(place);
-            (results, room)
-        });
-        finished(submitting.await)
+        finished(submitting.await)?.map_err(|error| keyed::problem(&error, id, named))
     }
 }
 
@@ -200,7 +199,8 @@ fn finished<T>(result: Result<T, JoinError>) -> Result<T, Problem> {
 /// `shutdown.grace`, and returns.
 ///
 /// # Errors
-/// [`ServeError`], when the address is not loopback and `http.allow_unauthenticated` is not set, or cannot be had.
+/// [`ServeError`], when the address is not loopback and `http.allow_unauthenticated` is not set, or cannot be had, or
+/// the folder of the record cannot be used.
 pub async fn serve(
     config: &Config,
     client: Client,
@@ -213,7 +213,7 @@ pub async fn serve(
 /// Takes the address `http.listen`; with port 0 the system chooses one, which [`TcpListener::local_addr`] tells.
 ///
 /// # Errors
-/// As [`serve`].
+/// [`ServeError`], as [`serve`].
 pub async fn bind(config: &Config) -> Result<TcpListener, ServeError> {
     let address = config.http.listen;
     check_exposure(config, address)?;
@@ -236,13 +236,15 @@ pub async fn serve_on(
     check_exposure(config, address)?;
     tracing::info!(http.address = %address, "listening");
     let stopping = Stopping::default();
-    let app = App::new(config, client, record, stopping.clone());
+    let keys = Keys::open(&config.record.path)?;
+    let app = App::new(config, client, record, keys.clone(), stopping.clone());
     let settings = server::Settings {
         read_timeout: config.http.read_timeout,
         max_connections: config.http.max_connections,
         grace: config.shutdown.grace,
     };
     server::run(listener, router(app), settings, &stopping, shutdown).await;
+    keys.close().await;
     Ok(())
 }
 
@@ -259,7 +261,10 @@ fn router(app: App) -> Router {
         .route("/v1/jobs", post(jobs::post).get(list::get))
         .route("/v1/jobs/batch", post(batch::post))
         .route("/v1/jobs/counts", get(list::counts))
-        .route("/v1/jobs/{id}", get(job::get).delete(cancel::delete))
+        .route("/v1/jobs/replay", post(acts::replay))
+        .route("/v1/jobs/cancel", post(acts::cancel))
+        .route("/v1/jobs/{id}/replay", post(acts::replay_one))
+        .route("/v1/jobs/{id}", get(job::get).put(jobs::put).delete(cancel::delete))
         .route("/v1/jobs/{id}/output", get(job::output))
         .route("/v1/jobs/{id}/events", get(events::of_job))
         .route("/v1/events", get(events::of_log))
@@ -267,6 +272,10 @@ fn router(app: App) -> Router {
         .route("/v1/queues/{queue}", get(queues::get))
         .route("/v1/queues/{queue}/pause", post(queues::pause))
         .route("/v1/queues/{queue}/resume", post(queues::resume))
+        .route("/v1/queues/{queue}/dead", get(dead::list).delete(dead::purge))
+        .route("/v1/queues/{queue}/dead/groups", get(dead::groups))
+        .route("/v1/queues/{queue}/dead/replay", post(dead::replay))
+        .route("/v1/queues/{queue}/jobs", delete(dead::purge_jobs))
         .route("/v1/workers", get(workers::list))
         .route("/v1/kinds", get(workers::kinds))
         .route("/v1/rpc/{kind}", post(rpc::post))

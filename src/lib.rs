@@ -2,6 +2,8 @@
 // A producer's build: half of what the AMQP side can do is for workers.
 #![cfg_attr(not(feature = "worker"), allow(dead_code))]
 
+#[cfg(feature = "server")]
+pub mod acts;
 pub mod amqp;
 #[cfg(feature = "server")]
 pub mod cli;

@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`writer`] | the event writer of a process: events in batches, confirmed, into the log |
+//! | [`keys`] | ids that clients chose, and what request each belongs to (feature `server`) |
 //! | [`lookup`] | what a worker asks about a job that it may have run already |
 //! | [`model`] | what is known of a job, as others see it |
 //! | `fold`, `store` | what the events say of each job, in one SQLite file |
@@ -20,6 +21,8 @@ mod answers;
 mod barrier;
 #[cfg(feature = "server")]
 mod fold;
+#[cfg(feature = "server")]
+pub mod keys;
 pub(crate) mod lookup;
 pub mod model;
 #[cfg(feature = "server")]

@@ -41,7 +41,7 @@ mod lookup;
 mod news;
 mod pause;
 mod registry;
-mod reply;
+pub(crate) mod reply;
 mod settle;
 mod tell;
 mod work;

@@ -46,7 +46,8 @@ pub(crate) struct Admin {
 pub struct Depth {
     /// Messages that no consumer has.
     pub ready: u32,
-    /// Consumers: of a work queue, one for each worker that is not paused.
+    /// Consumers: of a work queue, one for each worker that takes from it. One that was stopped counts until what it
+    /// still runs is settled.
     pub consumers: u32,
 }
 
@@ -105,6 +106,20 @@ impl Admin {
             Ok(true)
         };
         self.ask(&name, restoring).await
+    }
+
+    /// Declares the dead-letter queue of a queue that may not exist.
+    #[cfg(feature = "server")]
+    pub(crate) async fn declare_dead(&self, names: &Names, queue: &QueueName) -> Result<(), LinkDown> {
+        let declaring = async {
+            let plan = Plan { names: names.clone(), queues: Vec::new() };
+            let declared = plan.declare_dead(&self.channel().await?, queue).await;
+            declared.map_err(|error| LinkDown(error.to_string()))
+        };
+        match timeout(REQUEST_TIMEOUT, declaring).await {
+            Ok(declared) => declared,
+            Err(_) => Err(LinkDown("no answer to the declaring of a dead-letter queue".to_owned())),
+        }
     }
 
     /// Answers from memory, else by asking.

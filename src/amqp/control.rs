@@ -29,14 +29,13 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+#[cfg(feature = "worker")]
+pub(crate) use self::record::Announced;
 pub use self::{
     record::CancelOrder,
     state::{Pause, Pauses},
 };
-pub(crate) use self::{
-    record::{Announced, Written},
-    state::Route,
-};
+pub(crate) use self::{record::Written, state::Route};
 use self::{
     record::{PauseOrder, Record},
     state::State,
@@ -82,16 +81,7 @@ impl Control {
         hello: Written,
         retell_younger: Option<Duration>,
     ) -> Self {
-        let stop = CancellationToken::new();
-        let control = Self(Arc::new(Inner {
-            state: Mutex::default(),
-            caught_up: watch::Sender::new(false),
-            paused: watch::Sender::default(),
-            orders: broadcast::Sender::new(ORDERS_AHEAD),
-            logs: watch::Sender::new(0),
-            quiet: stop.child_token(),
-            stop,
-        }));
+        let control = Self::unread();
         let reader = StreamReader::start(link, names.control_log(), None, PREFETCH);
         let own = hello.message.message_id.clone();
         link.runtime().spawn(control.clone().read(reader, own));
@@ -100,6 +90,20 @@ impl Control {
             link.runtime().spawn(retell(publisher, names.control(), younger, control.clone()));
         }
         control
+    }
+
+    /// Nothing is known yet.
+    fn unread() -> Self {
+        let stop = CancellationToken::new();
+        Self(Arc::new(Inner {
+            state: Mutex::default(),
+            caught_up: watch::Sender::new(false),
+            paused: watch::Sender::default(),
+            orders: broadcast::Sender::new(ORDERS_AHEAD),
+            logs: watch::Sender::new(0),
+            quiet: stop.child_token(),
+            stop,
+        }))
     }
 
     /// The queue that workers take `kind` from.
@@ -259,3 +263,7 @@ impl Control {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[path = "control/control_tests.rs"]
+mod tests;

@@ -23,6 +23,12 @@ impl Names {
         Self { prefix: prefix.to_owned(), ladder: ladder.to_owned() }
     }
 
+    /// The prefix, where the delay ladder has another one, because several prefixes share it.
+    #[must_use]
+    pub fn shared_ladder(&self) -> Option<&str> {
+        (self.ladder != self.prefix).then_some(self.prefix.as_str())
+    }
+
     /// Topic exchange: jobs to be run now.
     #[must_use]
     pub fn jobs(&self) -> String {

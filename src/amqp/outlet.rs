@@ -26,12 +26,14 @@ use crate::job::wire::Message;
 /// Messages that wait to be written.
 const WAITING: usize = 1000;
 
+struct Parcel {
+    exchange: String,
+    key: String,
+    message: Message,
+}
+
 enum Request {
-    Publish {
-        exchange: String,
-        key: String,
-        message: Message,
-    },
+    Publish(Box<Parcel>),
     /// Tells that what came before was written or dropped.
     Flush(oneshot::Sender<()>),
 }
@@ -54,7 +56,7 @@ impl Outlet {
 
     /// Publishes if that is possible now.
     pub(crate) fn send(&self, exchange: String, key: String, message: Message) {
-        if self.requests.try_send(Request::Publish { exchange, key, message }).is_err() {
+        if self.requests.try_send(Request::Publish(Box::new(Parcel { exchange, key, message }))).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -77,15 +79,15 @@ impl Outlet {
 async fn own(link: Link, mut requests: mpsc::Receiver<Request>, dropped: Arc<AtomicU64>) {
     let (mut pauses, mut channel) = (Pauses::new(), None);
     while let Some(request) = requests.recv().await {
-        let (exchange, key, message) = match request {
-            Request::Publish { exchange, key, message } => (exchange, key, message),
+        let parcel = match request {
+            Request::Publish(parcel) => parcel,
             Request::Flush(done) => {
                 // Whoever waited may have given up.
                 let _ = done.send(());
                 continue;
             }
         };
-        match publish(&link, &mut channel, &exchange, &key, &message).await {
+        match publish(&link, &mut channel, *parcel).await {
             Ok(()) => pauses.reset(),
             Err(down) => {
                 debug!(reason = down.0, "an event for subscribers is dropped");
@@ -99,13 +101,7 @@ async fn own(link: Link, mut requests: mpsc::Receiver<Request>, dropped: Arc<Ato
     }
 }
 
-async fn publish(
-    link: &Link,
-    channel: &mut Option<Channel>,
-    exchange: &str,
-    key: &str,
-    message: &Message,
-) -> Result<(), LinkDown> {
+async fn publish(link: &Link, channel: &mut Option<Channel>, parcel: Parcel) -> Result<(), LinkDown> {
     let up = link.up()?;
     if up.is_blocked() {
         return Err(LinkDown("blocked by an alarm".to_owned()));
@@ -114,7 +110,8 @@ async fn publish(
         *channel = Some(up.channel().await?);
     }
     let Some(channel) = channel else { return Ok(()) };
-    let (exchange, key, options) = (short(exchange), short(key), BasicPublishOptions::default());
-    let written = channel.basic_publish(exchange, key, options, &message.body, properties(message));
+    let Parcel { exchange, key, message } = parcel;
+    let (exchange, key, options) = (short(&exchange), short(&key), BasicPublishOptions::default());
+    let written = channel.basic_publish(exchange, key, options, &message.body, properties(&message));
     in_time("publish", written).await.map(drop)
 }

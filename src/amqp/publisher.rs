@@ -146,11 +146,22 @@ impl Publisher {
         message: Message,
         deadline: Instant,
     ) -> Result<(), PublishError> {
-        let up = self.link.wait_up(deadline).await;
+        self.publish_within(target, message, deadline, deadline).await
+    }
+
+    /// As [`Publisher::publish`], but waits for a connection and for room until `room`.
+    pub(crate) async fn publish_within(
+        &self,
+        target: Target,
+        message: Message,
+        room: Instant,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        let up = self.link.wait_up(room).await;
         up.map_err(|down| PublishError::Unavailable(down.0))?;
         let (done, answer) = oneshot::channel();
         let request = Request { target, message, deadline, done: Done::Caller(done) };
-        match timeout_at(deadline, self.requests.send(request)).await {
+        match timeout_at(room, self.requests.send(request)).await {
             Ok(Ok(())) => await_answer(answer, deadline).await,
             Ok(Err(_)) => Err(PublishError::Unavailable("closed".to_owned())),
             Err(_) => Err(PublishError::Full),

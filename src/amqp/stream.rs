@@ -5,9 +5,9 @@
 //! before it, somebody deleted the stream and it was declared anew ([`Item::NewLog`]). If the stream begins behind
 //! it, retention was faster than the reader ([`Item::Gap`]).
 //!
-//! A stream has no mark of its end. Whoever must know that it was read to its end writes a record of its own and
-//! waits for it, at each [`StreamReader::rounds`]: a stream that ends before the remembered place delivers nothing
-//! until then.
+//! A stream has no mark of its end. Whoever must know that it was read to its end writes a record of its own, at each
+//! change of [`StreamReader::rounds`], and waits for it. If it does not come, [`StreamReader::doubt`] looks whether
+//! the stream ends before the remembered place: such a stream delivers nothing, not even what is written to it now.
 //!
 //! A record that lapin cannot parse (a property that is not UTF-8) costs the connection each time it is delivered,
 //! so a reader has a connection of its own. When reading ends at once, at the same place, several times in a row, the
@@ -18,21 +18,23 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::{
     Channel,
+    options::{BasicConsumeOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::Instant,
+    time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{
-    connection::{Link, LinkDown},
+    connection::{Link, LinkDown, in_time},
     consumer::{Consuming, Delivery, Source, consume},
+    message::short,
 };
 use crate::job::wire::{HeaderValue, Message};
 
@@ -42,6 +44,8 @@ const OFFSET: &str = "x-stream-offset";
 const AT_ONCE: Duration = Duration::from_secs(2);
 /// How often, in a row, until that is skipped.
 const STUCK: u32 = 3;
+/// Longest time for the last chunk of a stream to come.
+const LAST: Duration = Duration::from_secs(5);
 
 /// A place in a stream, and what lies there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,7 +116,9 @@ struct State {
     round: u64,
     /// Whether it has delivered anything.
     begun: bool,
-    /// Where it was attached; its first delivery must be this one. Absent: anywhere else.
+    /// Where it began; absent: at the first record.
+    from: Option<u64>,
+    /// What its first delivery must be, if that is known.
     attached: Option<Place>,
     attempt: Attempt,
 }
@@ -180,6 +186,27 @@ impl StreamReader {
         }
     }
 
+    /// To be called when a record was confirmed after the last change of [`StreamReader::rounds`] and does not come.
+    /// [`Item::NewLog`] if that is because the stream ends before the place that was read up to. In bounded time.
+    pub(crate) async fn doubt(&mut self) -> Option<Item> {
+        self.run.state().silent()?;
+        let last = match last_chunk(&self.link, &self.queue).await {
+            Ok(last) => last?,
+            Err(down) => {
+                debug!(queue = self.queue, reason = %down, "cannot look for the end of a stream");
+                return None;
+            }
+        };
+        // Asked again: it may have come meanwhile. What was confirmed lies in the last chunk or before it, and in the
+        // stream that was read so far, behind that place.
+        let from = self.run.state().silent()?;
+        if last >= from {
+            return None;
+        }
+        self.restart(None);
+        Some(Item::NewLog)
+    }
+
     /// What has come already, if anything.
     pub(crate) fn try_next(&mut self) -> Option<Item> {
         self.next().now_or_never()
@@ -217,6 +244,25 @@ impl Run {
     }
 }
 
+/// Offset of the first record of a stream's last chunk; `None` for an empty stream.
+async fn last_chunk(link: &Link, queue: &str) -> Result<Option<u64>, LinkDown> {
+    let channel = link.up()?.channel().await?;
+    in_time("set the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert(OFFSET.into(), AMQPValue::LongString("last".into()));
+    let consumed = channel.basic_consume(short(queue), "".into(), BasicConsumeOptions::default(), arguments);
+    let mut consumer = in_time("consume", consumed).await?;
+    let delivery = timeout(LAST, consumer.next()).await;
+    // What is left unacknowledged goes with the channel.
+    drop(timeout(LAST, channel.close(200, "seen".into())).await);
+    let Ok(Some(Ok(delivery))) = delivery else { return Ok(None) };
+    let headers = delivery.properties.headers();
+    match headers.as_ref().and_then(|headers| headers.inner().get(OFFSET)) {
+        Some(AMQPValue::LongLongInt(offset)) => Ok(u64::try_from(*offset).ok()),
+        _ => Ok(None),
+    }
+}
+
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     // The state is whole after every call of its own functions, and those do not panic.
     state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -243,7 +289,14 @@ impl State {
         let from = self.attempt.begin(next);
         // At the last record read, to see whether it is still there; not when that is what cannot be read.
         self.attached = if from == next { self.place.clone() } else { None };
-        self.attached.as_ref().map(|place| place.offset).or(from)
+        self.from = self.attached.as_ref().map(|place| place.offset).or(from);
+        self.from
+    }
+
+    /// Where the consumer began, if nothing has come from it: at the last record that was read lies that record, so
+    /// something should have.
+    fn silent(&self) -> Option<u64> {
+        self.from.filter(|_| !self.begun)
     }
 
     fn see(&mut self, round: u64, offset: u64, mark: impl FnOnce() -> String) -> Seen {
@@ -364,9 +417,11 @@ mod tests {
         assert_eq!(state.attach(1), None);
         assert_eq!(read(&mut state, 1, 0..3), [Seen::Next, Seen::Next, Seen::Next]);
         assert_eq!(state.attach(2), Some(2));
+        assert_eq!(state.silent(), Some(2), "nothing has come, and something should have");
         // What the first consumer had delivered, but was not looked at, is passed over: it comes again.
         assert_eq!(read(&mut state, 1, [3]), [Seen::Again]);
         assert_eq!(read(&mut state, 2, [2, 3, 4]), [Seen::Again, Seen::Next, Seen::Next]);
+        assert_eq!(state.silent(), None);
     }
 
     #[test]
@@ -374,7 +429,6 @@ mod tests {
         let mut there = state(Some(7));
         assert_eq!(there.attach(1), Some(7));
         assert_eq!(there.see(1, 7, || "other".to_owned()), Seen::Other);
-        // The log ends before the place: the first that is written comes with a lower offset.
         let mut short = state(Some(7));
         short.attach(1);
         assert_eq!(read(&mut short, 1, [3]), [Seen::Other]);

@@ -171,6 +171,25 @@ impl Plan {
         steps
     }
 
+    /// Declares a dead-letter queue alone: a place for jobs whose work queue is gone.
+    #[cfg(feature = "server")]
+    pub(crate) async fn declare_dead(
+        &self,
+        channel: &Channel,
+        name: &QueueName,
+    ) -> Result<(), TopologyError> {
+        let steps = self.dead_queue(channel, name);
+        try_join_all(steps).await.map(drop).map_err(|error| TopologyError::from_lapin(&error))
+    }
+
+    fn dead_queue<'a>(&'a self, channel: &'a Channel, name: &QueueName) -> [Step<'a>; 2] {
+        let names = &self.names;
+        [
+            queue(channel, names.dead_queue(name), quorum(NO_DELIVERY_LIMIT, [])),
+            bind(channel, names.dead_queue(name), names.dead(), Names::dead_binding(name)),
+        ]
+    }
+
     /// A work queue, its dead-letter queue, and their bindings.
     fn work_queue<'a>(&'a self, channel: &'a Channel, name: &QueueName) -> Vec<Step<'a>> {
         let names = &self.names;
@@ -182,13 +201,13 @@ impl Plan {
             ("x-dead-letter-strategy", text("at-least-once")),
             ("x-overflow", text("reject-publish")),
         ];
-        vec![
-            queue(channel, names.dead_queue(name), quorum(NO_DELIVERY_LIMIT, [])),
-            bind(channel, names.dead_queue(name), names.dead(), Names::dead_binding(name)),
+        let mut steps = Vec::from(self.dead_queue(channel, name));
+        steps.extend([
             queue(channel, names.queue(name), quorum(DELIVERY_LIMIT, last_net)),
             bind(channel, names.queue(name), names.jobs(), Names::jobs_binding(name)),
             bind(channel, names.queue(name), names.ready(), Names::ready_binding(name)),
-        ]
+        ]);
+        steps
     }
 }
 

@@ -1,10 +1,11 @@
-//! `hopline serve`: the HTTP front.
+//! `hopline serve`: the HTTP front, and beside it the acts.
 
 use std::process::ExitCode;
 
 use anyhow::Context;
+use tokio_util::sync::CancellationToken;
 
-use crate::{Config, client::Client, http, record::Record, shutdown, telemetry};
+use crate::{Config, acts, client::Client, http, record::Record, shutdown, telemetry};
 
 /// Serves until SIGTERM or Ctrl-C.
 pub(super) async fn run() -> anyhow::Result<ExitCode> {
@@ -15,10 +16,33 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
     let client = Client::for_http(&config);
     client.started().map_err(anyhow::Error::msg)?;
     record.follow(&client).map_err(anyhow::Error::msg)?;
-    let served = http::serve(&config, client.clone(), record.clone(), asked_to_end).await;
+    // Whichever ends, or cannot start, ends the other.
+    let stop = CancellationToken::new();
+    let told = {
+        let stop = stop.clone();
+        async move {
+            tokio::select! {
+                () = asked_to_end => {}
+                () = stop.cancelled() => {}
+            }
+            stop.cancel();
+        }
+    };
+    let serving = async {
+        let served = http::serve(&config, client.clone(), record.clone(), told).await;
+        stop.cancel();
+        served
+    };
+    let acting = async {
+        let acted = acts::serve(&config, record.clone(), client.clone(), stop.cancelled()).await;
+        stop.cancel();
+        acted
+    };
+    let (served, acted) = tokio::join!(serving, acting);
     // Also after an error: what was handed over is still published.
     record.close().await;
     client.close().await;
     served?;
+    acted?;
     Ok(ExitCode::SUCCESS)
 }

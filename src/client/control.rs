@@ -90,6 +90,13 @@ impl Client {
         Ok(())
     }
 
+    /// The order to cancel this run, if there is one among the newest half million. Known to the HTTP front and to
+    /// workers; none elsewhere.
+    #[must_use]
+    pub fn cancel_order(&self, id: JobId, run: u32) -> Option<CancelOrder> {
+        self.live().ok()?.known.get()?.cancelled(id, run)
+    }
+
     /// Orders that no worker takes jobs from `queue`, or that they do again: `Ok` when the control log has the order.
     /// What runs goes on. Holds until the next order, whatever is restarted.
     ///

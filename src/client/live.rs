@@ -51,6 +51,15 @@ impl Role {
     }
 }
 
+/// How long a publish may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// Until when a connection and room are waited for; `None`: not at all.
+    pub(super) room: Option<Instant>,
+    /// Until when the confirm is.
+    pub(super) confirm: Instant,
+}
+
 /// Starts connections of this process, and closes them all; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Links {
@@ -165,6 +174,32 @@ impl Live {
         depth.map_err(|down| SubmitError::Unavailable(down.0))
     }
 
+    /// Declares a queue's company and bindings anew, if the queue itself exists or is one of this process's own;
+    /// whether it does.
+    #[cfg(feature = "server")]
+    pub(crate) async fn restore(&self, queue: &QueueName) -> Result<bool, crate::amqp::connection::LinkDown> {
+        let link = self.publisher.link();
+        if link.declares(queue) {
+            return link.repair().await.map(|()| true);
+        }
+        self.admin.restore(&self.names, queue).await
+    }
+
+    /// Declares the dead-letter queue of a queue that may not exist.
+    #[cfg(feature = "server")]
+    pub(crate) async fn declare_dead(
+        &self,
+        queue: &QueueName,
+    ) -> Result<(), crate::amqp::connection::LinkDown> {
+        self.admin.declare_dead(&self.names, queue).await
+    }
+
+    /// Whether args and outputs of a kind stay out of the record, as far as workers have said.
+    #[cfg(feature = "server")]
+    pub(crate) fn is_private(&self, kind: &crate::job::Kind) -> bool {
+        self.known.get().is_some_and(|known| known.is_private(kind))
+    }
+
     pub(super) async fn check_queue(&self, queue: &QueueName, deadline: Instant) -> Result<(), SubmitError> {
         let link = self.publisher.link();
         if link.declares(queue) {
@@ -184,16 +219,15 @@ impl Live {
         &self,
         envelope: &Envelope,
         ticks: u32,
-        patient: bool,
-        deadline: Instant,
+        patience: Patience,
     ) -> Result<(), SubmitError> {
         let (exchange, key) = self.names.route(&envelope.queue, envelope.kind.as_str(), ticks);
         let target = Target { exchange, key, mandatory: true };
-        match self.publish(target.clone(), envelope, patient, deadline).await {
+        match self.publish(target.clone(), envelope, patience).await {
             Err(PublishError::Unroutable) if self.publisher.link().declares(&envelope.queue) => {
                 // One of our own queues: someone deleted it or its binding.
                 self.publisher.link().repair().await.map_err(|down| SubmitError::Unavailable(down.0))?;
-                Ok(self.publish(target, envelope, patient, deadline).await?)
+                Ok(self.publish(target, envelope, patience).await?)
             }
             Err(PublishError::Unroutable) => {
                 // Another process's queue: it is unknown only if it does not exist. If it does, its binding is gone.
@@ -201,7 +235,7 @@ impl Live {
                 if !restored.map_err(|down| SubmitError::Unavailable(down.0))? {
                     return Err(SubmitError::UnknownQueue(envelope.queue.clone()));
                 }
-                Ok(self.publish(target, envelope, patient, deadline).await?)
+                Ok(self.publish(target, envelope, patience).await?)
             }
             other => Ok(other?),
         }
@@ -211,13 +245,12 @@ impl Live {
         &self,
         target: Target,
         envelope: &Envelope,
-        patient: bool,
-        deadline: Instant,
+        patience: Patience,
     ) -> Result<(), PublishError> {
-        if patient {
-            self.publisher.publish_patiently(target, envelope.encode(), deadline).await
-        } else {
-            self.publisher.publish(target, envelope.encode(), deadline).await
+        let message = envelope.encode();
+        match patience.room {
+            Some(room) => self.publisher.publish_within(target, message, room, patience.confirm).await,
+            None => self.publisher.publish(target, message, patience.confirm).await,
         }
     }
 

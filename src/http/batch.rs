@@ -1,11 +1,14 @@
 //! `POST /v1/jobs/batch`: many jobs in one request, each with an answer of its own.
 
+use std::{collections::HashMap, sync::Arc};
+
 use axum::{
     extract::{Request, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -14,7 +17,10 @@ use super::{
     App,
     answer::{self, status_of},
     body::{self, Inbound, Media, Room, held},
-    fields::{self, Errors, Items},
+    fields::{self, Errors, FieldError, Items},
+    finished,
+    keyed::{self, Begun},
+    naming::{self, Choice, Named},
     problem::{Code, Problem},
     submission::{Draft, ERRORS_MAX, ITEM_ERRORS_MAX, trace_context},
 };
@@ -25,6 +31,7 @@ use crate::{
         json::{self, JsonError},
         wire::Headers,
     },
+    record::keys::Claim,
 };
 
 /// What an item takes in memory beside its bytes, roughly, in bytes.
@@ -49,21 +56,20 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
         return Err(body::content_type_missing());
     }
     let mut errors = Errors::new(ERRORS_MAX);
-    inbound.refuse_unsupported(&mut errors);
+    naming::refuse_key(
+        &inbound.parts.headers,
+        "is for one job: give each item an idempotency_key of its own",
+        &mut errors,
+    );
     let [] = inbound.query([], &mut errors);
     errors.none_or(Some(()))?;
     let items = split(&received.bytes, media, app.http.batch_items)?;
     received.room.cover(received.bytes.len().max(items.len() * ITEM_COST))?;
     let trace = trace_context(&inbound.parts.headers);
     let mut batch = read(app, &trace, &received.bytes, &items).await;
-    let jobs = std::mem::take(&mut batch.jobs);
-    let mut room = received.room;
-    if !jobs.is_empty() {
-        let (results, held) = app.submit_all(jobs, room).await?;
-        room = held;
-        batch.settle(results);
-    }
-    Ok(batch.answer(Some(room)))
+    batch.begin(app).await;
+    batch.submit(app, &mut received.room).await?;
+    Ok(batch.answer(Some(received.room)))
 }
 
 /// An item's text, and its line in NDJSON.
@@ -108,6 +114,9 @@ struct Answer {
     id: Option<JobId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<&'static str>,
+    /// The same item came before, in an earlier request or in this one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    replayed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<Box<RawValue>>,
 }
@@ -120,12 +129,25 @@ struct Whole<'a> {
     items: &'a [Answer],
 }
 
-/// A batch on its way: an answer per item, and the jobs whose answers are those at `places`.
+/// A job of the batch, whose answer is the one at `place`.
+#[derive(Debug)]
+struct Job {
+    place: usize,
+    job: Submission,
+    named: Option<Named>,
+    too_late: Option<FieldError>,
+}
+
+/// A batch on its way: an answer per item, and the jobs they are about.
 #[derive(Debug, Default)]
 struct Batch {
     answers: Vec<Answer>,
-    jobs: Vec<Submission>,
-    places: Vec<usize>,
+    /// Read, and nothing more.
+    read: Vec<Job>,
+    /// To be submitted, those with a claim whose client chose their id.
+    ready: Vec<(usize, Submission, Option<Claim>)>,
+    /// Items that are the same as an earlier one: their places, and its place.
+    same: Vec<(usize, usize)>,
     /// Items that were refused before anything was published.
     refused: usize,
     gravest: Option<Gravest>,
@@ -144,7 +166,10 @@ async fn read(app: &App, trace: &Headers, bytes: &Bytes, items: &[Item<'_>]) -> 
     for (index, item) in items.iter().enumerate() {
         let told = if batch.refused < TOLD_ALL { ITEM_ERRORS_MAX } else { 1 };
         match read_item(item, bytes, app, now, told) {
-            Ok(draft) => batch.add(item, draft.into_submission(&app.client, trace, now)),
+            Ok(mut draft) => {
+                let (named, too_late) = (draft.named, draft.too_late.take());
+                batch.add(item, draft.into_submission(&app.client, trace, now), named, too_late);
+            }
             Err(problem) => batch.refuse(item, problem),
         }
         if index % TURN == TURN - 1 {
@@ -163,7 +188,7 @@ fn read_item(
 ) -> Result<Draft, Problem> {
     let read = || {
         let text = fields::text(item.text)?;
-        Draft::read(text, bytes, &app.limits, now, Errors::new(told))
+        Draft::read(text, bytes, &app.limits, now, Choice::Members, Errors::new(told))
     };
     read().map_err(|problem| place(problem, item))
 }
@@ -185,41 +210,117 @@ fn written(problem: &Problem) -> Option<Box<RawValue>> {
 }
 
 impl Batch {
-    fn add(&mut self, item: &Item<'_>, job: Submission) {
-        self.places.push(self.answers.len());
+    fn add(&mut self, item: &Item<'_>, job: Submission, named: Option<Named>, too_late: Option<FieldError>) {
+        let place = self.answers.len();
         self.answers.push(Answer {
-            index: self.answers.len(),
+            index: place,
             line: item.line,
             id: Some(job.envelope.id),
             status: Some(status_of(&job)),
+            replayed: false,
             error: None,
         });
-        self.jobs.push(job);
+        self.read.push(Job { place, job, named, too_late });
+    }
+
+    /// Finds out which items are new.
+    async fn begin(&mut self, app: &App) {
+        let (mut named, mut first) = (Vec::new(), HashMap::new());
+        for job in std::mem::take(&mut self.read) {
+            let Some(name) = job.named else {
+                self.ready.push((job.place, job.job, None));
+                continue;
+            };
+            match first.get(&name.id) {
+                None => {
+                    first.insert(name.id, (job.place, name.digest));
+                    named.push(job);
+                }
+                Some((place, digest)) if *digest == name.digest => self.same.push((job.place, *place)),
+                Some(_) => self.fail(job.place, keyed::reused()),
+            }
+        }
+        if named.is_empty() {
+            return;
+        }
+        let asked = named.iter_mut().filter_map(|job| Some((job.named?, &job.job, job.too_late.take())));
+        let begun = keyed::begin_all(app, asked.collect()).await;
+        for (Job { place, job, .. }, begun) in named.into_iter().zip(begun) {
+            match begun {
+                Ok(Begun::New(claim)) => self.ready.push((place, job, claim)),
+                Ok(Begun::Repeat(_)) => {
+                    let now = keyed::status_now(app, job.envelope.id).await;
+                    let answer = &mut self.answers[place];
+                    answer.status = now.or(answer.status);
+                    answer.replayed = true;
+                }
+                Err(problem) => self.fail(place, problem),
+            }
+        }
+    }
+
+    /// Submits what is ready.
+    ///
+    /// # Errors
+    /// The problem, when too many requests await their confirm; nothing was submitted then.
+    async fn submit(&mut self, app: &App, room: &mut Room) -> Result<(), Problem> {
+        let ready = std::mem::take(&mut self.ready);
+        if !ready.is_empty() {
+            let entered = Arc::new(app.enter()?);
+            let parts: Vec<_> = ready
+                .into_iter()
+                .map(|(place, job, claim)| {
+                    let held =
+                        claim.is_some().then(|| (Arc::clone(&entered), room.split(job.envelope.args.len())));
+                    (place, job, claim, held)
+                })
+                .collect();
+            let (app, rest) = (app.clone(), room.split(usize::MAX));
+            // Goes on when the client goes away, as a single submit does.
+            let submitting = tokio::spawn(async move {
+                let each = parts.into_iter().map(|(place, job, claim, held)| {
+                    let (id, named) = (job.envelope.id, claim.is_some());
+                    let submitted = keyed::submit(&app, job, claim, true, held);
+                    async move { (place, submitted.await.map_err(|error| keyed::problem(&error, id, named))) }
+                });
+                let results = join_all(each).await;
+                drop(entered);
+                (results, rest)
+            });
+            let (results, rest) = finished(submitting.await)?;
+            *room = rest;
+            for (place, result) in results {
+                if let Err(problem) = result {
+                    self.fail(place, problem);
+                }
+            }
+        }
+        for (place, first) in std::mem::take(&mut self.same) {
+            let first = &self.answers[first];
+            let (id, status, error) = (first.id, first.status, first.error.clone());
+            let answer = &mut self.answers[place];
+            answer.replayed = error.is_none();
+            (answer.id, answer.status, answer.error) = (id, status, error);
+        }
+        Ok(())
     }
 
     fn refuse(&mut self, item: &Item<'_>, problem: Problem) {
         self.refused += 1;
         let index = self.answers.len();
         let error = written(&problem);
-        self.answers.push(Answer { index, line: item.line, id: None, status: None, error });
+        let line = item.line;
+        self.answers.push(Answer { index, line, id: None, status: None, replayed: false, error });
         self.weigh(problem);
     }
 
-    /// Puts the submits' results into the answers.
-    fn settle(&mut self, results: Vec<Result<(), crate::client::SubmitError>>) {
-        // A missing result would be a bug of the client: such a job may run, and must not read as accepted.
-        let missing = || Err(crate::client::SubmitError::Lost("the result is missing".to_owned()));
-        let results = results.into_iter().chain(std::iter::repeat_with(missing));
-        for (place, result) in std::mem::take(&mut self.places).into_iter().zip(results) {
-            let answer = &mut self.answers[place];
-            let (Err(error), Some(id)) = (result, answer.id) else { continue };
-            let problem = Problem::submit(&error, id);
-            // Whoever's job may still run is told its id.
-            answer.id = problem.job;
-            answer.status = None;
-            answer.error = written(&problem);
-            self.weigh(problem);
-        }
+    /// The item at `place` was read and is refused all the same.
+    fn fail(&mut self, place: usize, problem: Problem) {
+        let answer = &mut self.answers[place];
+        // Whoever's job may still run is told its id.
+        (answer.id, answer.status) = (problem.job, None);
+        answer.error = written(&problem);
+        self.weigh(problem);
     }
 
     fn weigh(&mut self, problem: Problem) {

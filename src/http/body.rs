@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     body::{BodyDataStream, HttpBody},
     extract::{Query, Request},
-    http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts},
+    http::{HeaderMap, HeaderValue, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -27,7 +27,6 @@ use super::{
 const DISCARD_MAX: usize = 32 << 20;
 /// The first piece of memory for a body, in bytes.
 const FIRST: usize = 16 << 10;
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// The memory that all request bodies share, counted in KiB.
 #[derive(Debug, Clone)]
@@ -74,6 +73,14 @@ impl Room {
             none => *none = Some(more),
         }
         Ok(())
+    }
+
+    /// Takes `bytes` out of this room, as far as it has them, into one of their own.
+    pub(super) fn split(&mut self, bytes: usize) -> Self {
+        let memory = self.memory.clone();
+        let held =
+            self.held.as_mut().and_then(|held| held.split(bytes.div_ceil(1024).min(held.num_permits())));
+        Self { memory, held }
     }
 
     /// Gives back what is held beyond `bytes`.
@@ -263,16 +270,6 @@ impl Inbound {
             }
         }
         found
-    }
-
-    /// Notes headers that ask for what is not available: to ignore them would break what they promise.
-    pub(super) fn refuse_unsupported(&self, errors: &mut Errors) {
-        if self.parts.headers.contains_key(IDEMPOTENCY_KEY) {
-            errors.unsupported_header(
-                "Idempotency-Key",
-                "idempotency keys are not available yet: a repeat would run the job twice; leave it out",
-            );
-        }
     }
 }
 

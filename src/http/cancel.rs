@@ -24,9 +24,9 @@ use crate::{
 };
 
 /// Longest reason, in bytes.
-const REASON_MAX: usize = 1024;
+pub(super) const REASON_MAX: usize = 1024;
 /// Longest name of who asks, in bytes.
-const BY_MAX: usize = 200;
+pub(super) const BY_MAX: usize = 200;
 
 /// `DELETE /v1/jobs/{id}`.
 pub(super) async fn delete(State(app): State<App>, id: IdPath, request: Request) -> Response {
@@ -38,7 +38,7 @@ pub(super) async fn delete(State(app): State<App>, id: IdPath, request: Request)
 async fn cancel(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
     let [reason, by] = inbound.query(["reason", "by"], &mut errors);
-    let reason = read_note("reason", reason, REASON_MAX, &mut errors);
+    let reason = read_reason(reason, &mut errors);
     let by = read_by(by, &mut errors);
     let id = read_id(id)?;
     errors.none_or(Some(()))?;
@@ -86,13 +86,23 @@ pub(super) fn read_by(text: Option<String>, errors: &mut Errors) -> Option<Strin
     read_note("by", text, BY_MAX, errors)
 }
 
+/// Reads `?reason=`.
+pub(super) fn read_reason(text: Option<String>, errors: &mut Errors) -> Option<String> {
+    read_note("reason", text, REASON_MAX, errors)
+}
+
 fn read_note(name: &str, text: Option<String>, max: usize, errors: &mut Errors) -> Option<String> {
     let text = text?;
-    if text.len() > max || text.trim().is_empty() || text.chars().any(|c| c.is_control()) {
+    if !is_note(&text, max) {
         errors.parameter(name, format!("must be 1 to {max} bytes of text without control characters"));
         return None;
     }
     Some(text)
+}
+
+/// Whether `text` is something to be shown beside a job.
+pub(super) fn is_note(text: &str, max: usize) -> bool {
+    text.len() <= max && !text.trim().is_empty() && !text.chars().any(char::is_control)
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ use crate::{
     job::{Envelope, JobId, Reply, Status},
     record::{
         JobWatch,
+        keys::Claim,
         model::{JobRecord, JobStatus, Position, Summary},
     },
 };
@@ -61,6 +62,7 @@ impl App {
     pub(super) async fn call(
         &self,
         mut job: Submission,
+        claim: Option<Claim>,
         deadline: Instant,
         held: impl Send + 'static,
         accepted: Option<oneshot::Sender<()>>,
@@ -71,8 +73,24 @@ impl App {
         let watch = self.record.watch_job(id);
         job.envelope.reply_to = Some(waiter.reply_to().to_owned());
         job.envelope.correlation_id = Some(id.to_string());
-        self.submit(job, held, accepted).await?;
+        self.submit(job, claim, held, accepted).await?;
         Ok(self.end_of(id, watch, waiter.reply(deadline), deadline).await)
+    }
+
+    /// Waits for the end of the present run of a job that was submitted before, whether the record knows of it yet or
+    /// not: none at the deadline, or when the server must end before.
+    ///
+    /// # Errors
+    /// The problem, when too many wait.
+    pub(super) async fn attach(&self, id: JobId, deadline: Instant) -> Result<Option<End>, Problem> {
+        let watch = self.record.watch_job(id);
+        // The first look catches up; one that cannot is made up for by the watch.
+        let known = self.look_up(id).await.ok().flatten();
+        if let Some(job) = known.filter(|job| job.summary.status.is_final()) {
+            return Ok(Some(End::Record(Box::new(job))));
+        }
+        let _place = self.enter_wait()?;
+        Ok(self.end_of(id, watch, pending(), deadline).await)
     }
 
     /// Waits for the end of the job's present run, as far as the record tells. At the deadline, or when the server
@@ -95,6 +113,14 @@ impl App {
             Some(End::Record(job)) => Ok(Some(*job)),
             _ => self.look_up(id).await,
         }
+    }
+
+    /// Waits until the record knows what is in the log.
+    ///
+    /// # Errors
+    /// The problem, when that takes too long.
+    pub(super) async fn catch_up(&self) -> Result<(), Problem> {
+        self.record.catch_up(Instant::now() + CATCH_UP).await.map_err(|error| Problem::record(&error))
     }
 
     /// A job's record, after catching up with the log where that is needed; none: there is no such job.

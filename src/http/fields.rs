@@ -67,12 +67,13 @@ pub(super) struct Errors {
     left_out: usize,
     too_deep: bool,
     unsupported: usize,
+    bad_keys: usize,
 }
 
 impl Errors {
     /// A list that names at most `cap` problems and counts the rest.
     pub(super) fn new(cap: usize) -> Self {
-        Self { list: Vec::new(), cap, left_out: 0, too_deep: false, unsupported: 0 }
+        Self { list: Vec::new(), cap, left_out: 0, too_deep: false, unsupported: 0, bad_keys: 0 }
     }
 
     fn push(&mut self, error: FieldError) {
@@ -94,10 +95,16 @@ impl Errors {
         self.push(FieldError { pointer: None, parameter, header: None, detail: detail.into() });
     }
 
-    /// A header that asks for what is not available.
-    pub(super) fn unsupported_header(&mut self, name: &'static str, detail: impl Into<String>) {
-        self.unsupported += 1;
-        self.push(FieldError { pointer: None, parameter: None, header: Some(name), detail: detail.into() });
+    /// An idempotency key in a header that is none, or means nothing there.
+    pub(super) fn bad_key(&mut self, header: &'static str, detail: impl Into<String>) {
+        self.bad_keys += 1;
+        self.push(FieldError { pointer: None, parameter: None, header: Some(header), detail: detail.into() });
+    }
+
+    /// An idempotency key in the body that is none.
+    pub(super) fn bad_key_at(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+        self.bad_keys += 1;
+        self.at(pointer, detail);
     }
 
     /// A member that asks for what is not available.
@@ -129,6 +136,7 @@ impl Errors {
         let code = match () {
             () if self.too_deep => Code::TooDeep,
             () if self.unsupported > 0 && self.unsupported == self.total() => Code::NotSupported,
+            () if self.bad_keys > 0 && self.bad_keys == self.total() => Code::BadIdempotencyKey,
             () => Code::InvalidRequest,
         };
         if self.left_out > 0 {
@@ -186,6 +194,11 @@ impl<'a> Object<'a> {
     /// Whether a member is there and not taken.
     pub(super) fn has(&self, name: &str) -> bool {
         self.members.iter().any(|(key, _)| key == name)
+    }
+
+    /// The members that are there and not taken.
+    pub(super) fn members(&self) -> impl Iterator<Item = (&str, &'a RawValue)> {
+        self.members.iter().map(|(name, raw)| (name.as_ref(), *raw))
     }
 
     /// The pointer of a member.

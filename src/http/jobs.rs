@@ -1,4 +1,4 @@
-//! `POST /v1/jobs`: submits a job, and waits for its end where the client asks.
+//! `POST /v1/jobs` and `PUT /v1/jobs/{id}`: submits a job, and waits for its end where the client asks.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,13 +13,16 @@ use tokio::time::Instant;
 use super::{
     App,
     answer::{self, Accepted},
-    body::{self, Inbound, Media},
+    body::{self, Inbound, Media, Room},
     fields::{self, Errors},
+    job::{IdPath, read_id},
+    keyed::{self, Begun},
+    naming::{self, Choice},
     problem::Problem,
     submission::{Draft, ERRORS_MAX, trace_context},
     wait::{PREFERENCE_APPLIED, Prefer, Wait},
 };
-use crate::config::parse_duration;
+use crate::{client::Submission, config::parse_duration, job::JobId, record::keys::Claim};
 
 /// What a submit's body may have beside its args, in bytes.
 pub(super) const ENVELOPE_ROOM: usize = 64 << 10;
@@ -27,11 +30,21 @@ pub(super) const ENVELOPE_ROOM: usize = 64 << 10;
 /// `POST /v1/jobs`.
 pub(super) async fn post(State(app): State<App>, request: Request) -> Response {
     let mut inbound = Inbound::new(request, &app.memory, app.http.read_timeout);
-    let result = submit(&app, &mut inbound).await;
+    let result = submit(&app, None, &mut inbound).await;
     inbound.answer(result).await
 }
 
-async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
+/// `PUT /v1/jobs/{id}`.
+pub(super) async fn put(State(app): State<App>, id: IdPath, request: Request) -> Response {
+    let mut inbound = Inbound::new(request, &app.memory, app.http.read_timeout);
+    let result = match read_id(id).and_then(naming::chosen) {
+        Ok(id) => submit(&app, Some(id), &mut inbound).await,
+        Err(problem) => Err(problem),
+    };
+    inbound.answer(result).await
+}
+
+async fn submit(app: &App, id: Option<JobId>, inbound: &mut Inbound) -> Result<Response, Problem> {
     let media = inbound.media(false)?;
     let received = inbound.read(app.limits.args + ENVELOPE_ROOM).await?;
     if media == Media::Unsaid && !received.bytes.is_empty() {
@@ -39,30 +52,44 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     }
     let (start, now) = (Instant::now(), Timestamp::now());
     let mut errors = Errors::new(ERRORS_MAX);
-    inbound.refuse_unsupported(&mut errors);
+    let headers = &inbound.parts.headers;
+    let choice = Choice::of(id, headers, &mut errors);
     let [wait] = inbound.query(["wait"], &mut errors);
     let wait = wait_of(wait.as_deref(), &mut errors);
     let text = fields::text(&received.bytes)?;
-    let draft = Draft::read(text, &received.bytes, &app.limits, now, errors)?;
+    let mut draft = Draft::read(text, &received.bytes, &app.limits, now, choice, errors)?;
 
-    let headers = &inbound.parts.headers;
     let wait = Wait::choose(wait, Prefer::read(headers).wait, Duration::ZERO, app.http.max_wait);
+    let deadline = (!wait.patience.is_zero()).then(|| start + wait.patience);
+    let (named, too_late) = (draft.named, draft.too_late.take());
     let job = draft.into_submission(&app.client, &trace_context(headers), now);
-    let accepted = Accepted::new(&job);
-    // Held as long as the args are: by the answer of a wait to its end.
-    let room = Arc::new(received.room);
-    let mut response = if wait.patience.is_zero() {
-        app.submit(job, room, None).await?;
-        accepted.response()
-    } else {
-        let envelope = job.envelope.clone();
-        match app.call(job, start + wait.patience, Arc::clone(&room), None).await? {
-            None => accepted.response(),
-            Some(end) => answer::record(StatusCode::OK, &app.record_of(&envelope, end).await),
-        }
+    let mut response = match keyed::begin(app, named, &job, too_late).await? {
+        Begun::New(claim) => submit_new(app, job, claim, deadline, received.room).await?,
+        Begun::Repeat(repeat) => keyed::answer(app, repeat, job, deadline).await?,
     };
     say_applied(&mut response, &wait, false);
     Ok(response)
+}
+
+async fn submit_new(
+    app: &App,
+    job: Submission,
+    claim: Option<Claim>,
+    deadline: Option<Instant>,
+    room: Room,
+) -> Result<Response, Problem> {
+    let accepted = Accepted::new(&job);
+    let Some(deadline) = deadline else {
+        app.submit(job, claim, room, None).await?;
+        return Ok(accepted.response());
+    };
+    let envelope = job.envelope.clone();
+    // Kept with the args: for the answer of a wait to its end.
+    let room = Arc::new(room);
+    match app.call(job, claim, deadline, Arc::clone(&room), None).await? {
+        None => Ok(accepted.response()),
+        Some(end) => Ok(answer::record(StatusCode::OK, &app.record_of(&envelope, end).await)),
+    }
 }
 
 /// Reads `?wait=`.

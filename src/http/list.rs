@@ -14,14 +14,15 @@ use super::{
     answer::{self, Shown},
     body::Inbound,
     cursor,
+    dead::check_queue,
     fields::Errors,
     filter,
     problem::Problem,
     submission::ERRORS_MAX,
 };
 use crate::{
-    job::JobId,
-    record::model::{JobRecord, JobStatus, Page},
+    job::{JobId, QueueName},
+    record::model::{Filter, JobRecord, JobStatus, Page, Position},
 };
 
 /// Jobs on a page that does not say.
@@ -55,13 +56,51 @@ async fn list(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
         &mut errors,
     );
     let filter = filter::read([status, queue, kind, tag, q, from, to, fingerprint], &mut errors);
-    let include = read_include(include.as_deref(), &mut errors);
-    let limit = read_limit(limit.as_deref(), include, &mut errors);
-    errors.none_or(Some(()))?;
-    let after = cursor.map(|cursor| cursor::decode(&cursor, &filter)).transpose()?;
+    let asked = Asked::read(filter, [limit, cursor, include], errors)?;
+    show(app, inbound.parts.uri.query().unwrap_or_default(), asked, "/v1/jobs").await
+}
 
-    let mut page =
-        app.record.jobs(filter.clone(), limit, after).await.map_err(|error| Problem::record(&error))?;
+/// `GET /v1/queues/{queue}/dead`: the dead jobs of a queue that can be replayed.
+pub(super) async fn dead(app: &App, inbound: &mut Inbound, queue: QueueName) -> Result<Response, Problem> {
+    let mut errors = Errors::new(ERRORS_MAX);
+    let [kind, tag, q, from, to, fingerprint, limit, cursor, include] = inbound
+        .query(["kind", "tag", "q", "from", "to", "fingerprint", "limit", "cursor", "include"], &mut errors);
+    let filter = filter::read([None, None, kind, tag, q, from, to, fingerprint], &mut errors);
+    let path = format!("/v1/queues/{queue}/dead");
+    check_queue(app, &queue).await?;
+    let filter = Filter { status: vec![JobStatus::Dead], queue: Some(queue), ..filter };
+    let asked = Asked::read(filter, [limit, cursor, include], errors)?;
+    let query = inbound.parts.uri.query().unwrap_or_default();
+    show(app, query, Asked { purged: false, ..asked }, &path).await
+}
+
+/// Which page of which list.
+struct Asked {
+    filter: Filter,
+    limit: usize,
+    after: Option<Position>,
+    include: Include,
+    /// Whether dead jobs whose message was purged are among them.
+    purged: bool,
+}
+
+impl Asked {
+    fn read(filter: Filter, values: [Option<String>; 3], mut errors: Errors) -> Result<Self, Problem> {
+        let [limit, cursor, include] = values;
+        let include = read_include(include.as_deref(), &mut errors);
+        let limit = read_limit(limit.as_deref(), include, &mut errors);
+        errors.none_or(Some(()))?;
+        let after = cursor.map(|cursor| cursor::decode(&cursor, &filter)).transpose()?;
+        Ok(Self { filter, limit, after, include, purged: true })
+    }
+}
+
+async fn show(app: &App, query: &str, asked: Asked, path: &str) -> Result<Response, Problem> {
+    let Asked { filter, limit, after, include, purged } = asked;
+    let page = app.record.jobs(filter.clone(), limit, after).await;
+    let mut page = page.map_err(|error| Problem::record(&error))?;
+    // Such a page is shorter, and has a next one all the same.
+    page.items.retain(|job| purged || !job.purged);
     let records = if include == Include::default() { BTreeMap::new() } else { records(app, &mut page).await };
     let next = page.next.map(|next| cursor::encode(next, &filter));
     let shown = page.items.iter().map(|job| {
@@ -74,7 +113,7 @@ async fn list(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     });
     let items: Vec<Shown<'_>> = shown.collect();
     let mut response = answer::json_of(StatusCode::OK, &Answer { items, next: next.as_deref() });
-    if let Some(link) = next.and_then(|next| link(inbound.parts.uri.query().unwrap_or_default(), &next)) {
+    if let Some(link) = next.and_then(|next| link(path, query, &next)) {
         response.headers_mut().insert(header::LINK, link);
     }
     Ok(response)
@@ -132,8 +171,8 @@ fn read_limit(text: Option<&str>, include: Include, errors: &mut Errors) -> usiz
 }
 
 /// The `Link` to the next page: the same query with another cursor.
-fn link(query: &str, next: &str) -> Option<HeaderValue> {
-    let mut target = "</v1/jobs?".to_owned();
+fn link(path: &str, query: &str, next: &str) -> Option<HeaderValue> {
+    let mut target = format!("<{path}?");
     for pair in query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("cursor=")) {
         // The client's own text, in a header: what delimits the target is escaped.
         let _ = write!(target, "{}&", pair.replace('<', "%3C").replace('>', "%3E"));
@@ -207,7 +246,7 @@ mod tests {
             ("status=dead&limit=2", "</v1/jobs?status=dead&limit=2&cursor=abc>; rel=\"next\""),
             ("cursor=old&tag=%3E,x>", "</v1/jobs?tag=%3E,x%3E&cursor=abc>; rel=\"next\""),
         ] {
-            assert_eq!(link(query, "abc").unwrap(), target);
+            assert_eq!(link("/v1/jobs", query, "abc").unwrap(), target);
         }
     }
 }

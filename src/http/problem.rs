@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::{
     answer::{self, Shown},
     fields::{Errors, FieldError},
+    keyed,
 };
 use crate::{
     client::{SubmitError, WaitError},
@@ -72,6 +73,8 @@ codes! {
     JobNotFound = NOT_FOUND "job_not_found" "There is no such job";
     /// There is no queue of this name.
     QueueNotFound = NOT_FOUND "queue_not_found" "There is no such queue";
+    /// No dead job has this fingerprint.
+    UnknownGroup = NOT_FOUND "unknown_group" "There is no such group of dead jobs";
     /// The job succeeded; its output was too long to be recorded, or its kind is not recorded.
     OutputNotRecorded = NOT_FOUND "output_not_recorded" "The output was not recorded";
     /// The path has other methods; `Allow` names them.
@@ -80,12 +83,16 @@ codes! {
     RequestTimeout = REQUEST_TIMEOUT "request_timeout" "The request did not arrive in time";
     /// RPC: the job was cancelled.
     JobCancelled = CONFLICT "job_cancelled" "The job was cancelled";
+    /// A request with this id or key is being worked on.
+    InFlight = CONFLICT "in_flight" "The first request with this id or key is still being worked on";
     /// The job has not ended.
     NotFinished = CONFLICT "not_finished" "The job has not ended yet";
     /// The job ended without an output.
     NoOutput = CONFLICT "no_output" "The job ended without an output";
     /// The job has ended: it cannot be cancelled any more.
     AlreadyFinished = CONFLICT "already_finished" "The job has already ended";
+    /// Only a dead job can be replayed.
+    NotDead = CONFLICT "not_dead" "The job cannot be replayed";
     /// Body, args or an item over its limit of bytes.
     TooLarge = PAYLOAD_TOO_LARGE "too_large" "The request is over a limit of bytes";
     /// More items in a batch than allowed.
@@ -104,6 +111,10 @@ codes! {
     NotSupported = UNPROCESSABLE_ENTITY "not_supported" "The request asks for what is not available yet";
     /// The queue exists nowhere.
     UnknownQueue = UNPROCESSABLE_ENTITY "unknown_queue" "The queue does not exist";
+    /// An idempotency key that is none, is given twice, or means nothing there.
+    BadIdempotencyKey = UNPROCESSABLE_ENTITY "bad_idempotency_key" "The idempotency key is not valid";
+    /// Another request has this id or key.
+    KeyReused = UNPROCESSABLE_ENTITY "key_reused" "The id or key belongs to another request";
     /// RPC: the handler said that trying again is pointless.
     JobFatal = UNPROCESSABLE_ENTITY "job_fatal" "The job failed for good";
     /// Our mistake; the log has the request id.
@@ -128,6 +139,10 @@ codes! {
     BrokerBlocked = SERVICE_UNAVAILABLE "broker_blocked" "The broker takes no messages for now";
     /// The broker refused the message. The job was not accepted.
     BrokerRefused = SERVICE_UNAVAILABLE "broker_refused" "The broker refused the job";
+    /// As many idempotency keys are kept as may be.
+    KeysFull = SERVICE_UNAVAILABLE "keys_full" "Too many ids and keys are kept";
+    /// Idempotency keys cannot be written.
+    KeysUnavailable = SERVICE_UNAVAILABLE "keys_unavailable" "Ids and keys cannot be kept";
     /// The broker did not confirm in time: the job may still run.
     ConfirmTimeout = GATEWAY_TIMEOUT "confirm_timeout" "The broker did not confirm the job in time";
     /// The connection broke before the confirm: the job may still run.
@@ -149,6 +164,8 @@ pub(super) struct Problem {
     pub(super) job: Option<JobId>,
     /// How that job stands.
     pub(super) end: Option<Box<End>>,
+    /// It is about a job of an earlier request that was the same.
+    pub(super) replayed: bool,
     /// How long to stay away.
     pub(super) retry_after: Option<Duration>,
 }
@@ -184,11 +201,12 @@ impl Problem {
         let retry_after = match code {
             Code::BrokerUnavailable => Some(Duration::from_secs(2)),
             Code::BrokerBlocked => Some(Duration::from_secs(5)),
+            Code::InFlight => Some(Duration::from_secs(1)),
             code if code.status() == StatusCode::SERVICE_UNAVAILABLE => Some(Duration::from_secs(1)),
             _ => None,
         };
         let detail = detail.into();
-        Self { code, detail, errors: Vec::new(), job: None, end: None, retry_after }
+        Self { code, detail, errors: Vec::new(), job: None, end: None, replayed: false, retry_after }
     }
 
     /// What is wrong with a body that is no acceptable JSON.
@@ -350,6 +368,9 @@ impl IntoResponse for Problem {
         }
         if let Some(job) = self.job {
             answer::name_job(&mut response, job);
+        }
+        if self.replayed {
+            keyed::say_replayed(&mut response);
         }
         response
     }

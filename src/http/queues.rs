@@ -36,13 +36,13 @@ const ASKING: usize = 8;
 const DRAIN_TIME: f64 = 60.0;
 
 /// The part of a path that names a queue.
-type QueuePath = Result<Path<String>, PathRejection>;
+pub(super) type QueuePath = Result<Path<String>, PathRejection>;
 
-fn no_queue() -> Problem {
+pub(super) fn no_queue() -> Problem {
     Problem::new(Code::QueueNotFound, "no worker has declared this queue, and no job was ever sent to it")
 }
 
-fn read_queue(path: QueuePath) -> Result<QueueName, Problem> {
+pub(super) fn read_queue(path: QueuePath) -> Result<QueueName, Problem> {
     path.ok().and_then(|Path(text)| QueueName::parse(text).ok()).ok_or_else(no_queue)
 }
 

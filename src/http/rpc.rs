@@ -26,6 +26,8 @@ use super::{
     ending::{End, told},
     fields::Errors,
     jobs::{say_applied, wait_of},
+    keyed::{self, Begun},
+    naming::{self, Choice},
     problem::{self, Code, Problem},
     submission::{self, Draft, ERRORS_MAX, trace_context},
     wait::{Prefer, Wait},
@@ -39,7 +41,10 @@ use crate::{
         envelope::RetryOverrides,
         json::{self, JsonError},
     },
-    record::model::{JobRecord, JobStatus},
+    record::{
+        keys::Digest,
+        model::{JobRecord, JobStatus},
+    },
     retry::MAX_ATTEMPTS,
 };
 
@@ -68,7 +73,7 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     }
     let (start, now) = (Instant::now(), Timestamp::now());
     let mut errors = Errors::new(ERRORS_MAX);
-    inbound.refuse_unsupported(&mut errors);
+    let choice = Choice::of(None, &inbound.parts.headers, &mut errors);
     let kind = read_kind(kind.as_deref(), &mut errors);
     let asked = Asked::read(inbound, &mut errors);
     let args = read_args(received.bytes, &mut errors)?;
@@ -80,7 +85,10 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let preferred = prefer.wait.filter(|wait| !wait.is_zero());
     let wait = Wait::choose(asked.wait, preferred, DEFAULT_WAIT, app.http.max_wait);
     let expires_at = SignedDuration::try_from(wait.patience).ok().and_then(|wait| now.checked_add(wait).ok());
+    let named = choice.named(|| asked.digest(&kind, &args));
     let draft = Draft {
+        named,
+        too_late: None,
         kind,
         queue: asked.queue,
         args,
@@ -95,23 +103,37 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let accepted = Accepted::new(&job);
     // Without the args: no answer has them, so their memory is free once the broker has the job.
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };
+    let (begun, deadline) = (keyed::begin(app, named, &job, None).await?, start + wait.patience);
+    let replayed = matches!(begun, Begun::Repeat(_));
     let (accepted_now, is_accepted) = oneshot::channel();
     let mut abandoned = asked.cancel.then(|| Abandoned::new(app, &envelope, is_accepted));
-    let end = app.call(job, start + wait.patience, received.room, Some(accepted_now)).await?;
-    let (mut response, later) = match end {
+    let end = match begun {
+        Begun::New(claim) => app.call(job, claim, deadline, received.room, Some(accepted_now)).await?,
+        Begun::Repeat(_) => {
+            drop((job, received.room));
+            // Nobody listens unless it is to be cancelled.
+            let _ = accepted_now.send(());
+            app.attach(envelope.id, deadline).await?
+        }
+    };
+    let (answered, later) = match end {
         Some(end) => {
             abandoned.as_mut().map(Abandoned::done);
-            (ended(&record_of(app, &envelope, end))?, false)
+            (ended(&record_of(app, &envelope, end)), false)
         }
-        None if respond_async => (accepted.response(), true),
+        None if respond_async => (Ok(accepted.response()), true),
         None => {
             let became = match &mut abandoned {
                 Some(abandoned) => abandoned.give_up().await,
                 None => "it runs on",
             };
-            return Err(no_reply(&envelope, &wait, app.stopping.hurry.is_cancelled(), became));
+            (Err(no_reply(&envelope, &wait, app.stopping.hurry.is_cancelled(), became)), false)
         }
     };
+    let mut response = answered.map_err(|problem| Problem { replayed, ..problem })?;
+    if replayed {
+        keyed::say_replayed(&mut response);
+    }
     say_applied(&mut response, &wait, later);
     Ok(response)
 }
@@ -200,6 +222,18 @@ struct Asked {
 }
 
 impl Asked {
+    /// The digest of the call, without what is about its caller alone.
+    fn digest(&self, kind: &Kind, args: &[u8]) -> Digest {
+        let timeout = self.timeout.map(|timeout| timeout.as_nanos().to_string());
+        let max_attempts = self.max_attempts.map(|attempts| attempts.to_string());
+        let query = [
+            ("max_attempts", max_attempts.as_deref()),
+            ("queue", self.queue.as_ref().map(QueueName::as_str)),
+            ("timeout", timeout.as_deref()),
+        ];
+        naming::digest_of_call(kind, &query, args)
+    }
+
     fn read(inbound: &Inbound, errors: &mut Errors) -> Self {
         let [queue, timeout, max_attempts, wait, on_timeout] =
             inbound.query(["queue", "timeout", "max_attempts", "wait", "on_timeout"], errors);

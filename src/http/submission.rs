@@ -8,7 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::value::RawValue;
 
 use super::{
-    fields::{self, Errors, Items, Object},
+    fields::{self, Errors, FieldError, Items, Object},
+    naming::{self, Choice, NAMING_MEMBERS, Named, SUBMIT},
     problem::{Code, Problem},
 };
 use crate::{
@@ -33,6 +34,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(310 * 86_400);
 /// Longest `tracestate` that is carried; W3C asks for at least this much.
 const TRACESTATE_MAX: usize = 512;
 
+/// The members of a job.
 const MEMBERS: [&str; 11] = [
     "kind",
     "args",
@@ -51,6 +53,10 @@ const RETRY_MEMBERS: [&str; 4] = ["initial", "factor", "max", "jitter"];
 /// A job as a client asks for it, checked.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Draft {
+    /// Its id and the request's digest, if the client chose the id.
+    pub(super) named: Option<Named>,
+    /// What is wrong with its times if it is submitted now, but was not, maybe, when it was first.
+    pub(super) too_late: Option<FieldError>,
     /// What to run.
     pub(super) kind: Kind,
     /// Where, if the client says.
@@ -72,7 +78,8 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Reads a job from `text`, which lies in `source`, as of `now`. Args are carried as a part of `source`.
+    /// Reads a job from `text`, which lies in `source`, as of `now`. Args are carried as a part of `source`; `choice`
+    /// says where its id is from.
     ///
     /// # Errors
     /// The problem, with all that is wrong; `errors` may hold what is wrong already.
@@ -81,10 +88,13 @@ impl Draft {
         source: &Bytes,
         limits: &Limits,
         now: Timestamp,
+        choice: Choice,
         mut errors: Errors,
     ) -> Result<Self, Problem> {
         let errors_ref = &mut errors;
         let mut object = Object::parse(text, "")?;
+        let id = choice.read(&mut object, errors_ref);
+        let named = id.map(|id| Named { id, digest: naming::digest_of(SUBMIT, &object) });
         let kind = read_kind(&mut object, errors_ref);
         let args = match object.take_raw("args", errors_ref) {
             Some(raw) => {
@@ -95,7 +105,9 @@ impl Draft {
         };
         let queue = object.take("queue", errors_ref, |raw| name(raw, QueueName::parse));
         let run_at = read_run_at(&mut object, limits, now, errors_ref);
-        let expires_at = read_expires_at(&mut object, run_at, now, errors_ref);
+        let mut too_late = None;
+        let late = named.is_some().then_some(&mut too_late);
+        let expires_at = read_expires_at(&mut object, run_at, now, late, errors_ref);
         let timeout = object.take("timeout", errors_ref, |raw| fields::duration(raw).and_then(timeout));
         let max_attempts = object.take("max_attempts", errors_ref, |raw| fields::whole(raw, 1, MAX_ATTEMPTS));
         let retry = read_retry(&mut object, errors_ref);
@@ -103,8 +115,13 @@ impl Draft {
         if object.take_raw("callback_url", errors_ref).is_some() {
             errors.unsupported_at("/callback_url", "callbacks are not available yet; leave it out");
         }
-        object.finish(&MEMBERS, &mut errors);
+        match choice {
+            Choice::Members => object.finish(&[&MEMBERS[..], &NAMING_MEMBERS].concat(), &mut errors),
+            _ => object.finish(&MEMBERS, &mut errors),
+        }
         let draft = kind.map(|kind| Self {
+            named,
+            too_late,
             kind,
             queue,
             args,
@@ -131,7 +148,13 @@ impl Draft {
         envelope.app_id = Some(APP_ID.to_owned());
         envelope.extra = trace.clone();
         let delay = self.run_at.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
-        Submission::new(envelope, delay.unwrap_or_default())
+        let mut job = Submission::new(envelope, delay.unwrap_or_default());
+        if let Some(named) = self.named {
+            // Another copy may exist: of a repeat that another replica took in the same moment, for one.
+            (job.envelope.id, job.envelope.unsure) = (named.id, true);
+            job.request = Some(named.digest.to_string());
+        }
+        job
     }
 }
 
@@ -196,10 +219,13 @@ fn read_run_at(
     delay.or(at)
 }
 
+/// Reads `expires_in` or `expires_at`. That a time has passed goes to `late`, where it is given: the request may repeat
+/// one that came before.
 fn read_expires_at(
     object: &mut Object<'_>,
     run_at: Option<Timestamp>,
     now: Timestamp,
+    late: Option<&mut Option<FieldError>>,
     errors: &mut Errors,
 ) -> Option<Timestamp> {
     let start = run_at.unwrap_or(now).max(now);
@@ -211,12 +237,19 @@ fn read_expires_at(
         }
         () => Ok(at),
     };
+    let forgiven = |at: Timestamp| match (later(at), late) {
+        (Err(detail), Some(late)) => {
+            *late = Some(FieldError::at("/expires_at", detail));
+            Ok(at)
+        }
+        (result, _) => result,
+    };
     let (both, after_now, at) = (
         object.has("expires_in") && object.has("expires_at"),
         object.take("expires_in", errors, |raw| {
             fields::duration(raw).and_then(|expires| after(now, expires)).and_then(later)
         }),
-        object.take("expires_at", errors, |raw| fields::time(raw).and_then(later)),
+        object.take("expires_at", errors, |raw| fields::time(raw).and_then(forgiven)),
     );
     if both {
         errors.at("/expires_at", "cannot be given together with expires_in");

@@ -1,5 +1,5 @@
 use super::*;
-use crate::job::wire::HeaderValue;
+use crate::job::{JobId, wire::HeaderValue};
 
 const NOW: &str = "2030-01-01T00:00:00.5Z";
 
@@ -8,9 +8,13 @@ fn now() -> Timestamp {
 }
 
 fn read(text: &str) -> Result<Draft, Problem> {
+    read_as(Choice::Ours, text)
+}
+
+fn read_as(choice: Choice, text: &str) -> Result<Draft, Problem> {
     let source = Bytes::copy_from_slice(text.as_bytes());
     let text = std::str::from_utf8(&source).unwrap();
-    Draft::read(text, &source, &Limits::default(), now(), Errors::new(ERRORS_MAX))
+    Draft::read(text, &source, &Limits::default(), now(), choice, Errors::new(ERRORS_MAX))
 }
 
 /// A job with one more member.
@@ -221,4 +225,37 @@ fn trace_context_is_carried_if_it_looks_right() {
     ] {
         assert!(carried(bad, "a=1").is_empty(), "{bad}");
     }
+}
+
+#[test]
+fn a_repeat_may_come_after_its_expiry() {
+    let late = r#"{"kind":"demo.echo","expires_at":"2029-12-31T23:59:59Z"}"#;
+    assert_eq!(read(late).unwrap_err().code, Code::InvalidRequest);
+    let draft = read_as(Choice::Client(JobId::new()), late).unwrap();
+    assert_eq!(draft.too_late.unwrap().to_string(), "/expires_at: is not in the future");
+    let good = r#"{"kind":"demo.echo","expires_at":"2030-12-31T23:59:59Z"}"#;
+    assert_eq!(read_as(Choice::Client(JobId::new()), good).unwrap().too_late, None);
+}
+
+#[test]
+fn a_named_job_is_submitted_as_one_that_may_have_a_copy() {
+    let id = JobId::new();
+    let client = Client::recording();
+    let job = |choice| {
+        let draft = read_as(choice, r#"{"kind":"demo.echo"}"#).unwrap();
+        draft.into_submission(&client, &Headers::new(), now())
+    };
+    let named = job(Choice::Client(id));
+    assert_eq!((named.envelope.id, named.envelope.unsure), (id, true));
+    assert_eq!(named.request.unwrap().len(), 32);
+    let ours = job(Choice::Ours);
+    assert_eq!((ours.envelope.unsure, ours.request), (false, None));
+    assert_eq!(job(Choice::Members).request, None, "it may be named and is not");
+}
+
+#[test]
+fn only_an_item_may_name_its_job() {
+    let text = format!(r#"{{"kind":"demo.echo","id":"{}"}}"#, JobId::new());
+    assert_eq!(pointers(read(&text)), ["/id"]);
+    assert!(read_as(Choice::Members, &text).unwrap().named.is_some());
 }

@@ -36,13 +36,15 @@ pub enum NameError {
 }
 
 /// Names a job; the same through all its attempts and runs. A UUID: version 7 when Hopline makes it, version 8
-/// when it is derived from a foreign message id.
+/// when it is derived from a foreign message id or from an idempotency key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(Uuid);
 
 /// Namespace of ids derived from foreign message ids. Part of the wire contract: never change it.
 const FOREIGN: Uuid = Uuid::from_u128(0x6d1f_31b7_59a5_4c1e_8f0e_2f6a_90c5_77d3);
+/// Namespace of ids derived from idempotency keys. Part of the wire contract: never change it.
+const KEYED: Uuid = Uuid::from_u128(0x58b8_d7f0_9398_4a5e_8340_8025_0afd_8375);
 
 impl JobId {
     /// A new id (UUID version 7, RFC 9562 section 5.7): ids made later sort later, to the millisecond.
@@ -57,8 +59,25 @@ impl JobId {
     /// each delivery of the message gives the same job.
     #[must_use]
     pub fn from_foreign(queue: &QueueName, message_id: &str) -> Self {
-        let name = format!("{queue}\0{message_id}");
-        Self(Uuid::new_v8(Uuid::new_v5(&FOREIGN, name.as_bytes()).into_bytes()))
+        Self::derive(&FOREIGN, &format!("{queue}\0{message_id}"))
+    }
+
+    /// The id of the job that is submitted under an idempotency key: a UUID version 8 whose bits are those of the
+    /// version 5 UUID of `<scope>\0<key>`. So every HTTP process derives the same id, and a client can too. The scope
+    /// keeps the keys of different clients apart; it has no zero byte, and is empty where nothing tells clients apart.
+    #[must_use]
+    pub fn from_key(scope: &str, key: &str) -> Self {
+        Self::derive(&KEYED, &format!("{scope}\0{key}"))
+    }
+
+    fn derive(namespace: &Uuid, name: &str) -> Self {
+        Self(Uuid::new_v8(Uuid::new_v5(namespace, name.as_bytes()).into_bytes()))
+    }
+
+    /// Whether these are the bits of the nil or the max UUID (RFC 9562 sections 5.9 and 5.10), which name nothing.
+    #[must_use]
+    pub fn is_nil_or_max(&self) -> bool {
+        self.0.is_nil() || self.0.is_max()
     }
 
     /// The id of these 128 bits, most significant byte first.
@@ -248,6 +267,16 @@ mod tests {
         assert_ne!(id, JobId::from_foreign(&queue, "order-18"));
         assert_ne!(id, JobId::from_foreign(&QueueName::parse("mail").unwrap(), "order-17"));
         assert_eq!(id.0.get_version_num(), 8);
+    }
+
+    #[test]
+    fn a_key_gives_the_same_id_everywhere() {
+        let id = JobId::from_key("", "order-17");
+        assert_eq!(id.to_string(), "7b700206-a59b-8686-b95a-ca9e28065d01", "documented in docs/wire.md");
+        assert_eq!(id.0.get_version_num(), 8);
+        assert_ne!(id, JobId::from_key("", "order-18"));
+        assert_ne!(id, JobId::from_key("shop", "order-17"));
+        assert_ne!(id, JobId::from_foreign(&QueueName::parse("a").unwrap(), "order-17"));
     }
 
     #[test]

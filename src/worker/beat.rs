@@ -35,7 +35,7 @@ pub(super) struct Beat {
 }
 
 impl Beat {
-    /// Starts to say it: at once, and then every 5 s.
+    /// Starts to say it: as soon as the control log is read, when a queue is paused or resumed, and every 5 s.
     pub(super) fn start(
         config: &Config,
         shared: &Arc<Shared>,
@@ -95,6 +95,11 @@ impl Pulse {
         let mut paused = self.control.paused();
         let mut due = interval(EVERY);
         due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Nothing can be said before there is a connection.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = self.control.caught_up() => {}
+        }
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,

@@ -47,7 +47,7 @@ impl Cancels {
         loop {
             match orders.recv().await {
                 Ok(CancelOrder { id, run, by, reason, .. }) => {
-                    self.tell(id, run, &Cancellation { by, reason })
+                    self.tell(id, run, &Cancellation { by, reason });
                 }
                 Err(broadcast::error::RecvError::Lagged(_)) => self.look(),
                 Err(broadcast::error::RecvError::Closed) => return,

@@ -39,7 +39,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 
 /// Sends replies; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Replier {
+pub(crate) struct Replier {
     names: Names,
     ours: Publisher,
     /// Apart, on a connection of its own that is made when it is needed: a user without the right to the default
@@ -53,7 +53,7 @@ pub(super) struct Replier {
 }
 
 impl Replier {
-    pub(super) fn start(live: &Live, allowed: &[String]) -> Self {
+    pub(crate) fn start(live: &Live, allowed: &[String]) -> Self {
         let link = live.publisher.link();
         Self {
             names: live.names.clone(),
@@ -67,7 +67,7 @@ impl Replier {
     }
 
     /// Sends a reply to `reply_to`, if it may go there. Returns at once; what goes wrong is logged.
-    pub(super) fn send(&self, reply_to: &str, correlation_id: Option<String>, reply: &Reply) {
+    pub(crate) fn send(&self, reply_to: &str, correlation_id: Option<String>, reply: &Reply) {
         let Some((publisher, exchange)) = self.way(reply_to) else {
             warn!(job.id = %reply.job_id, reply_to, "no reply sent: the address is not allowed (worker.reply_queues)");
             return;

@@ -45,6 +45,9 @@ async fn an_alarm_holds_up_but_neither_loses_nor_doubles() {
     // Work goes on, and so do acknowledgements.
     stage.ledger().until("end", 8).await;
     stage.ledger().until("fail", 8).await;
+    // A worker that starts now waits: it could settle nothing that it took.
+    let mut late = stage.ledger_worker(&wide);
+    late.until_logged("nothing is taken before the control log is read", "queue=").await;
     // Nothing happens here to wait for: the alarm must last long enough for the retries' confirms to be missed, more
     // than once.
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -53,7 +56,9 @@ async fn an_alarm_holds_up_but_neither_loses_nor_doubles() {
     front.until_ready().await;
     jobs.push(first.job());
     jobs.push(front.submit(&stage, json!({})).await);
+    late.until_logged("caught up with the control log", "kinds=").await;
     stage.ledger().until_all_ended(&jobs).await;
+    late.stop().await;
     for worker in &mut workers {
         worker.stop().await;
     }

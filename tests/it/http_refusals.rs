@@ -76,7 +76,7 @@ fn wrong_submits(front: &Front) -> Vec<Expected> {
             "application/json",
         ),
         one(with("content-encoding", "gzip"), 415, "unsupported_media_type", ""),
-        one(with("idempotency-key", "k1"), 422, "not_supported", "Idempotency-Key"),
+        one(with("idempotency-key", "k 1"), 422, "bad_idempotency_key", "Idempotency-Key"),
         one(with("origin", "https://evil.example"), 403, "cross_origin", ""),
         one(with("sec-fetch-site", "cross-site"), 403, "cross_origin", ""),
         one(with("host", "evil.example"), 403, "bad_host", ""),

@@ -11,6 +11,7 @@
     reason = "a test fails by unwrapping, also in its helpers"
 )]
 
+mod control;
 mod dead;
 mod docs;
 mod faults_alarm;
@@ -19,12 +20,14 @@ mod faults_restart;
 mod foreign;
 mod hostile;
 mod http;
+mod http_keys;
 mod http_record;
 mod http_refusals;
 mod ladder;
 mod layering;
 mod process_http;
 mod process_ledger;
+mod process_record;
 mod process_start;
 mod process_suspects;
 mod process_worker;

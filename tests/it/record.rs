@@ -260,6 +260,43 @@ async fn a_lost_or_damaged_file_is_rebuilt() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_damaged_under_way_is_rebuilt() {
+    stage(async |stage| {
+        let folder = Folder::new();
+        let (record, _client) = follow(stage, &folder).await;
+        let mut ids = write_lives(stage, 0, 30).await;
+        catch_up(&record).await;
+        // The file and its log, behind the back of whoever has them open.
+        for file in std::fs::read_dir(&folder.0).expect("the folder").flatten() {
+            if file.file_name().to_string_lossy().starts_with("record.db") {
+                let length = file.metadata().expect("its length").len();
+                let garbage = vec![0x55; usize::try_from(length).expect("a small file")];
+                let mut open = std::fs::OpenOptions::new().write(true).open(file.path()).expect("opened");
+                std::io::Write::write_all(&mut open, &garbage).expect("written");
+            }
+        }
+        ids.extend(write_lives(stage, 30, 30).await);
+        eventually("the record is rebuilt", async || {
+            let aside = std::fs::read_dir(&folder.0).expect("the folder").flatten();
+            let mut aside = aside.filter(|file| file.file_name().to_string_lossy().contains("broken"));
+            // Reading finds damage too.
+            let _ = record.jobs(Filter::default(), 100, None).await;
+            aside.next().map(drop)
+        })
+        .await;
+        eventually("it is caught up again", async || {
+            let caught_up = record.catch_up(Instant::now() + Duration::from_secs(5)).await;
+            (caught_up.is_ok() && record.is_caught_up()).then_some(())
+        })
+        .await;
+        let rebuilt = answers(&record, &ids).await;
+        let (fresh, _client) = follow(stage, &Folder::new()).await;
+        assert_eq!(rebuilt, answers(&fresh, &ids).await);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn two_records_agree() {
     stage(async |stage| {
         let (one, other) = (Folder::new(), Folder::new());
@@ -312,6 +349,8 @@ async fn another_log_is_noticed_under_way_and_at_the_start() {
         record.close().await;
 
         stage.rabbit.delete_queue(&stage.names.log()).await;
+        // A new connection declares what is missing.
+        stage.client().started().expect("a client that works");
         let (at_start, events) = life(stage, 1);
         write_when_possible(stage, &events).await;
         let (record, _) = follow(stage, &folder).await;

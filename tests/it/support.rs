@@ -5,11 +5,9 @@
 //! | [`process`], [`broker`] | for `process_*` and `faults_*`: processes, and the broker behind them |
 //! | [`rabbit`] | the broker under test: its addresses, its management API, a raw AMQP connection |
 //! | [`stage`] | one test's prefix, processes and clean-up |
-//! | [`process`] | real processes: fronts and workers that are killed and stopped |
-//! | [`broker`] | what the process tests ask of the broker, and brokers of their own |
 //! | [`front`] | an HTTP front and what it answers |
-//! | [`sse`] | a reader of server-sent events |
 //! | [`log`] | the event log, read raw |
+//! | [`sse`] | a reader of server-sent events |
 //! | [`probe`] | a job whose args say what is to happen |
 
 pub(crate) mod broker;

@@ -23,7 +23,7 @@ use crate::job::{JobId, Kind, QueueName};
 const KINDS_MAX: usize = 100_000;
 /// Most queues whose pause is remembered.
 const PAUSES_MAX: usize = 10_000;
-/// Most orders remembered, about 100 MB of them.
+/// Most orders remembered, about 120 MB of them.
 pub(super) const ORDERS_KEPT: usize = 500_000;
 
 /// Where a kind goes, by its newest announcement.
@@ -152,17 +152,17 @@ impl State {
         self.orders.get(id, run)
     }
 
-    /// What was written last before `told_before`, and is to be written again: all pauses (those that are over, too,
-    /// or an old record of their beginning would outlive that of their end), and orders younger than `max_age`.
-    pub(super) fn fading(
+    /// What is to be written again, if it was written last at a time that is `due` (in seconds since 1970): pauses
+    /// (those that are over, too, or an old record of their beginning would outlive that of their end), and orders
+    /// that are younger than `max_age`.
+    pub(super) fn to_retell(
         &self,
-        told_before: Timestamp,
+        due: impl Fn(i64) -> bool,
         now: Timestamp,
         max_age: Duration,
     ) -> (Vec<PauseOrder>, Vec<CancelOrder>) {
-        let before = told_before.as_second();
-        let pauses = self.pauses.values().filter(|told| told.at < before).map(|told| told.what.clone());
-        (pauses.collect(), self.orders.fading(before, now, max_age))
+        let pauses = self.pauses.values().filter(|told| due(told.at)).map(|told| told.what.clone());
+        (pauses.collect(), self.orders.to_retell(due, now, max_age))
     }
 
     /// Everything is to be written again: the log that it was written to is gone.
@@ -256,13 +256,13 @@ impl Orders {
         self.known.get(&(id, run)).map(|order| order.whole((id, run)))
     }
 
-    fn fading(&self, told_before: i64, now: Timestamp, max_age: Duration) -> Vec<CancelOrder> {
+    fn to_retell(&self, due: impl Fn(i64) -> bool, now: Timestamp, max_age: Duration) -> Vec<CancelOrder> {
         let since = now.checked_sub(max_age).unwrap_or(Timestamp::MIN);
         let young = self.by_age.iter().rev().take_while(|(at, ..)| *at >= since);
         young
             .map(|&(_, id, run)| (id, run))
             .filter_map(|key| self.known.get(&key).map(|order| (key, order)))
-            .filter(|(_, order)| order.told < told_before)
+            .filter(|(_, order)| due(order.told))
             .map(|(key, order)| order.whole(key))
             .collect()
     }

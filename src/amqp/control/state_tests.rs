@@ -125,7 +125,7 @@ fn what_fades_is_told_again_as_it_was() {
     state.learn_pause(pause("a", true, "ops", day), 50 * day);
     state.learn_pause(pause("b", false, "ops", day), 50 * day);
     state.learn_pause(pause("c", true, "ops", day), 95 * day);
-    let (pauses, orders) = state.fading(at(80 * day), now, Duration::from_secs(30 * 86_400));
+    let (pauses, orders) = state.to_retell(|told| told < 80 * day, now, Duration::from_secs(30 * 86_400));
     assert_eq!(pauses, [pause("a", true, "ops", day), pause("b", false, "ops", day)]);
     assert_eq!(orders, [order(young, 1, "ops", 79 * day)]);
 }

@@ -26,7 +26,11 @@ const LOOK: Duration = Duration::from_secs(86_400);
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 /// What was written longer ago than this is written again: a third of the log's age of 60 days, so that nothing is
 /// lost if no HTTP process runs for a month.
-pub(super) const FADING: Duration = Duration::from_secs(20 * 86_400);
+const FADING: Duration = Duration::from_secs(20 * 86_400);
+
+/// What was written so long before a connection was seen to be lost may be lost with the broker's power: streams are
+/// not fsynced, and a broker that is gone is noticed late.
+const UNSYNCED: Duration = Duration::from_secs(40);
 
 /// Writes `record` and waits for its confirm.
 async fn write(publisher: &Publisher, exchange: &str, record: Written) -> Result<(), PublishError> {
@@ -85,44 +89,64 @@ fn still(told: Option<(Place, Instant)>, place: Place, seen: bool) -> Duration {
     }
 }
 
-/// Writes again what still holds and is about to leave the log: each day, and to each new log. Idempotent: what is
+/// Writes again what still holds and is about to leave the log, each day; to a new log all of it; and after a
+/// connection was lost what was written shortly before, in case the broker lost it with its power. Idempotent: what is
 /// written has its first time, so several processes may do it at once.
 pub(super) async fn retell(publisher: Publisher, exchange: String, younger: Duration, control: Control) {
-    let mut logs = control.0.logs.subscribe();
+    let (mut state, mut logs) = (publisher.link().watch(), control.0.logs.subscribe());
     tokio::select! {
         () = control.0.quiet.cancelled() => return,
         () = control.caught_up() => {}
     }
+    let epoch_now = || publisher.link().up().ok().map(|up| up.epoch);
+    let (mut epoch, mut unsynced) = (epoch_now(), None);
     loop {
         logs.borrow_and_update();
-        let pause = match retell_once(&publisher, &exchange, younger, &control).await {
-            Ok(0) => LOOK,
-            Ok(records) => {
-                info!(records, "wrote pauses and cancellations to the control log again");
-                LOOK
-            }
-            Err(error) => {
-                debug!(%error, "cannot write to the control log again");
-                LOOK_AGAIN
-            }
+        state.borrow_and_update();
+        let up = epoch_now();
+        if up != epoch {
+            unsynced = unsynced.or_else(|| now().checked_sub(UNSYNCED).ok());
+            epoch = up.or(epoch);
+        }
+        let pause = match up {
+            None => LOOK,
+            Some(_) => match retell_once(&publisher, &exchange, younger, unsynced, &control).await {
+                Ok(records) => {
+                    if records > 0 {
+                        info!(records, "wrote pauses and cancellations to the control log again");
+                    }
+                    unsynced = None;
+                    LOOK
+                }
+                Err(error) => {
+                    debug!(%error, "cannot write to the control log again");
+                    if unsynced.is_some() { UNSEEN } else { LOOK_AGAIN }
+                }
+            },
         };
         tokio::select! {
             () = control.0.quiet.cancelled() => return,
+            changed = state.changed() => if changed.is_err() { return },
+            // The sender lives in `control`.
             _ = logs.changed() => {}
             () = sleep(pause) => {}
         }
     }
 }
 
+/// How many records were written.
 async fn retell_once(
     publisher: &Publisher,
     exchange: &str,
     younger: Duration,
+    unsynced: Option<Timestamp>,
     control: &Control,
 ) -> Result<usize, PublishError> {
     let now = now();
-    let before = now.checked_sub(FADING).unwrap_or(Timestamp::MIN);
-    let (pauses, orders) = control.state().fading(before, now, younger);
+    let fading = now.checked_sub(FADING).unwrap_or(Timestamp::MIN).as_second();
+    let unsynced = unsynced.map_or(i64::MAX, Timestamp::as_second);
+    let due = |told| told < fading || told >= unsynced;
+    let (pauses, orders) = control.state().to_retell(due, now, younger);
     let cancels = orders.chunks(ORDERS_MAX).map(Written::cancel);
     let mut count = 0;
     for record in pauses.iter().map(Written::pause).chain(cancels) {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use hopline::Client;
+use hopline::{Client, record::Record};
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::Value;
 use tokio::{
@@ -19,6 +19,8 @@ pub(crate) struct Front {
     pub(crate) address: SocketAddr,
     /// The client that it submits through.
     pub(crate) client: Client,
+    /// Its record.
+    pub(crate) record: Record,
     stop: CancellationToken,
     http: reqwest::Client,
 }
@@ -49,7 +51,8 @@ impl Answer {
         assert_eq!(problem["type"], format!("urn:hopline:problem:{code}"));
         assert!(problem["title"].is_string() && problem["detail"].is_string(), "{self:?}");
         assert!(!self.header("x-request-id").is_empty(), "{self:?}");
-        assert_eq!(status == 503, !self.header("retry-after").is_empty(), "{self:?}");
+        let again = status == 503 || code == "in_flight";
+        assert_eq!(again, !self.header("retry-after").is_empty(), "{self:?}");
         problem
     }
 
@@ -64,9 +67,9 @@ impl Answer {
 }
 
 impl Front {
-    pub(crate) fn new(address: SocketAddr, client: Client, stop: CancellationToken) -> Self {
+    pub(crate) fn new(address: SocketAddr, client: Client, record: Record, stop: CancellationToken) -> Self {
         let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build().expect("an HTTP client");
-        Self { address, client, stop, http }
+        Self { address, client, record, stop, http }
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
@@ -88,6 +91,12 @@ impl Front {
 
     pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.send(self.http.delete(self.url(path))).await
+    }
+
+    /// A `PUT` of JSON.
+    pub(crate) async fn put(&self, path: &str, body: impl Into<String>) -> Answer {
+        let request = self.http.put(self.url(path)).header("content-type", "application/json");
+        self.send(request.body(body.into())).await
     }
 
     /// Tells the front to end, without waiting for it.

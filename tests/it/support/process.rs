@@ -96,11 +96,21 @@ impl Stage {
 
     /// `hopline serve`, listening.
     pub(crate) async fn serve_with(&self, variables: &[(&str, &str)]) -> Front {
+        self.serve_in(&self.dir.join(format!("record-{}", unique())), variables).await
+    }
+
+    /// `hopline serve`, listening, with its record in this folder.
+    pub(crate) async fn serve_in(&self, record: &Path, variables: &[(&str, &str)]) -> Front {
         let mut command = self.command(&hopline());
-        command.arg("serve").env("HOPLINE_HTTP_LISTEN", "127.0.0.1:0").envs(variables.iter().copied());
+        command
+            .arg("serve")
+            .env("HOPLINE_HTTP_LISTEN", "127.0.0.1:0")
+            .env("HOPLINE_RECORD_PATH", record)
+            .envs(variables.iter().copied());
         let process = Process::spawn(command, &self.dir, "http");
         let address = process.until_logged("listening", "http.address=").await;
-        Front { process, url: format!("http://{address}"), client: reqwest::Client::new() }
+        let (url, record) = (format!("http://{address}"), record.to_owned());
+        Front { process, url, record, client: reqwest::Client::new() }
     }
 
     /// The worker that keeps a ledger.
@@ -288,6 +298,8 @@ fn new_log(dir: &Path, name: &str) -> (PathBuf, File) {
 pub(crate) struct Front {
     pub(crate) process: Process,
     pub(crate) url: String,
+    /// The folder of its record.
+    pub(crate) record: PathBuf,
     client: reqwest::Client,
 }
 
@@ -322,6 +334,10 @@ impl Front {
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
         answer(self.client.get(format!("{}{path}", self.url)).send().await).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        answer(self.client.delete(format!("{}{path}", self.url)).send().await).await
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {

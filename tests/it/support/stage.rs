@@ -144,7 +144,7 @@ impl Stage {
         self.tasks.spawn(async move {
             hopline::http::serve_on(listener, &config, served, kept, until.cancelled_owned()).await
         });
-        Front::new(address, client, shutdown)
+        Front::new(address, client, record, shutdown)
     }
 
     /// A client that enqueues.

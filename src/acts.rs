@@ -1,0 +1,264 @@
+//! Acts: what operators do to many jobs at once, and what the broker does behind everybody's back.
+//!
+//! A bulk act (replaying, purging, cancelling) is a job itself: it waits in a queue, survives its process, shows its
+//! progress and has an output. It runs inside `hopline serve`, which has the record. Acts are idempotent: what an
+//! attempt did is seen by the next one, in the record and in the queue, so an act that was killed goes on.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`words`] | kinds, args and outputs of acts |
+//! | [`wanted`] | which messages an act is about: pure |
+//! | [`letter`] | what a dead message says, and the message of its next run: pure |
+//! | [`tally`] | how far an act is |
+//! | [`attempt`] | one attempt of an act: its bounds, its pace, what it asks the record |
+//! | [`sweep`] | going over dead-letter queues: replaying and purging |
+//! | [`clear`] | purging a work queue |
+//! | [`cancel`] | cancelling many jobs |
+//! | [`strays`] | giving an end to what the broker moved by itself |
+//! | [`lost`] | finding jobs whose message is gone |
+//!
+//! The right to go over a queue, and the going, are `amqp::pass`.
+
+mod attempt;
+mod cancel;
+mod clear;
+mod letter;
+mod lost;
+mod stray;
+mod strays;
+mod sweep;
+mod tally;
+mod wanted;
+mod words;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use self::words::{Cancel, Done, IDS_MAX, Purge, Replay, Set, Target, queue};
+use crate::{
+    amqp::{
+        Names, PublishError,
+        connection::Link,
+        pass::Passes,
+        publisher::{self, Publisher},
+    },
+    client::Client,
+    config::{Config, WorkerQueue},
+    event::{self, Event, EventError},
+    job::{Kind, Options, QueueName, wire::Message},
+    record::{Record, RecordError, writer::EventWriter},
+    retry::RetryPolicy,
+    worker::{Report, Worker, WorkerError, reply::Replier},
+};
+
+/// Acts at the same time, and taken ahead.
+const CONCURRENCY: usize = 4;
+/// Longest attempt of an act; a longer act goes on in the next one.
+const ATTEMPT_MAX: Duration = Duration::from_secs(600);
+/// Longest wait for a confirm.
+const CONFIRM: Duration = Duration::from_secs(30);
+/// Pause before a refused publish is tried again.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// What acts work with; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Acts(Arc<Inner>);
+
+pub(crate) struct Inner {
+    record: Record,
+    client: Client,
+    names: Names,
+    /// This process, as events name it.
+    instance: String,
+    publisher: Publisher,
+    events: EventWriter,
+    link: Link,
+    passes: Passes,
+    replier: Replier,
+    config: Config,
+    stop: CancellationToken,
+}
+
+impl std::ops::Deref for Acts {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+/// Why a message was not published, or an event not written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Failure {
+    /// It cannot be: no queue takes it.
+    Refused(String),
+    /// Not now.
+    Broker(String),
+}
+
+impl Acts {
+    fn new(config: &Config, record: Record, client: Client, stop: CancellationToken) -> Result<Self, String> {
+        let live = client.live()?;
+        let link = live.links.start("acts");
+        Ok(Self(Arc::new(Inner {
+            names: live.names.clone(),
+            instance: live.instance.clone(),
+            publisher: live.publisher.clone(),
+            events: live.events.clone(),
+            passes: Passes::new(
+                link.clone(),
+                live.publisher.clone(),
+                live.names.clone(),
+                config.worker.consumer_timeout,
+            ),
+            link,
+            replier: Replier::start(live, &config.worker.reply_queues),
+            config: config.clone(),
+            record,
+            client: client.clone(),
+            stop,
+        })))
+    }
+
+    /// Publishes a message until it is confirmed: for as long as the broker refuses or is full, but not for ever.
+    async fn publish(&self, exchange: String, key: String, message: &Message) -> Result<(), PublishError> {
+        let target = publisher::Target { exchange, key, mandatory: true };
+        let deadline = Instant::now() + CONFIRM;
+        loop {
+            match self.publisher.publish_patiently(target.clone(), message.clone(), deadline).await {
+                Err(PublishError::Refused | PublishError::Full) if Instant::now() + AGAIN < deadline => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Publishes a message to a work queue, by way of the jobs exchange.
+    async fn publish_job(&self, queue: &QueueName, message: &Message) -> Result<(), Failure> {
+        // The routing key needs a word for the kind; queues are bound by what comes before it.
+        let kind = message.kind.as_deref().and_then(|kind| Kind::parse(kind).ok());
+        let (exchange, key) = self.names.route(queue, kind.as_ref().map_or("unknown", Kind::as_str), 0);
+        let mut restored = false;
+        loop {
+            match self.publish(exchange.clone(), key.clone(), message).await {
+                Ok(()) => return Ok(()),
+                Err(PublishError::Unroutable) if restored => {
+                    return Err(Failure::Refused(format!("queue {queue} does not exist")));
+                }
+                Err(PublishError::Unroutable) => {
+                    // Its binding may be gone, and the queue there.
+                    restored = true;
+                    let live = self.client.live().map_err(Failure::Broker)?;
+                    live.restore(queue).await.map_err(|down| Failure::Broker(down.0))?;
+                }
+                Err(error) => return Err(Failure::Broker(error.to_string())),
+            }
+        }
+    }
+
+    /// Publishes a message to a dead-letter queue, which is declared where it is missing.
+    async fn publish_dead(&self, queue: &QueueName, message: &Message) -> Result<(), Failure> {
+        let (exchange, key) = (self.names.dead(), crate::amqp::pass::dead_key(queue, message));
+        let mut declared = false;
+        loop {
+            match self.publish(exchange.clone(), key.clone(), message).await {
+                Ok(()) => return Ok(()),
+                Err(PublishError::Unroutable) if !declared => {
+                    declared = true;
+                    let live = self.client.live().map_err(Failure::Broker)?;
+                    live.declare_dead(queue).await.map_err(|down| Failure::Broker(down.0))?;
+                }
+                Err(error) => return Err(Failure::Broker(error.to_string())),
+            }
+        }
+    }
+
+    /// Writes events, and waits until the log has them.
+    async fn write(&self, events: Vec<Event>) -> Result<(), Failure> {
+        let written = self.events.write(events, Instant::now() + CONFIRM).await;
+        written.map_err(|error| Failure::Broker(error.to_string()))
+    }
+
+    /// Waits until the record knows all that is in the log.
+    async fn catch_up(&self) -> Result<(), RecordError> {
+        self.record.catch_up(Instant::now() + CONFIRM).await
+    }
+
+    fn is_private(&self, kind: &Kind) -> bool {
+        self.client.live().is_ok_and(|live| live.is_private(kind))
+    }
+
+    /// Puts args into an event, or says that they are left out.
+    fn inline_args(&self, event: &mut Event, args: &[u8]) {
+        let private = event.data.kind.as_ref().is_some_and(|kind| self.is_private(kind));
+        event.data.args = event::inline(args, self.config.record.max_inline, private);
+        event.data.args_omitted = event.data.args.is_none();
+    }
+}
+
+/// Runs acts, and gives an end to what the broker moved, until `shutdown`. Part of `hopline serve`.
+///
+/// `record` must follow the log of `client`'s broker.
+///
+/// # Errors
+/// [`WorkerError`] when it cannot start. A broker that is away is no error.
+pub async fn serve(
+    config: &Config,
+    record: Record,
+    client: Client,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<Report, WorkerError> {
+    let stop = CancellationToken::new();
+    let acts = Acts::new(config, record, client, stop.clone()).map_err(WorkerError::Start)?;
+    let runtime = acts.publisher.link().runtime();
+    let reconciling =
+        [runtime.spawn(strays::reconcile(acts.clone())), runtime.spawn(lost::watch(acts.clone()))];
+    let worker = worker(config, acts);
+    let told = async {
+        shutdown.await;
+        // Before the worker drains: acts that run go on elsewhere, or after the start.
+        stop.cancel();
+    };
+    let report = worker.run_until(told).await;
+    stop.cancel();
+    for task in reconciling {
+        // Both end when told; what they hold goes back to its queue.
+        drop(tokio::time::timeout(Duration::from_secs(5), task).await);
+    }
+    report
+}
+
+/// The worker that runs acts.
+fn worker(config: &Config, acts: Acts) -> Worker<Acts> {
+    let mut config = config.clone();
+    let queue = queue(&acts.names);
+    // Its port is the other workers'.
+    config.worker.health = None;
+    let share = WorkerQueue { concurrency: Some(CONCURRENCY), prefetch: u16::try_from(CONCURRENCY).ok() };
+    config.worker.queues.insert(queue.clone(), share);
+    config.shutdown.grace = config.shutdown.grace.min(config.worker.consumer_timeout / 8);
+    let options = Options::new().queue(queue.as_str()).timeout(attempt_max(&config)).retry(RetryPolicy {
+        max_attempts: 100,
+        max: Duration::from_secs(60),
+        ..RetryPolicy::default()
+    });
+    Worker::new(config)
+        .state(acts)
+        .register_with(sweep::replay, options.clone())
+        .register_with(clear::purge, options.clone())
+        .register_with(cancel::cancel, options)
+}
+
+/// The timeout of an act's attempt: it has to fit the broker's consumer timeout, whatever that is.
+fn attempt_max(config: &Config) -> Duration {
+    ATTEMPT_MAX.min(config.worker.consumer_timeout / 2)
+}
+
+/// The error of an event that no attempt has caused.
+fn event_error(code: &str, message: &str) -> EventError {
+    use crate::job::dead::{ERROR_MAX, clip};
+    EventError { code: code.to_owned(), message: clip(message, ERROR_MAX).to_owned() }
+}

@@ -1,0 +1,91 @@
+//! Tests of what becomes of records that come from the log; `tests/it/control.rs` has those with a broker.
+
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+
+use super::*;
+
+fn order(at: Timestamp) -> CancelOrder {
+    CancelOrder { id: JobId::new(), run: 1, by: None, reason: None, at }
+}
+
+fn pause(queue: &str, paused: bool, second: i64) -> Message {
+    let (queue, at) = (QueueName::parse(queue).unwrap(), Timestamp::from_second(second).unwrap());
+    Written::pause(&PauseOrder { queue, paused, by: None, at }).message
+}
+
+#[tokio::test]
+async fn an_order_is_known_before_it_is_told_and_told_once() {
+    let control = Control::unread();
+    let mut orders = control.orders();
+    let (first, second) = (order(record::now()), order(record::now()));
+    control.learn_orders(vec![first.clone()]);
+    // It comes back from the log, with another one.
+    control.apply(&Written::cancel(&[first.clone(), second.clone()]).message);
+    assert_eq!(orders.recv().await, Ok(first.clone()));
+    assert_eq!(orders.recv().await, Ok(second));
+    assert_eq!(orders.try_recv(), Err(TryRecvError::Empty));
+    assert_eq!(control.cancelled(first.id, 1), Some(first.clone()));
+    assert_eq!(control.cancelled(first.id, 2), None);
+}
+
+#[tokio::test]
+async fn who_lags_behind_is_told_so_and_finds_all_orders_by_looking() {
+    let control = Control::unread();
+    let mut orders = control.orders();
+    let given: Vec<CancelOrder> = (0..ORDERS_AHEAD + 500).map(|_| order(record::now())).collect();
+    for some in given.chunks(record::ORDERS_MAX) {
+        control.apply(&Written::cancel(some).message);
+    }
+    assert_eq!(orders.recv().await, Err(RecvError::Lagged(500)));
+    assert!(given.iter().all(|order| control.cancelled(order.id, 1).is_some()));
+    assert_eq!(orders.recv().await, Ok(given[500].clone()), "and goes on with what is left");
+}
+
+#[test]
+fn what_cannot_be_read_changes_nothing() {
+    let control = Control::unread();
+    let paused = control.paused();
+    control.apply(&pause("a", true, 1));
+    for kind in ["hopline.kinds", "hopline.cancel", "hopline.pause", "hopline.later", ""] {
+        for body in
+            ["", "{", "null", r#"{"worker":1}"#, r#"{"orders":{}}"#, r#"{"queue":"a","paused":false}"#]
+        {
+            control.apply(&Message { kind: Some(kind.into()), body: body.into(), ..Message::default() });
+        }
+    }
+    control.apply(&Message::default());
+    assert_eq!(paused.borrow().len(), 1);
+    control.apply(&pause("a", false, 2));
+    assert!(paused.borrow().is_empty());
+    assert!(!control.has_front());
+    control.apply(&Written::front("web-1").message);
+    assert!(control.has_front());
+}
+
+#[test]
+fn a_watch_of_pauses_changes_only_with_them() {
+    let control = Control::unread();
+    let mut paused = control.paused();
+    for (message, changes) in [
+        (pause("a", true, 5), true),
+        (pause("a", true, 5), false),
+        (pause("a", false, 4), false),
+        (pause("b", false, 4), false),
+        (pause("a", false, 6), true),
+    ] {
+        paused.mark_unchanged();
+        control.apply(&message);
+        assert_eq!(paused.has_changed().unwrap(), changes, "{message:?}");
+    }
+}
+
+#[test]
+fn a_fast_clock_keeps_nothing_from_being_told_again() {
+    let control = Control::unread();
+    let far = Timestamp::from_second(4_000_000_000).unwrap();
+    control.apply(&Written::cancel(&[order(record::now())]).stamped(far).message);
+    control.apply(&Written::cancel(&[order(far)]).message);
+    let now = Timestamp::now();
+    let due = |told| told <= now.as_second();
+    assert_eq!(control.state().to_retell(due, now, Duration::from_secs(86_400)).1.len(), 2);
+}

@@ -1,0 +1,296 @@
+//! A pass: going once over what waits in a queue, message by message.
+//!
+//! AMQP cannot take one message out of a queue. A pass gets them one after another, hands them to whoever decides, and
+//! acknowledges those that are done with. The others stay: while they are few, they are held and handed back at the
+//! end, so that nothing is rewritten; what is more goes to the queue's tail (published again, confirmed, then
+//! acknowledged). A pass sees what waited when it began, and ends.
+//!
+//! One pass at a time goes over a queue, in the whole cluster: it declares an exclusive queue and consumes it
+//! exclusively. Both go with the pass's channel, however it ends, and so do its unsettled messages.
+//!
+//! `basic.get` instead of a consumer: nothing is delivered that was not asked for, so the bytes in memory and the time
+//! for which a message is unsettled are bounded here, whatever the rate and the size of the messages.
+
+use std::time::Duration;
+
+use lapin::{
+    Channel, Consumer, ErrorKind,
+    options::{BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions},
+    protocol::{AMQPErrorKind, AMQPSoftError},
+    types::FieldTable,
+};
+use thiserror::Error;
+use tokio::time::{Instant, timeout};
+
+use super::{
+    admin::is_not_found,
+    connection::{Link, LinkDown, REQUEST_TIMEOUT, in_time},
+    message::{incoming, short},
+    names::Names,
+    publisher::{Publisher, Target},
+};
+use crate::job::{
+    Kind, QueueName,
+    envelope::carried_all,
+    wire::{Incoming, Message},
+};
+
+/// Most messages handed out at once.
+pub(crate) const WINDOW: usize = 500;
+/// Most bytes of bodies handed out at once, but for a single message that is longer.
+const WINDOW_BYTES: usize = 64 << 20;
+/// Most messages that are held until the end; beyond, they are sent to the tail. A quorum queue gets slower with each.
+const HELD_MAX: usize = 2_000;
+
+/// Why a pass cannot begin, or did not end.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum PassError {
+    /// Another process, or another act of this one, goes over the queue.
+    #[error("another pass over the queue is under way")]
+    Busy,
+    /// There is no such queue.
+    #[error("there is no such queue")]
+    NoQueue,
+    /// The broker is away. What was not acknowledged is in the queue again.
+    #[error("the broker was lost: {0}")]
+    Lost(String),
+}
+
+impl From<LinkDown> for PassError {
+    fn from(down: LinkDown) -> Self {
+        Self::Lost(down.0)
+    }
+}
+
+/// A message that a pass has met.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    pub(crate) incoming: Incoming,
+    tag: u64,
+}
+
+/// Begins passes; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Passes {
+    link: Link,
+    publisher: Publisher,
+    names: Names,
+    /// Longest time that a pass holds a message: well below the broker's consumer timeout.
+    lasts: Duration,
+}
+
+impl Passes {
+    /// Passes on `link`, which must not be one that publishes: an alarm would block it as a whole.
+    pub(crate) fn new(link: Link, publisher: Publisher, names: Names, consumer_timeout: Duration) -> Self {
+        Self { link, publisher, names, lasts: consumer_timeout / 4 }
+    }
+
+    /// Begins a pass over the dead-letter queue of `queue`.
+    pub(crate) async fn over_dead(&self, queue: &QueueName) -> Result<Pass, PassError> {
+        self.begin(self.names.dead_queue(queue), queue).await
+    }
+
+    /// Begins a pass over the work queue `queue`. Workers go on taking from it.
+    pub(crate) async fn over_jobs(&self, queue: &QueueName) -> Result<Pass, PassError> {
+        self.begin(self.names.queue(queue), queue).await
+    }
+
+    /// Takes the right to pass over `queue`, and nothing else.
+    pub(crate) async fn lock(&self, queue: &QueueName) -> Result<Lock, PassError> {
+        let channel = self.channel().await?;
+        Lock::take(channel, &self.names.pass_lock(queue)).await
+    }
+
+    async fn channel(&self) -> Result<Channel, PassError> {
+        Ok(self.link.wait_up(Instant::now() + REQUEST_TIMEOUT).await?.channel().await?)
+    }
+
+    async fn begin(&self, name: String, queue: &QueueName) -> Result<Pass, PassError> {
+        // A queue that is missing closes the channel that asks.
+        let channel = self.channel().await?;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let asked = channel.queue_declare(short(&name), passive, FieldTable::default());
+        let ready = match timeout(REQUEST_TIMEOUT, asked).await {
+            Ok(Ok(found)) => found.message_count(),
+            Ok(Err(error)) if is_not_found(&error) => return Err(PassError::NoQueue),
+            Ok(Err(error)) => return Err(PassError::Lost(error.to_string())),
+            Err(_) => return Err(PassError::Lost("no answer about the queue".to_owned())),
+        };
+        let lock = Lock::take(channel, &self.names.pass_lock(queue)).await?;
+        Ok(Pass {
+            lock,
+            name,
+            queue: queue.clone(),
+            exchange: self.names.dead(),
+            publisher: self.publisher.clone(),
+            left: ready,
+            held: 0,
+            last: 0,
+            ends_at: Instant::now() + self.lasts,
+        })
+    }
+}
+
+/// The right to pass over a queue, as long as it lives.
+pub(crate) struct Lock {
+    channel: Channel,
+    /// Exclusive: a second one is refused also on this very connection.
+    _consumer: Consumer,
+}
+
+impl Lock {
+    async fn take(channel: Channel, name: &str) -> Result<Self, PassError> {
+        let transient = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
+        let alone = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
+        let taking = async {
+            channel.queue_declare(short(name), transient, FieldTable::default()).await?;
+            channel.basic_consume(short(name), "".into(), alone, FieldTable::default()).await
+        };
+        match timeout(REQUEST_TIMEOUT, taking).await {
+            Ok(Ok(consumer)) => Ok(Self { channel, _consumer: consumer }),
+            Ok(Err(error)) if is_taken(&error) => Err(PassError::Busy),
+            Ok(Err(error)) => Err(PassError::Lost(error.to_string())),
+            Err(_) => Err(PassError::Lost("no answer to the asking for the lock".to_owned())),
+        }
+    }
+
+    /// Gives the right back.
+    pub(crate) async fn release(self) {
+        // Whatever fails here: the broker gives it back when the channel is gone, which the drop sees to.
+        let _ = in_time("close the pass", self.channel.close(200, "done".into())).await;
+    }
+}
+
+/// Whether an error says that somebody else has the lock.
+fn is_taken(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(amqp) = error.kind() else { return false };
+    matches!(amqp.kind(), AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED | AMQPSoftError::ACCESSREFUSED))
+        && (amqp.get_message().as_str().contains("exclusive"))
+}
+
+/// One pass. Dropped, it leaves all that is unsettled in the queue.
+pub(crate) struct Pass {
+    lock: Lock,
+    name: String,
+    queue: QueueName,
+    exchange: String,
+    publisher: Publisher,
+    /// Messages that waited at the beginning and have not been met.
+    left: u32,
+    /// Unsettled messages that were passed over.
+    held: usize,
+    /// The last delivery tag.
+    last: u64,
+    ends_at: Instant,
+}
+
+impl Pass {
+    /// The next messages, at most `max` and at most [`WINDOW`]. None: the pass is over.
+    pub(crate) async fn take(&mut self, max: usize) -> Result<Vec<Letter>, PassError> {
+        let (mut letters, mut bytes) = (Vec::new(), 0);
+        while letters.len() < max.clamp(1, WINDOW) && bytes < WINDOW_BYTES && !self.is_over() {
+            let Some(letter) = self.get().await? else {
+                self.left = 0;
+                break;
+            };
+            self.left -= 1;
+            bytes += letter.incoming.message.body.len();
+            letters.push(letter);
+        }
+        Ok(letters)
+    }
+
+    async fn get(&mut self) -> Result<Option<Letter>, PassError> {
+        let got = self.lock.channel.basic_get(short(&self.name), BasicGetOptions::default());
+        let got = in_time("get a message", got).await?;
+        Ok(got.map(|got| {
+            self.last = got.delivery.delivery_tag;
+            Letter { tag: got.delivery.delivery_tag, incoming: incoming(got.delivery) }
+        }))
+    }
+
+    /// Whether nothing more is handed out: all was met, or the pass has lasted long enough.
+    fn is_over(&self) -> bool {
+        self.left == 0 || self.is_late()
+    }
+
+    /// Whether the pass ends before it has met everything, because it must not hold messages any longer. Another one
+    /// goes on.
+    pub(crate) fn is_late(&self) -> bool {
+        self.left > 0 && Instant::now() >= self.ends_at
+    }
+
+    /// Takes a message out of the queue: what follows from it is confirmed.
+    pub(crate) async fn done(&mut self, letter: &Letter) -> Result<(), PassError> {
+        let acked = self.lock.channel.basic_ack(letter.tag, BasicAckOptions::default());
+        Ok(in_time("acknowledge", acked).await?)
+    }
+
+    /// Leaves a message of a dead-letter queue in it.
+    pub(crate) async fn leave(&mut self, letter: Letter, deadline: Instant) -> Result<(), PassError> {
+        if self.held < HELD_MAX {
+            self.held += 1;
+            return Ok(());
+        }
+        let target = Target {
+            exchange: self.exchange.clone(),
+            key: dead_key(&self.queue, &letter.incoming.message),
+            mandatory: true,
+        };
+        let copy = tail_copy(&letter.incoming.message);
+        let published = self.publisher.publish_patiently(target, copy, deadline).await;
+        published.map_err(|error| PassError::Lost(error.to_string()))?;
+        self.done(&letter).await
+    }
+
+    /// Ends the pass: what is unsettled is in its queue again, and another pass may begin.
+    pub(crate) async fn end(self) -> Result<(), PassError> {
+        if self.last > 0 {
+            let back = BasicNackOptions { multiple: true, requeue: true };
+            // All up to the last tag that is not acknowledged.
+            in_time("hand back", self.lock.channel.basic_nack(self.last, back)).await?;
+        }
+        self.lock.release().await;
+        Ok(())
+    }
+}
+
+/// Routing key of a dead message at the exchange of dead jobs.
+pub(crate) fn dead_key(queue: &QueueName, message: &Message) -> String {
+    // The kind may be anything; only the queue routes.
+    let kind = message.kind.as_deref().and_then(|kind| Kind::parse(kind).ok());
+    Names::dead_key(queue, kind.as_ref())
+}
+
+/// The message as it is published once more to its own queue.
+fn tail_copy(message: &Message) -> Message {
+    Message { headers: carried_all(&message.headers), ..message.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::dead::mark;
+
+    #[test]
+    fn a_copy_for_the_tail_keeps_its_marks_and_nothing_of_the_brokers() {
+        let mut message = Message { message_id: Some("m".into()), body: "x".into(), ..Message::default() };
+        for name in [mark::REASON, mark::ERROR, "mine", "x-death", "x-delivery-count", "CC"] {
+            message.headers.insert(name.to_owned(), "v".into());
+        }
+        let copy = tail_copy(&message);
+        assert_eq!(copy.headers.keys().collect::<Vec<_>>(), [mark::ERROR, mark::REASON, "mine"]);
+        assert_eq!((copy.message_id, copy.body), (message.message_id, message.body));
+    }
+
+    #[test]
+    fn a_kind_that_is_none_does_not_route() {
+        let queue = QueueName::parse("media").unwrap();
+        let of =
+            |kind: &str| dead_key(&queue, &Message { kind: Some(kind.to_owned()), ..Message::default() });
+        assert_eq!(
+            (of("a.b"), of("No Kind!"), dead_key(&queue, &Message::default())),
+            ("media.a.b".into(), "media.unknown".into(), "media.unknown".into())
+        );
+    }
+}

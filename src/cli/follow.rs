@@ -1,0 +1,63 @@
+//! Waiting for the end of a job's run, request after request.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::{
+    api::{Answer, Failure, Request, Server, read_json},
+    shown::Job,
+};
+
+/// Between two requests where the first did not wait.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a server may be away in the middle of a wait.
+const ABSENCE: Duration = Duration::from_secs(60);
+
+/// Waits until a job's run has ended, or the deadline, in requests that wait for `slice` each; hands over each record
+/// on the way. A server that goes away in the meantime is given time to come back.
+pub(super) async fn await_end(
+    server: &Server,
+    id: &str,
+    deadline: Option<Instant>,
+    slice: Duration,
+    mut on_record: impl FnMut(&Job),
+) -> anyhow::Result<(Answer, Job)> {
+    let mut known: Option<(Answer, Job)> = None;
+    let mut away_since = None;
+    loop {
+        let asked = Instant::now();
+        let left = deadline.map_or(slice, |deadline| deadline.saturating_duration_since(asked).min(slice));
+        match ask_waiting(server, id, left).await {
+            Ok(answer) => {
+                away_since = None;
+                let job: Job = read_json(&answer.text)?;
+                on_record(&job);
+                if job.is_final() {
+                    return Ok((answer, job));
+                }
+                known = Some((answer, job));
+            }
+            // Before the first answer nothing says that it will be better later.
+            Err(failure) if known.is_none() || !failure.may_pass() => return Err(failure.into()),
+            Err(failure) => {
+                let since = *away_since.get_or_insert_with(Instant::now);
+                if since.elapsed() > ABSENCE {
+                    return Err(failure).context("still waiting, and the server does not come back");
+                }
+            }
+        }
+        match known.take() {
+            Some(known) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => return Ok(known),
+            other => known = other,
+        }
+        // A request that could wait has been the pause.
+        tokio::time::sleep(PAUSE.min(left).saturating_sub(asked.elapsed())).await;
+    }
+}
+
+async fn ask_waiting(server: &Server, id: &str, wait: Duration) -> Result<Answer, Failure> {
+    // A wait of nothing is no wait, and no bad one either.
+    let asked = Some(wait.as_millis()).filter(|ms| *ms > 0).map(|ms| format!("{ms}ms"));
+    server.ask(&Request::get(["v1", "jobs", id]).query("wait", asked).longer(wait)).await
+}

@@ -1,0 +1,502 @@
+//! Acts on many jobs: `POST /v1/jobs/replay`, `POST /v1/jobs/cancel`, and `POST /v1/jobs/{id}/replay` for one.
+//!
+//! An act is a job: it is accepted as one (202, and its record shows its progress and its output). What this file does
+//! at once is to check what is asked for, and to count it for a dry run.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use axum::{
+    extract::{Request, State},
+    http::StatusCode,
+    response::Response,
+};
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{
+    App,
+    answer::{self, Accepted},
+    body::{self, Inbound, Media},
+    cancel::{BY_MAX, REASON_MAX, is_note},
+    fields::{self, Errors, Items, Object},
+    filter,
+    job::{IdPath, read_id},
+    jobs::ENVELOPE_ROOM,
+    problem::{Code, Problem},
+    submission::{APP_ID, ERRORS_MAX, check_args},
+};
+use crate::{
+    acts::{self, Cancel, IDS_MAX, Replay, Set},
+    client::Submission,
+    job::{Envelope, Job, JobId, Kind},
+    record::model::{Filter, JobRecord, JobStatus, Summary},
+};
+
+/// Jobs that a dry run counts; more are not counted.
+const COUNT_MAX: u64 = 10_000;
+/// Jobs looked at together.
+const PAGE: usize = 500;
+/// The slowest rate, per second.
+const RATE_MIN: f64 = 1e-6;
+
+/// `POST /v1/jobs/{id}/replay`.
+pub(super) async fn replay_one(State(app): State<App>, id: IdPath, request: Request) -> Response {
+    let mut inbound = Inbound::new(request, &app.memory, app.http.read_timeout);
+    let result = one(&app, id, &mut inbound).await;
+    inbound.answer(result).await
+}
+
+/// `POST /v1/jobs/replay`.
+pub(super) async fn replay(State(app): State<App>, request: Request) -> Response {
+    let mut inbound = Inbound::new(request, &app.memory, app.http.read_timeout);
+    let result = replay_many(&app, &mut inbound).await;
+    inbound.answer(result).await
+}
+
+/// `POST /v1/jobs/cancel`.
+pub(super) async fn cancel(State(app): State<App>, request: Request) -> Response {
+    let mut inbound = Inbound::new(request, &app.memory, app.http.read_timeout);
+    let result = cancel_many(&app, &mut inbound).await;
+    inbound.answer(result).await
+}
+
+async fn one(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response, Problem> {
+    let order = Order::read(app, inbound, &["set", "by", "reason"], false).await?;
+    let id = read_id(id)?;
+    let job = app.look_up(id).await?.ok_or_else(Problem::no_job)?;
+    check_dead(&job)?;
+    let filter = Filter { queue: Some(job.summary.queue), ..Filter::default() };
+    let act = Replay { filter, ids: Some(vec![id]), expected: Some(1), ..order.into_replay() };
+    start(app, &act).await
+}
+
+/// Checks that a job waits for a replay.
+fn check_dead(job: &JobRecord) -> Result<(), Problem> {
+    let summary = &job.summary;
+    let detail = match summary.status {
+        JobStatus::Dead if summary.purged => {
+            "its message was purged from the dead-letter queue: there is nothing left to replay".to_owned()
+        }
+        JobStatus::Dead => return Ok(()),
+        status => format!("the job is {status}: only a dead one can be replayed"),
+    };
+    Err(Problem::new(Code::NotDead, detail).about(summary))
+}
+
+async fn replay_many(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
+    let members = ["filter", "ids", "rate", "dry_run", "set", "by", "reason"];
+    let mut order = Order::read(app, inbound, &members, true).await?;
+    order.require_target(JobStatus::Dead)?;
+    order.filter.status = vec![JobStatus::Dead];
+    replay_order(app, order).await
+}
+
+/// Counts what an order to replay is about, and gives it unless it is a dry run.
+pub(super) async fn replay_order(app: &App, order: Order) -> Result<Response, Problem> {
+    check_group(app, &order.filter).await?;
+    let found = count(app, &order.filter, order.ids.as_deref(), is_replayable).await?;
+    if order.dry_run {
+        return Ok(found.answer());
+    }
+    let act = Replay { expected: found.expected(), ..order.into_replay() };
+    start(app, &act).await
+}
+
+/// Whether a job has a dead message.
+pub(super) fn is_replayable(job: &Summary) -> bool {
+    job.status == JobStatus::Dead && !job.purged
+}
+
+/// Checks that a group of dead jobs that is asked for is there.
+pub(super) async fn check_group(app: &App, filter: &Filter) -> Result<(), Problem> {
+    let Some(fingerprint) = &filter.fingerprint else { return Ok(()) };
+    let group = Filter {
+        status: vec![JobStatus::Dead],
+        queue: filter.queue.clone(),
+        fingerprint: Some(fingerprint.clone()),
+        ..Filter::default()
+    };
+    let failed = |error| Problem::record(&error);
+    if app.record.jobs(group.clone(), 1, None).await.map_err(failed)?.items.is_empty() {
+        app.catch_up().await?;
+        if app.record.jobs(group, 1, None).await.map_err(failed)?.items.is_empty() {
+            return Err(Problem::new(Code::UnknownGroup, "no dead job has this fingerprint"));
+        }
+    }
+    Ok(())
+}
+
+async fn cancel_many(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
+    let members = ["filter", "ids", "dry_run", "by", "reason"];
+    let mut order = Order::read(app, inbound, &members, true).await?;
+    order.require_target(JobStatus::Queued)?;
+    if order.filter.status.is_empty() {
+        order.filter.status = JobStatus::ALL.into_iter().filter(|status| !status.is_final()).collect();
+    }
+    let is_open = |job: &Summary| !job.status.is_final() && job.cancel.is_none();
+    let found = count(app, &order.filter, order.ids.as_deref(), is_open).await?;
+    if order.dry_run {
+        return Ok(found.answer());
+    }
+    let Order { filter, ids, by, reason, .. } = order;
+    start(app, &Cancel { filter, ids, by, reason, expected: found.expected() }).await
+}
+
+/// Submits an act.
+pub(super) async fn start<A: Job>(app: &App, act: &A) -> Result<Response, Problem> {
+    let internal = |error: &dyn std::fmt::Display| {
+        tracing::error!(%error, "an act cannot be made");
+        Problem::new(Code::Internal, "the act could not be made; the log says why")
+    };
+    let args = serde_json::to_vec(act).map_err(|error| internal(&error))?;
+    check_args(args.len(), &app.limits)?;
+    let kind = Kind::parse(A::KIND).map_err(|error| internal(&error))?;
+    let mut envelope = Envelope::new(kind, app.acts.clone(), Bytes::from(args));
+    envelope.created_at = Some(Timestamp::now());
+    envelope.app_id = Some(APP_ID.to_owned());
+    let job = Submission::new(envelope, Duration::ZERO);
+    let accepted = Accepted::new(&job);
+    app.submit(job, None, (), None).await?;
+    Ok(accepted.response())
+}
+
+/// What an act is to be about, as a request says it.
+#[derive(Debug, Default)]
+pub(super) struct Order {
+    pub(super) filter: Filter,
+    /// Whether the request has a filter, if only an empty one.
+    has_filter: bool,
+    pub(super) ids: Option<Vec<JobId>>,
+    pub(super) all: bool,
+    rate: Option<f64>,
+    pub(super) dry_run: bool,
+    set: Option<Box<RawValue>>,
+    pub(super) by: Option<String>,
+    pub(super) reason: Option<String>,
+}
+
+impl Order {
+    /// Reads a request's body, which may have these members; an empty one only where it is not `required`.
+    pub(super) async fn read(
+        app: &App,
+        inbound: &mut Inbound,
+        members: &[&str],
+        required: bool,
+    ) -> Result<Self, Problem> {
+        let media = inbound.media(false)?;
+        let received = inbound.read(app.limits.args + ENVELOPE_ROOM).await?;
+        if media == Media::Unsaid && !received.bytes.is_empty() {
+            return Err(body::content_type_missing());
+        }
+        let mut errors = Errors::new(ERRORS_MAX);
+        let [] = inbound.query([], &mut errors);
+        let text = fields::text(&received.bytes)?;
+        let text = if text.is_empty() && !required { "{}" } else { text };
+        Self::parse(text, members, errors)
+    }
+
+    /// Reads an order from its JSON.
+    fn parse(text: &str, members: &[&str], mut errors: Errors) -> Result<Self, Problem> {
+        let mut object = Object::parse(text, "")?;
+        let errors_ref = &mut errors;
+        let mut order = Self::default();
+        for member in members {
+            match *member {
+                "filter" => {
+                    let raw = object.take_raw("filter", errors_ref);
+                    order.has_filter = raw.is_some();
+                    order.filter = raw.map(|raw| read_filter(raw, errors_ref)).unwrap_or_default();
+                }
+                "kind" | "fingerprint" => {
+                    let text = object.take(member, errors_ref, fields::string);
+                    let own = filter_of(&[(member, text)], "", errors_ref);
+                    order.filter.kind = own.kind.or(order.filter.kind);
+                    order.filter.fingerprint = own.fingerprint.or(order.filter.fingerprint);
+                }
+                "ids" => order.ids = object.take_raw("ids", errors_ref).map(|raw| read_ids(raw, errors_ref)),
+                "all" => order.all = object.take("all", errors_ref, truth).unwrap_or_default(),
+                "rate" => order.rate = object.take("rate", errors_ref, rate),
+                "dry_run" => order.dry_run = object.take("dry_run", errors_ref, truth).unwrap_or_default(),
+                "set" => {
+                    order.set = object.take_raw("set", errors_ref).and_then(|raw| read_set(raw, errors_ref))
+                }
+                "by" => order.by = object.take("by", errors_ref, |raw| note(raw, BY_MAX)),
+                _ => order.reason = object.take("reason", errors_ref, |raw| note(raw, REASON_MAX)),
+            }
+        }
+        object.finish(members, &mut errors);
+        errors.none_or(Some(order))
+    }
+
+    /// Checks that the order says what it is about, in words that fit jobs that are `like` that.
+    fn require_target(&self, like: JobStatus) -> Result<(), Problem> {
+        let mut errors = Errors::new(ERRORS_MAX);
+        if !self.has_filter && self.ids.is_none() {
+            errors.at("", "must have filter or ids; an empty filter stands for all");
+        }
+        if self.has_filter && self.ids.is_some() {
+            errors.at("/ids", "cannot be given together with filter");
+        }
+        let wrong =
+            |status: &&JobStatus| status.is_final() != like.is_final() || like.is_final() && **status != like;
+        if let Some(status) = self.filter.status.iter().find(wrong) {
+            errors.at("/filter/status", format!("{status} cannot be asked for here"));
+        }
+        errors.none_or(Some(()))
+    }
+
+    fn into_replay(self) -> Replay {
+        let Self { filter, ids, rate, set, by, reason, .. } = self;
+        Replay { filter, ids, rate, set: set.map(|args| Set { args }), by, reason, expected: None }
+    }
+}
+
+/// Counts the jobs that `ids`, else `filter`, is about, of those that `fit`.
+pub(super) async fn count(
+    app: &App,
+    filter: &Filter,
+    ids: Option<&[JobId]>,
+    fit: impl Fn(&Summary) -> bool,
+) -> Result<Count, Problem> {
+    app.catch_up().await?;
+    let mut count = Count::default();
+    if let Some(ids) = ids {
+        let fits = |job: &Summary| fit(job) && filter.queue.as_ref().is_none_or(|queue| job.queue == *queue);
+        for id in ids.iter().collect::<BTreeSet<_>>() {
+            // After catching up, what is not known now does not exist.
+            let job = app.record.job(*id, Duration::ZERO).await.ok().flatten();
+            count.matched += u64::from(job.is_some_and(|job| fits(&job.summary)));
+        }
+        return Ok(count);
+    }
+    let mut after = None;
+    loop {
+        let page = app.record.jobs(filter.clone(), PAGE, after).await;
+        let page = page.map_err(|error| Problem::record(&error))?;
+        count.matched += page.items.iter().filter(|job| fit(job)).count() as u64;
+        match page.next {
+            Some(_) if count.matched >= COUNT_MAX => {
+                count.at_least = true;
+                return Ok(count);
+            }
+            Some(next) => after = Some(next),
+            None => return Ok(count),
+        }
+    }
+}
+
+/// How many jobs an order is about.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(super) struct Count {
+    matched: u64,
+    /// There are more, which were not counted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    at_least: bool,
+}
+
+impl Count {
+    /// The answer of a dry run.
+    pub(super) fn answer(self) -> Response {
+        answer::json_of(StatusCode::OK, &self)
+    }
+
+    /// What the act's progress is measured by.
+    pub(super) fn expected(self) -> Option<u64> {
+        (!self.at_least).then_some(self.matched)
+    }
+}
+
+/// Reads `filter`: the members are the parameters of a list.
+fn read_filter(raw: &RawValue, errors: &mut Errors) -> Filter {
+    let Ok(mut object) = Object::parse(raw.get(), "/filter") else {
+        errors.at("/filter", "must be an object");
+        return Filter::default();
+    };
+    let values = filter::PARAMETERS.map(|name| {
+        let read = if name == "status" { statuses } else { fields::string };
+        (name, object.take(name, errors, read))
+    });
+    object.finish(&filter::PARAMETERS, errors);
+    filter_of(&values.each_ref().map(|(name, value)| (name, value.clone())), "/filter", errors)
+}
+
+/// Reads members as a list's parameters are read; what is wrong with them goes to `errors`, at its place below `at`.
+fn filter_of(values: &[(&&str, Option<String>)], at: &str, errors: &mut Errors) -> Filter {
+    let mut own = Errors::new(ERRORS_MAX);
+    let value =
+        |name: &str| values.iter().find(|(known, _)| **known == name).and_then(|(_, value)| value.clone());
+    let filter = filter::read(filter::PARAMETERS.map(value), &mut own);
+    for error in own.into_list().1 {
+        errors.at(format!("{at}/{}", error.parameter.unwrap_or_default()), error.detail);
+    }
+    filter
+}
+
+/// Reads states: a text as a list's parameter has it, or an array of texts.
+fn statuses(raw: &RawValue) -> Result<String, String> {
+    if raw.get().starts_with('"') {
+        return fields::string(raw);
+    }
+    let wrong = || "must be text, or an array of texts".to_owned();
+    let items = Items::parse(raw.get(), JobStatus::ALL.len()).map_err(|_| wrong())?;
+    let texts: Result<Vec<_>, _> = items.list.iter().map(|item| fields::string(item)).collect();
+    match texts {
+        Ok(texts) if items.more == 0 => Ok(texts.join(",")),
+        _ => Err(wrong()),
+    }
+}
+
+fn read_ids(raw: &RawValue, errors: &mut Errors) -> Vec<JobId> {
+    let Ok(items) = Items::parse(raw.get(), IDS_MAX) else {
+        errors.at("/ids", "must be an array of job ids");
+        return Vec::new();
+    };
+    if items.list.is_empty() {
+        errors.at("/ids", "must name at least one job");
+    }
+    if items.more > 0 {
+        let all = items.list.len() + items.more;
+        errors.at("/ids", format!("has {all} ids; at most {IDS_MAX} are allowed"));
+    }
+    let mut ids = Vec::with_capacity(items.list.len());
+    for (index, item) in items.list.iter().enumerate() {
+        match fields::string(item).map(|text| text.parse()) {
+            Ok(Ok(id)) => ids.push(id),
+            Ok(Err(_)) => errors.at(format!("/ids/{index}"), "must be a job id, a UUID"),
+            Err(detail) => errors.at(format!("/ids/{index}"), detail),
+        }
+    }
+    ids
+}
+
+fn read_set(raw: &RawValue, errors: &mut Errors) -> Option<Box<RawValue>> {
+    let Ok(mut object) = Object::parse(raw.get(), "/set") else {
+        errors.at("/set", "must be an object with args");
+        return None;
+    };
+    let args = object.take_raw("args", errors).map(ToOwned::to_owned);
+    if args.is_none() {
+        errors.at("/set/args", "is missing: it is what can be set");
+    }
+    object.finish(&["args"], errors);
+    args
+}
+
+fn rate(raw: &RawValue) -> Result<f64, String> {
+    match fields::number(raw)? {
+        rate if rate >= RATE_MIN && rate.is_finite() => Ok(rate),
+        _ => Err(format!("must be above 0: jobs per second, at least {RATE_MIN}")),
+    }
+}
+
+fn truth(raw: &RawValue) -> Result<bool, String> {
+    match raw.get() {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("must be true or false".to_owned()),
+    }
+}
+
+fn note(raw: &RawValue, max: usize) -> Result<String, String> {
+    let text = fields::string(raw)?;
+    if is_note(&text, max) {
+        return Ok(text);
+    }
+    Err(format!("must be 1 to {max} bytes of text without control characters"))
+}
+
+/// The queue of acts.
+pub(super) fn queue(config: &crate::Config) -> crate::QueueName {
+    acts::queue(&crate::amqp::Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEMBERS: [&str; 10] =
+        ["filter", "ids", "kind", "fingerprint", "all", "rate", "dry_run", "set", "by", "reason"];
+
+    fn parse(text: &str) -> Result<Order, Problem> {
+        Order::parse(text, &MEMBERS, Errors::new(20))
+    }
+
+    #[test]
+    fn an_order_is_read_whole() {
+        let id = JobId::new();
+        let order = parse(&format!(
+            r#"{{"filter":{{"status":["dead"],"queue":"media","q":"Timeout"}},"ids":["{id}"],"rate":0.5,
+                "dry_run":true,"set":{{"args":{{"a":1.50}}}},"by":"eve","reason":"fixed"}}"#
+        ))
+        .unwrap();
+        assert_eq!(order.filter.status, [JobStatus::Dead]);
+        assert_eq!(
+            (order.filter.queue.unwrap().as_str(), order.filter.q.as_deref()),
+            ("media", Some("Timeout"))
+        );
+        assert_eq!((order.ids.as_deref(), order.rate, order.dry_run), (Some(&[id][..]), Some(0.5), true));
+        assert_eq!(order.set.unwrap().get(), r#"{"a":1.50}"#);
+        let group = parse(r#"{"kind":"a.b","fingerprint":"0123456789abcdef","all":true}"#).unwrap();
+        assert_eq!((group.filter.kind.unwrap().as_str(), group.all), ("a.b", true));
+        assert_eq!(group.filter.fingerprint.as_deref(), Some("0123456789abcdef"));
+        assert_eq!(parse(r#"{"filter":{"status":"dead,queued"}}"#).unwrap().filter.status.len(), 2);
+    }
+
+    #[test]
+    fn each_bad_member_is_named() {
+        let many = format!("[{}]", vec![format!("\"{}\"", JobId::new()); IDS_MAX + 1].join(","));
+        for (text, pointer) in [
+            (r#"{"rate":0}"#, "/rate"),
+            (r#"{"rate":-1}"#, "/rate"),
+            (r#"{"rate":"fast"}"#, "/rate"),
+            (r#"{"rate":1e-9}"#, "/rate"),
+            (r#"{"ids":[]}"#, "/ids"),
+            (r#"{"ids":"x"}"#, "/ids"),
+            (r#"{"ids":["x"]}"#, "/ids/0"),
+            (r#"{"ids":[7]}"#, "/ids/0"),
+            (&format!("{{\"ids\":{many}}}"), "/ids"),
+            (r#"{"filter":7}"#, "/filter"),
+            (r#"{"filter":{"status":["done"]}}"#, "/filter/status"),
+            (r#"{"filter":{"status":7}}"#, "/filter/status"),
+            (r#"{"filter":{"queue":"A B"}}"#, "/filter/queue"),
+            (r#"{"filter":{"from":"yesterday"}}"#, "/filter/from"),
+            (r#"{"filter":{"colour":"red"}}"#, "/filter/colour"),
+            (r#"{"kind":"A"}"#, "/kind"),
+            (r#"{"fingerprint":"xyz"}"#, "/fingerprint"),
+            (r#"{"set":{}}"#, "/set/args"),
+            (r#"{"set":[]}"#, "/set"),
+            (r#"{"set":{"args":1,"queue":"x"}}"#, "/set/queue"),
+            (r#"{"dry_run":1}"#, "/dry_run"),
+            (r#"{"by":""}"#, "/by"),
+            (r#"{"reason":7}"#, "/reason"),
+            (r#"{"colour":"red"}"#, "/colour"),
+        ] {
+            let problem = parse(text).unwrap_err();
+            let pointers: Vec<_> =
+                problem.errors.iter().filter_map(|error| error.pointer.as_deref()).collect();
+            assert_eq!((problem.code, pointers), (Code::InvalidRequest, vec![pointer]), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_order_says_what_it_is_about() {
+        let check = |text: &str, like| parse(text).unwrap().require_target(like).is_ok();
+        for (text, dead, live) in [
+            ("{}", false, false),
+            (r#"{"filter":{}}"#, true, true),
+            (r#"{"ids":["0198c0de-0000-7000-8000-000000000001"]}"#, true, true),
+            (r#"{"ids":["0198c0de-0000-7000-8000-000000000001"],"filter":{}}"#, false, false),
+            (r#"{"filter":{"status":"dead"}}"#, true, false),
+            (r#"{"filter":{"status":"succeeded"}}"#, false, false),
+            (r#"{"filter":{"status":"queued,retrying"}}"#, false, true),
+        ] {
+            assert_eq!(
+                (check(text, JobStatus::Dead), check(text, JobStatus::Queued)),
+                (dead, live),
+                "{text}"
+            );
+        }
+    }
+}

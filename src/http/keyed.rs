@@ -1,0 +1,306 @@
+//! Repeating safely: requests whose client chose the job's id, or gave a key that stands for one.
+//!
+//! The id is reserved durably before the job is published (`record::keys`), so on one replica a job is published once
+//! for any number of repeats. What this replica does not know is asked of the record: another replica's job is there as
+//! soon as it was accepted. Two replicas that get the same request at the same moment may both publish it; such jobs are
+//! marked unsure, so workers ask the record before they run one (`docs/http.md`, "Repeating safely").
+//!
+//! A publish whose fate is unknown is not repeated while the broker may still answer it: it goes on, and keeps its
+//! claim, after its caller was told that the time is up or has gone away.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    http::{HeaderName, HeaderValue, StatusCode},
+    response::Response,
+};
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    App,
+    answer::{self, Accepted},
+    ending::CATCH_UP,
+    fields::FieldError,
+    naming::Named,
+    problem::{Code, Problem},
+};
+use crate::{
+    client::{Submission, SubmitError},
+    job::JobId,
+    record::{
+        RecordError,
+        keys::{Claim, KeysError, Reserved},
+        model::JobRecord,
+    },
+};
+
+/// The answer's header that says that nothing new was submitted.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+/// Longest time for the fate of a publish to become known. The publisher knows sooner: when the broker answers, or the
+/// connection ends. Only an alarm of the broker lasts so long.
+const FATE: Duration = Duration::from_secs(600);
+/// Jobs of a batch that are looked up at the same time.
+const LOOK_UPS: usize = 16;
+
+/// What a request is.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// To be submitted; with a claim, if its client chose the id.
+    New(Option<Claim>),
+    /// A repeat of one whose job was accepted.
+    Repeat(Repeat),
+}
+
+/// The repeat of a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Repeat {
+    /// When the first one came, if it came here.
+    since: Option<Timestamp>,
+}
+
+/// Finds out what a request is. `job` is what it would submit, and `too_late` what would be wrong with that.
+///
+/// # Errors
+/// The problem, when the id belongs to another request, the first one is still on its way, or nobody can tell.
+pub(super) async fn begin(
+    app: &App,
+    named: Option<Named>,
+    job: &Submission,
+    too_late: Option<FieldError>,
+) -> Result<Begun, Problem> {
+    let Some(named) = named else { return Ok(Begun::New(None)) };
+    let reserved = app.keys.reserve(named.id, named.digest).await;
+    let claim = match weigh(named.id, reserved)? {
+        Weighed::Repeat(repeat) => return Ok(Begun::Repeat(repeat)),
+        Weighed::Claim(claim) => claim,
+    };
+    let known = app.look_up(named.id).await?;
+    compare(claim, known.as_ref(), named, job, too_late).await
+}
+
+/// As [`begin`], for many: one transaction, and one look at the end of the log.
+pub(super) async fn begin_all(
+    app: &App,
+    asked: Vec<(Named, &Submission, Option<FieldError>)>,
+) -> Vec<Result<Begun, Problem>> {
+    let names: Vec<_> = asked.iter().map(|(named, ..)| (named.id, named.digest)).collect();
+    let reserved = app.keys.reserve_all(names.clone()).await;
+    let reserved: Vec<_> =
+        names.iter().zip(reserved).map(|((id, _), reserved)| weigh(*id, reserved)).collect();
+    let unknown = reserved.iter().any(|reserved| matches!(reserved, Ok(Weighed::Claim(_))));
+    let behind = if unknown { app.record.catch_up(Instant::now() + CATCH_UP).await.err() } else { None };
+    let mut begun = Vec::with_capacity(reserved.len());
+    let mut each = reserved.into_iter().zip(asked);
+    loop {
+        let some: Vec<_> = each.by_ref().take(LOOK_UPS).collect();
+        if some.is_empty() {
+            return begun;
+        }
+        let looks = some.into_iter().map(|(weighed, asked)| look(app, weighed, asked, behind.as_ref()));
+        begun.extend(join_all(looks).await);
+    }
+}
+
+async fn look(
+    app: &App,
+    weighed: Result<Weighed, Problem>,
+    (named, job, too_late): (Named, &Submission, Option<FieldError>),
+    behind: Option<&RecordError>,
+) -> Result<Begun, Problem> {
+    let claim = match weighed? {
+        Weighed::Repeat(repeat) => return Ok(Begun::Repeat(repeat)),
+        Weighed::Claim(claim) => claim,
+    };
+    if let Some(error) = behind {
+        return Err(Problem::record(error));
+    }
+    let known = match app.record.job(named.id, Duration::ZERO).await {
+        Ok(known) => known,
+        // It is not known, and before it was caught up with.
+        Err(RecordError::Behind(_)) => None,
+        Err(error) => return Err(Problem::record(&error)),
+    };
+    compare(claim, known.as_ref(), named, job, too_late).await
+}
+
+/// What the reservation says.
+enum Weighed {
+    Claim(Claim),
+    Repeat(Repeat),
+}
+
+fn weigh(id: JobId, reserved: Result<Reserved, KeysError>) -> Result<Weighed, Problem> {
+    match reserved {
+        Ok(Reserved::New(claim) | Reserved::Unsure(claim)) => Ok(Weighed::Claim(claim)),
+        Ok(Reserved::Accepted { since }) => Ok(Weighed::Repeat(Repeat { since: Some(since) })),
+        Ok(Reserved::InFlight) => {
+            let detail = "the same request came before and its job is not confirmed yet; ask again";
+            Err(Problem { job: Some(id), ..Problem::new(Code::InFlight, detail) })
+        }
+        Ok(Reserved::Other) => Err(reused()),
+        Err(KeysError::Full) => Err(Problem::new(
+            Code::KeysFull,
+            "as many ids and keys were given in the last 24 hours as are kept; nothing was submitted",
+        )),
+        Err(KeysError::Unavailable(why)) => {
+            Err(Problem::new(Code::KeysUnavailable, format!("{why}; nothing was submitted; try again")))
+        }
+    }
+}
+
+/// What the request is, by what the record knows of its id.
+async fn compare(
+    claim: Claim,
+    known: Option<&JobRecord>,
+    named: Named,
+    job: &Submission,
+    too_late: Option<FieldError>,
+) -> Result<Begun, Problem> {
+    match (known, too_late) {
+        (Some(known), _) if is_same(known, named, job) => {
+            claim.confirm().await;
+            Ok(Begun::Repeat(Repeat { since: None }))
+        }
+        (Some(_), _) => Err(reused()),
+        (None, Some(error)) => {
+            let detail = error.to_string();
+            Err(Problem { errors: vec![error], ..Problem::new(Code::InvalidRequest, detail) })
+        }
+        (None, None) => Ok(Begun::New(Some(claim))),
+    }
+}
+
+/// Whether the job that is known was submitted by this request.
+fn is_same(known: &JobRecord, named: Named, job: &Submission) -> bool {
+    match &known.summary.request {
+        Some(request) => *request == named.digest.to_string(),
+        // Its submit was never told, because who took it died just then: only workers have spoken of it.
+        None => {
+            let told = known.args.is_some() || known.args_omitted;
+            !told && known.summary.kind.as_ref() == Some(&job.envelope.kind)
+        }
+    }
+}
+
+/// The id or key belongs to another request.
+pub(super) fn reused() -> Problem {
+    Problem::new(
+        Code::KeyReused,
+        "another request was made with this id or key: a new request needs a new one",
+    )
+}
+
+/// Submits a job, within its claim if it has one. One that has goes on in the background when the time is up or the
+/// caller goes away, and keeps the claim and `held` so long.
+pub(super) async fn submit(
+    app: &App,
+    job: Submission,
+    claim: Option<Claim>,
+    patient: bool,
+    held: impl Send + 'static,
+) -> Result<(), SubmitError> {
+    let id = job.envelope.id;
+    let deadline = Instant::now() + app.confirm_timeout;
+    let result = match claim {
+        Some(claim) => submit_claimed(app, job, claim, patient, held, deadline).await,
+        None => app.client.submit_watched(job, patient, deadline, || {}).await,
+    };
+    app.record.touch(id);
+    result
+}
+
+async fn submit_claimed(
+    app: &App,
+    job: Submission,
+    mut claim: Claim,
+    patient: bool,
+    held: impl Send + 'static,
+    deadline: Instant,
+) -> Result<(), SubmitError> {
+    let client = app.client.clone();
+    let confirmed = Arc::new(AtomicBool::new(false));
+    let confirm = Arc::clone(&confirmed);
+    claim.publishing();
+    let task = tokio::spawn(async move {
+        let _held = held;
+        let confirm = || confirm.store(true, Ordering::Release);
+        let result = client.submit_watched(job, patient, Instant::now() + FATE, confirm).await;
+        match &result {
+            Ok(()) => claim.confirm().await,
+            // It may be stored.
+            Err(SubmitError::Timeout | SubmitError::Lost(_)) => drop(claim),
+            Err(_) => claim.refused(),
+        }
+        result
+    });
+    match timeout_at(deadline, task).await {
+        Ok(done) => done.unwrap_or_else(|_| Err(SubmitError::Lost("it broke off here".to_owned()))),
+        // The broker has the job, and its event is on its way.
+        Err(_) if confirmed.load(Ordering::Acquire) => Ok(()),
+        Err(_) => Err(SubmitError::Timeout),
+    }
+}
+
+/// Why `job` was not accepted, or may not have been.
+pub(super) fn problem(error: &SubmitError, job: JobId, named: bool) -> Problem {
+    let problem = Problem::submit(error, job);
+    match problem.code {
+        Code::ConfirmTimeout | Code::ConfirmLost if named => Problem {
+            detail: "the job may still run: repeat this request to learn what became of it".into(),
+            ..problem
+        },
+        _ => problem,
+    }
+}
+
+/// The status of a job, if the record knows it now.
+pub(super) async fn status_now(app: &App, id: JobId) -> Option<&'static str> {
+    let known = app.record.job(id, Duration::ZERO).await.ok().flatten()?;
+    Some(known.summary.status.as_str())
+}
+
+/// The answer to the repeat of a submit: the job as it is now, or as it is when its run ends, if that is not later than
+/// `deadline`. Where the record has nothing of it (its events are not written yet, or it is forgotten), the first
+/// answer again.
+///
+/// # Errors
+/// The problem, when too many wait.
+pub(super) async fn answer(
+    app: &App,
+    repeat: Repeat,
+    mut job: Submission,
+    deadline: Option<Instant>,
+) -> Result<Response, Problem> {
+    let id = job.envelope.id;
+    let known = match deadline {
+        Some(deadline) => app.await_record(id, deadline).await,
+        None => app.look_up(id).await,
+    };
+    let known = match known {
+        Err(problem) if problem.code != Code::RecordBehind => return Err(problem),
+        known => known.ok().flatten(),
+    };
+    let mut response = if let Some(known) = &known {
+        answer::record(StatusCode::OK, known)
+    } else {
+        job.envelope.created_at = repeat.since.or(job.envelope.created_at);
+        let mut first = Accepted::new(&job).response();
+        *first.status_mut() = StatusCode::OK;
+        first
+    };
+    say_replayed(&mut response);
+    Ok(response)
+}
+
+/// Says that nothing new was submitted.
+pub(super) fn say_replayed(response: &mut Response) {
+    response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+}
