@@ -197,7 +197,7 @@ pub(super) async fn start<A: Job>(app: &App, act: &A, ticket: Ticket) -> Result<
     check_args(args.len(), &app.limits)?;
     let job = submission::<A>(app, Bytes::from(args), ticket.named)?;
     let accepted = Accepted::new(&job);
-    app.submit(job, ticket.claim, None).await?;
+    app.submit(job, ticket.claim, (), None).await?;
     Ok(accepted.response())
 }
 

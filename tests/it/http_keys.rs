@@ -418,7 +418,7 @@ async fn an_act_may_be_named() {
         assert_eq!(id, JobId::from_key("", "r").to_string());
         replayed(&act("/v1/jobs/replay", "r", &ids).await, &id);
         act("/v1/jobs/replay", "r", r#"{"filter":{}}"#).await.problem(422, "key_reused");
-        act("/v1/jobs/cancel", "r", &ids).await.problem(422, "key_reused");
+        act("/v1/jobs/cancel", "r", r#"{"filter":{}}"#).await.problem(422, "key_reused");
         act(&one, "r", "").await.problem(422, "key_reused");
         act("/v1/jobs/replay", "a b", &ids).await.problem(422, "bad_idempotency_key");
 
