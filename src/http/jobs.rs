@@ -63,7 +63,7 @@ async fn submit(app: &App, id: Option<JobId>, inbound: &mut Inbound) -> Result<R
     let deadline = (!wait.patience.is_zero()).then(|| start + wait.patience);
     let (named, too_late) = (draft.named, draft.too_late.take());
     let job = draft.into_submission(&app.client, &trace_context(headers), now);
-    let mut response = match keyed::begin(app, named, &job, too_late).await? {
+    let mut response = match keyed::begin(app, named, &job.envelope.kind, too_late).await? {
         Begun::New(claim) => submit_new(app, job, claim, deadline, received.room).await?,
         Begun::Repeat(repeat) => keyed::answer(app, repeat, job, deadline).await?,
     };

@@ -101,7 +101,7 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };
     let mut abandoned = Abandoned { app: app.clone(), job: envelope.clone(), cancel: false };
     let mut arm = || abandoned.cancel = asked.cancel;
-    let (begun, deadline) = (keyed::begin(app, named, &job, None).await?, start + wait.patience);
+    let (begun, deadline) = (keyed::begin(app, named, &envelope.kind, None).await?, start + wait.patience);
     let replayed = matches!(begun, Begun::Repeat(_));
     let end = match begun {
         Begun::New(claim) => app.call(job, claim, deadline, Some(received.room), arm).await?,
