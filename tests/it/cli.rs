@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, process::Stdio};
 
+use hopline::JobId;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::{
@@ -108,8 +109,16 @@ async fn a_job_is_submitted_waited_for_and_shown() {
     let none = shell.run(&["jobs", "ls", "--tag", "none"]).await.exits(0);
     assert_eq!((none.out.as_str(), none.err.as_str()), ("", "No jobs.\n"));
 
-    let again = shell.run(&["jobs", "submit", KIND, "{}", "--queue", &stage.queue, "--id", &id]).await;
-    again.exits(1).says(&id);
+    let chosen = JobId::new().to_string();
+    for name in [["--id", &chosen], ["--key", "order-17"]] {
+        let words = ["jobs", "submit", KIND, "--queue", &stage.queue, "--json", name[0], name[1]];
+        let mut ids = BTreeSet::new();
+        for _ in 0..2 {
+            ids.extend(shell.run(&words).await.exits(0).json()["id"].as_str().map(str::to_owned));
+        }
+        assert!(ids.len() == 1 && (name[0] == "--key" || ids.contains(&chosen)), "one job: {ids:?}");
+        shell.run(&[&words[..], &["--tag", "other"]].concat()).await.exits(1).says("[key_reused]");
+    }
     let workers = shell.run(&["workers", "ls", "--json"]).await.exits(0);
     assert!(workers.lines().iter().any(|worker| worker["queues"][0]["queue"] == stage.queue), "{workers:?}");
     shell.run(&["kinds", "ls"]).await.exits(0).shows(KIND);
@@ -163,7 +172,7 @@ async fn exit_codes_tell_how_jobs_ended() {
         .run(&["queues", "show", &format!("{queue}x")])
         .await
         .exits(1)
-        .says(&format!("Did you mean {queue}?"));
+        .says(&format!("Did you mean {queue}"));
     let wrong = ["jobs", "submit", KIND, "--delay", "soon", "--max-attempts", "0"];
     let wrong = shell.run(&wrong).await.exits(1);
     wrong.says("\n  /delay: ");
