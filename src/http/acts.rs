@@ -178,11 +178,7 @@ pub(super) struct Ticket {
 
 /// Finds out whether a request for an act is a repeat, before anything is checked that the first one may have changed.
 /// A dry run changes nothing, so its name does not matter.
-pub(super) async fn open<A: Job>(
-    app: &App,
-    named: Option<Named>,
-    dry_run: bool,
-) -> Result<Opened, Problem> {
+pub(super) async fn open<A: Job>(app: &App, named: Option<Named>, dry_run: bool) -> Result<Opened, Problem> {
     let named = named.filter(|_| !dry_run);
     let job = submission::<A>(app, Bytes::new(), named)?;
     match keyed::begin(app, named, &job.envelope.kind, None).await? {
