@@ -5,9 +5,11 @@
 //! before it, somebody deleted the stream and it was declared anew ([`Item::NewLog`]). If the stream begins behind
 //! it, retention was faster than the reader ([`Item::Gap`]).
 //!
-//! A stream has no mark of its end. Whoever must know that it was read to its end writes a record of its own, at each
-//! change of [`StreamReader::rounds`], and waits for it. If it does not come, [`StreamReader::doubt`] looks whether
-//! the stream ends before the remembered place: such a stream delivers nothing, not even what is written to it now.
+//! A stream that ends before the remembered place delivers nothing, not even what is written to it now. As the place
+//! itself is to be delivered first, silence is suspicious: then the reader looks where the stream ends.
+//!
+//! A stream has no mark of its end. Whoever must know that it was read to its end writes a record of its own and waits
+//! for it, at each change of [`StreamReader::rounds`] once more.
 //!
 //! A record that lapin cannot parse (a property that is not UTF-8) costs the connection each time it is delivered,
 //! so a reader has a connection of its own. When reading ends at once, at the same place, several times in a row, the
@@ -21,12 +23,12 @@ use std::{
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
     Channel,
-    options::{BasicConsumeOptions, BasicQosOptions},
+    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
 };
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
@@ -34,7 +36,7 @@ use tracing::{debug, warn};
 use super::{
     connection::{Link, LinkDown, in_time},
     consumer::{Consuming, Delivery, Source, consume},
-    message::short,
+    message::{incoming, short},
 };
 use crate::job::wire::{HeaderValue, Message};
 
@@ -44,8 +46,11 @@ const OFFSET: &str = "x-stream-offset";
 const AT_ONCE: Duration = Duration::from_secs(2);
 /// How often, in a row, until that is skipped.
 const STUCK: u32 = 3;
-/// Longest time for the last chunk of a stream to come.
-const LAST: Duration = Duration::from_secs(5);
+/// How long nothing may come from a place where something lies.
+const SILENCE: Duration = Duration::from_secs(2);
+/// Records taken ahead to see the end of a stream, and the longest pause between two of one chunk.
+const CHUNK: u16 = 1000;
+const CHUNK_PAUSE: Duration = Duration::from_secs(2);
 
 /// A place in a stream, and what lies there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +77,7 @@ impl Record {
 
 /// What comes from a stream.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "nearly all items are records")]
 pub(crate) enum Item {
     /// The next record.
     Record(Record),
@@ -88,6 +94,7 @@ pub(crate) struct StreamReader {
     queue: String,
     prefetch: u16,
     rounds: watch::Sender<u64>,
+    changes: watch::Receiver<u64>,
     consuming: Arc<AtomicBool>,
     run: Run,
     /// A record that waits behind its gap.
@@ -116,10 +123,10 @@ struct State {
     round: u64,
     /// Whether it has delivered anything.
     begun: bool,
-    /// Where it began; absent: at the first record.
-    from: Option<u64>,
-    /// What its first delivery must be, if that is known.
+    /// Where it was attached; its first delivery must be this one. Absent: anywhere else.
     attached: Option<Place>,
+    /// When it began to listen, or was doubted last.
+    listens: Option<Instant>,
     attempt: Attempt,
 }
 
@@ -129,7 +136,8 @@ impl StreamReader {
     pub(crate) fn start(link: &Link, queue: String, place: Option<Place>, prefetch: u16) -> Self {
         let (rounds, consuming) = (watch::Sender::new(0), Arc::new(AtomicBool::new(false)));
         let run = Run::start(link, &queue, place, prefetch, &rounds, &consuming);
-        Self { link: link.clone(), queue, prefetch, rounds, consuming, run, held: None }
+        let changes = rounds.subscribe();
+        Self { link: link.clone(), queue, prefetch, rounds, changes, consuming, run, held: None }
     }
 
     /// Starts over behind another place, or from the first record.
@@ -156,7 +164,20 @@ impl StreamReader {
             return Item::Record(record);
         }
         loop {
-            let Some(Delivery { incoming, receipt }) = self.run.deliveries.recv().await else {
+            let doubt = self.run.state().doubt_at();
+            let delivery = tokio::select! {
+                biased;
+                delivery = self.run.deliveries.recv() => delivery,
+                Ok(()) = self.changes.changed() => continue,
+                () = until(doubt) => {
+                    if self.is_another().await {
+                        self.restart(None);
+                        return Item::NewLog;
+                    }
+                    continue;
+                }
+            };
+            let Some(Delivery { incoming, receipt }) = delivery else {
                 // Only stopping ends a run, and only a drop stops it.
                 return std::future::pending().await;
             };
@@ -164,11 +185,11 @@ impl StreamReader {
             // Credit for the next one, nothing more.
             receipt.ack();
             let message = incoming.message;
-            let Some(HeaderValue::Int(offset)) = message.headers.get(OFFSET) else {
+            let Some(offset) = offset_of(&message) else {
                 warn!(queue = self.queue, "a delivery without an offset: this is no stream");
                 continue;
             };
-            let record = Record { offset: u64::try_from(*offset).unwrap_or(0), message };
+            let record = Record { offset, message };
             let seen = self.run.state().see(round, record.offset, || record.mark());
             match seen {
                 Seen::Again => {}
@@ -186,25 +207,17 @@ impl StreamReader {
         }
     }
 
-    /// To be called when a record was confirmed after the last change of [`StreamReader::rounds`] and does not come.
-    /// [`Item::NewLog`] if that is because the stream ends before the place that was read up to. In bounded time.
-    pub(crate) async fn doubt(&mut self) -> Option<Item> {
-        self.run.state().silent()?;
-        let last = match last_chunk(&self.link, &self.queue).await {
-            Ok(last) => last?,
-            Err(down) => {
-                debug!(queue = self.queue, reason = %down, "cannot look for the end of a stream");
-                return None;
-            }
-        };
-        // Asked again: it may have come meanwhile. What was confirmed lies in the last chunk or before it, and in the
-        // stream that was read so far, behind that place.
-        let from = self.run.state().silent()?;
-        if last >= from {
-            return None;
+    /// Whether nothing comes because the stream ends before the place that was read up to.
+    async fn is_another(&self) -> bool {
+        let Some(place) = self.run.state().silent() else { return false };
+        match ends_before(&self.link, &self.queue, place).await {
+            // Asked again: it may have come meanwhile.
+            Ok(true) if self.run.state().silent() == Some(place) => return true,
+            Ok(_) => {}
+            Err(down) => debug!(queue = self.queue, reason = %down, "cannot look for the end of a stream"),
         }
-        self.restart(None);
-        Some(Item::NewLog)
+        self.run.state().started();
+        false
     }
 
     /// What has come already, if anything.
@@ -244,22 +257,40 @@ impl Run {
     }
 }
 
-/// Offset of the first record of a stream's last chunk; `None` for an empty stream.
-async fn last_chunk(link: &Link, queue: &str) -> Result<Option<u64>, LinkDown> {
+/// Whether a stream ends before `place`: its last chunk has only lower offsets. `false` while that is not certain, as
+/// for an empty stream: there is nothing to miss.
+async fn ends_before(link: &Link, queue: &str, place: u64) -> Result<bool, LinkDown> {
     let channel = link.up()?.channel().await?;
-    in_time("set the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
+    in_time("set the prefetch", channel.basic_qos(CHUNK, BasicQosOptions::default())).await?;
     let mut arguments = FieldTable::default();
     arguments.insert(OFFSET.into(), AMQPValue::LongString("last".into()));
     let consumed = channel.basic_consume(short(queue), "".into(), BasicConsumeOptions::default(), arguments);
     let mut consumer = in_time("consume", consumed).await?;
-    let delivery = timeout(LAST, consumer.next()).await;
-    // What is left unacknowledged goes with the channel.
-    drop(timeout(LAST, channel.close(200, "seen".into())).await);
-    let Ok(Some(Ok(delivery))) = delivery else { return Ok(None) };
-    let headers = delivery.properties.headers();
-    match headers.as_ref().and_then(|headers| headers.inner().get(OFFSET)) {
-        Some(AMQPValue::LongLongInt(offset)) => Ok(u64::try_from(*offset).ok()),
-        _ => Ok(None),
+    let mut highest = None;
+    // A chunk comes as a whole.
+    while let Ok(Some(Ok(delivery))) = timeout(CHUNK_PAUSE, consumer.next()).await {
+        let acked = channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default());
+        in_time("acknowledge", acked).await?;
+        highest = highest.max(offset_of(&incoming(delivery).message));
+        if highest >= Some(place) {
+            break;
+        }
+    }
+    drop(timeout(CHUNK_PAUSE, channel.close(200, "seen".into())).await);
+    Ok(highest.is_some_and(|highest| highest < place))
+}
+
+fn offset_of(message: &Message) -> Option<u64> {
+    match message.headers.get(OFFSET) {
+        Some(HeaderValue::Int(offset)) => u64::try_from(*offset).ok(),
+        _ => None,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -289,14 +320,27 @@ impl State {
         let from = self.attempt.begin(next);
         // At the last record read, to see whether it is still there; not when that is what cannot be read.
         self.attached = if from == next { self.place.clone() } else { None };
-        self.from = self.attached.as_ref().map(|place| place.offset).or(from);
-        self.from
+        self.listens = None;
+        self.attached.as_ref().map(|place| place.offset).or(from)
     }
 
-    /// Where the consumer began, if nothing has come from it: at the last record that was read lies that record, so
-    /// something should have.
+    fn started(&mut self) {
+        self.listens = Some(Instant::now());
+    }
+
+    fn ended(&mut self) {
+        self.listens = None;
+        self.attempt.end();
+    }
+
+    /// The place that a consumer was attached at which has delivered nothing.
     fn silent(&self) -> Option<u64> {
-        self.from.filter(|_| !self.begun)
+        self.attached.as_ref().filter(|_| self.listens.is_some() && !self.begun).map(|place| place.offset)
+    }
+
+    /// When silence becomes suspicious.
+    fn doubt_at(&self) -> Option<Instant> {
+        self.silent().and(self.listens).map(|since| since + SILENCE)
     }
 
     fn see(&mut self, round: u64, offset: u64, mark: impl FnOnce() -> String) -> Seen {
@@ -386,111 +430,15 @@ impl Source for StreamSource {
     }
 
     fn started(&mut self) {
+        lock(&self.state).started();
         self.rounds.send_modify(|rounds| *rounds += 1);
     }
 
     fn ended(&mut self) {
-        lock(&self.state).attempt.end();
+        lock(&self.state).ended();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn state(at: Option<u64>) -> State {
-        State { place: at.map(place), ..State::default() }
-    }
-
-    fn place(offset: u64) -> Place {
-        Place { offset, mark: format!("m{offset}") }
-    }
-
-    /// What a reader makes of deliveries of records that are what they were.
-    fn read(state: &mut State, round: u64, offsets: impl IntoIterator<Item = u64>) -> Vec<Seen> {
-        offsets.into_iter().map(|offset| state.see(round, offset, || format!("m{offset}"))).collect()
-    }
-
-    #[test]
-    fn reading_goes_on_where_it_was_left() {
-        let mut state = state(None);
-        assert_eq!(state.attach(1), None);
-        assert_eq!(read(&mut state, 1, 0..3), [Seen::Next, Seen::Next, Seen::Next]);
-        assert_eq!(state.attach(2), Some(2));
-        assert_eq!(state.silent(), Some(2), "nothing has come, and something should have");
-        // What the first consumer had delivered, but was not looked at, is passed over: it comes again.
-        assert_eq!(read(&mut state, 1, [3]), [Seen::Again]);
-        assert_eq!(read(&mut state, 2, [2, 3, 4]), [Seen::Again, Seen::Next, Seen::Next]);
-        assert_eq!(state.silent(), None);
-    }
-
-    #[test]
-    fn another_record_at_the_place_is_another_log() {
-        let mut there = state(Some(7));
-        assert_eq!(there.attach(1), Some(7));
-        assert_eq!(there.see(1, 7, || "other".to_owned()), Seen::Other);
-        let mut short = state(Some(7));
-        short.attach(1);
-        assert_eq!(read(&mut short, 1, [3]), [Seen::Other]);
-    }
-
-    #[test]
-    fn what_retention_removed_is_a_gap() {
-        let mut behind = state(Some(7));
-        behind.attach(1);
-        assert_eq!(read(&mut behind, 1, [20, 21]), [Seen::After(8), Seen::Next]);
-        // The place itself is gone, and nothing else.
-        let mut just = state(Some(7));
-        just.attach(1);
-        assert_eq!(read(&mut just, 1, [8]), [Seen::Next]);
-        let mut fresh = state(None);
-        fresh.attach(1);
-        assert_eq!(read(&mut fresh, 1, [5, 6]), [Seen::After(0), Seen::Next]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_skipped_record_is_a_gap() {
-        let mut state = state(Some(7));
-        for (round, from) in [(1, 7), (2, 7), (3, 7), (4, 9)] {
-            assert_eq!(state.attach(round), Some(from));
-            if round < 4 {
-                assert_eq!(read(&mut state, round, [7]), [Seen::Again]);
-            }
-            state.attempt.end();
-        }
-        assert_eq!(read(&mut state, 4, [9, 10]), [Seen::After(8), Seen::Next]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_read_is_skipped_after_some_attempts() {
-        let mut attempt = Attempt::default();
-        let mut fail = |next| {
-            let from = attempt.begin(next);
-            attempt.end();
-            from
-        };
-        // Records 0 to 6 are read; 7 and 8 cannot be.
-        assert_eq!(fail(None), None);
-        let begun: Vec<_> = (0..6).map(|_| fail(Some(7))).collect();
-        assert_eq!(begun, [7, 7, 7, 8, 9, 10].map(Some));
-        // 10 could be read, and more: a connection lost at once later on counts anew.
-        assert_eq!([fail(Some(20)), fail(Some(20))], [Some(20), Some(20)]);
-        // At the very beginning of the log.
-        let mut attempt = Attempt::default();
-        let begun: Vec<_> = (0..5)
-            .map(|_| {
-                let from = attempt.begin(None);
-                attempt.end();
-                from
-            })
-            .collect();
-        assert_eq!(begun, [None, None, None, Some(1), Some(2)]);
-        // A connection that lived for a while was not ended by a record.
-        let mut attempt = Attempt::default();
-        for _ in 0..9 {
-            assert_eq!(attempt.begin(Some(7)), Some(7));
-            tokio::time::advance(AT_ONCE).await;
-            attempt.end();
-        }
-    }
-}
+#[path = "stream_tests.rs"]
+mod tests;

@@ -27,7 +27,7 @@ use crate::{
 /// Message type of a barrier.
 pub(super) const BARRIER: &str = "hopline.barrier";
 /// Longest time for one to be confirmed and to come back; then it is written again.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Pause before it is written again when it could not be.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -44,7 +44,6 @@ struct Inner {
     /// The barrier in flight.
     flying: Mutex<Option<String>>,
     landed: Notify,
-    overdue: Notify,
     caught_up: watch::Sender<bool>,
 }
 
@@ -93,11 +92,6 @@ impl Barriers {
     /// Whether a barrier has been read since reading began.
     pub(super) fn caught_up(&self) -> watch::Receiver<bool> {
         self.0.caught_up.subscribe()
-    }
-
-    /// Completes when a barrier was confirmed some time ago and has not been read.
-    pub(super) async fn overdue(&self) {
-        self.0.overdue.notified().await;
     }
 
     /// Writes barriers when they are asked for, one at a time, until told to stop. `rounds` changes when the reader
@@ -150,7 +144,7 @@ impl Barriers {
             }
             tokio::select! {
                 () = self.0.landed.notified() => return,
-                () = sleep_until(deadline) => self.0.overdue.notify_one(),
+                () = sleep_until(deadline) => {}
                 // Without a reader there are no rounds either, and the barrier is written again at its time.
                 Ok(()) = rounds.changed() => {}
             }

@@ -72,20 +72,12 @@ impl Projector {
             let work = tokio::select! {
                 () = stop.cancelled() => return,
                 () = shared.damaged.notified() => self.start_over().boxed(),
-                () = shared.barriers.overdue() => self.doubt().boxed(),
                 item = self.reader.next() => self.take(item).boxed(),
             };
             // What is not applied yet is read again at the next start.
             if stop.run_until_cancelled(work).await.is_none() {
                 return;
             }
-        }
-    }
-
-    /// The log does not give what was written to it.
-    async fn doubt(&mut self) {
-        if let Some(item) = self.reader.doubt().await {
-            self.take(item).await;
         }
     }
 

@@ -295,7 +295,7 @@ async fn items_of_a_batch_may_be_named() {
         }
         assert_eq!(log.next().await.args, "3");
         // And one of them by itself.
-        let one = format!(r#"{{"kind":"test.probe","args":1}}"#);
+        let one = r#"{"kind":"test.probe","args":1}"#;
         replayed(&front.put(&format!("/v1/jobs/{id}"), one).await, &id.to_string());
         let report = worker.stop().await;
         assert!(log.rest().is_empty() && report.succeeded == 4, "{report:?}");
@@ -387,6 +387,52 @@ async fn a_repeated_call_attaches_to_the_first_ones_job() {
         let starts = 1 + log.rest().len();
         assert!(starts <= 3, "{starts} starts");
         worker.tell();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_act_may_be_named() {
+    stage(async |stage| {
+        let (_worker, mut log) = stage.probes();
+        let front = stage.front().await;
+        let _acting = stage.act(&front, &stage.config);
+        let fatal = r#"{"kind":"test.probe","args":{"script":["fatal"]}}"#;
+        let job = front.post("/v1/jobs?wait=60s", fatal).await.json()["id"].as_str().unwrap().to_owned();
+        log.next().await;
+        let act = async |path: &str, key: &str, body: &str| {
+            front.send(front.request(path, body).header("idempotency-key", key)).await
+        };
+        let ids = format!(r#"{{"ids":["{job}"],"set":{{"args":{{}}}}}}"#);
+        let one = format!("/v1/jobs/{job}/replay");
+
+        // A dry run is no act: its key stays free.
+        let counted = act("/v1/jobs/replay", "r", &format!(r#"{{"ids":["{job}"],"dry_run":true}}"#)).await;
+        assert_eq!((counted.status, &counted.json()["matched"]), (200, &json!(1)), "{counted:?}");
+        // Refused until acts have a queue, and however often, the key stays free.
+        let id = eventually("acts are run", async || {
+            let answer = act("/v1/jobs/replay", "r", &ids).await;
+            (answer.status != 422).then(|| answer.accepted())
+        })
+        .await;
+        assert_eq!(id, JobId::from_key("", "r").to_string());
+        replayed(&act("/v1/jobs/replay", "r", &ids).await, &id);
+        act("/v1/jobs/replay", "r", r#"{"filter":{}}"#).await.problem(422, "key_reused");
+        act("/v1/jobs/cancel", "r", r#"{"filter":{}}"#).await.problem(422, "key_reused");
+        act(&one, "r", "").await.problem(422, "key_reused");
+        act("/v1/jobs/replay", "a b", &ids).await.problem(422, "bad_idempotency_key");
+
+        // Repeated after it was done, when the job is dead no more.
+        let again = log.next().await;
+        assert_eq!((again.id.to_string(), again.run), (job.clone(), 2));
+        eventually("the replay has ended", async || {
+            let record = front.get(&format!("/v1/jobs/{job}?wait=30s")).await.json();
+            (record["run"] == 2 && record["status"] == "succeeded").then_some(())
+        })
+        .await;
+        replayed(&act("/v1/jobs/replay", "r", &ids).await, &id);
+        act(&one, "o", "").await.problem(409, "not_dead");
+        assert!(log.rest().is_empty(), "no third run");
     })
     .await;
 }

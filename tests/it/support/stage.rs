@@ -82,8 +82,6 @@ impl Stage {
         config.amqp.confirm_timeout = Duration::from_secs(20);
         config.amqp.connect_timeout = Duration::from_secs(20);
         config.http.listen = "127.0.0.1:0".parse().expect("an address");
-        // The fronts of these tests answer no lookups; those that are about them say so.
-        config.worker.lookup_patience = Duration::ZERO;
         config.routes = BTreeMap::from([(Kind::parse(Probe::KIND).expect("a kind"), queue.clone())]);
         let names = Names::new(&config.amqp.prefix, LADDER);
         let folder = std::env::temp_dir().join(&config.amqp.prefix);
