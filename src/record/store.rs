@@ -341,9 +341,8 @@ impl Store {
     }
 
     /// Jobs without an end of which the log has said nothing since `before` (log time: the latest time of an event at
-    /// that place of the log), the oldest first, at most `limit`; each with the events that tell its record, args
-    /// included, at most 100. Writing these once more keeps them from leaving with the log's old end; they change no
-    /// record.
+    /// that place of the log), at most `limit`, in no order; each with the events that tell its record, args included,
+    /// at most 100. Writing these once more keeps them from leaving with the log's old end; they change no record.
     pub(crate) fn stale_live(
         &self,
         before: Timestamp,
