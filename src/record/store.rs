@@ -172,6 +172,7 @@ pub(crate) struct Store {
     path: PathBuf,
     writer: Mutex<Writer>,
     readers: Readers,
+    bounds: list::Bounds,
     /// Holds the folder.
     _lock: File,
 }
@@ -185,9 +186,9 @@ impl Store {
     pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
         let lock = file::lock(folder)?;
         let path = folder.join("record.db");
-        let writer = Writer { db: file::open(&path)?, classes: HashMap::new() };
+        let writer = Writer { db: file::open(&path)?, classes: HashMap::new(), full_block: blocks::FULL };
         let readers = Readers::open(&path)?;
-        Ok(Self { path, writer: Mutex::new(writer), readers, _lock: lock })
+        Ok(Self { path, writer: Mutex::new(writer), readers, bounds: list::BOUNDS, _lock: lock })
     }
 
     /// Sets the file aside as `record.db.broken-<time>` (the newest three are kept) and makes an empty one. For
@@ -290,7 +291,7 @@ impl Store {
         after: Option<Position>,
         now: Timestamp,
     ) -> Result<Page, StoreError> {
-        self.readers.read(|tx, _| list::jobs(tx, filter, limit, after, now))
+        self.readers.read(|tx, _| list::jobs(tx, filter, limit, after, now, self.bounds))
     }
 
     /// How many jobs there are in each state, in one queue or in all.

@@ -25,7 +25,7 @@ use crate::{
 /// Applies batches; see [`super::Store::apply`].
 pub(super) fn apply(writer: &mut Writer, batches: Vec<LogBatch>) -> Result<Applied, StoreError> {
     let tx = writer.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let applied = apply_in(&tx, &mut writer.classes, batches);
+    let applied = apply_in(&tx, &mut writer.classes, writer.full_block, batches);
     let committed = applied.and_then(|applied| {
         tx.commit()?;
         Ok(applied)
@@ -39,11 +39,12 @@ pub(super) fn apply(writer: &mut Writer, batches: Vec<LogBatch>) -> Result<Appli
 fn apply_in(
     tx: &Transaction<'_>,
     classes: &mut Numbers,
+    full_block: i64,
     batches: Vec<LogBatch>,
 ) -> Result<Applied, StoreError> {
     let mut place = LogPlace::read(tx)?;
     let jobs = gather(&mut place, batches)?;
-    let mut work = Work::new(tx, classes)?;
+    let mut work = Work::new(tx, classes, full_block)?;
     for job in jobs {
         work.take_job(job)?;
     }
@@ -179,7 +180,7 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(tx: &'a Transaction<'a>, classes: &'a mut Numbers) -> Result<Self, StoreError> {
+    fn new(tx: &'a Transaction<'a>, classes: &'a mut Numbers, full_block: i64) -> Result<Self, StoreError> {
         Ok(Self {
             tx,
             classes,
@@ -203,7 +204,7 @@ impl<'a> Work<'a> {
             applied: Applied::default(),
             counts: HashMap::new(),
             groups: HashMap::new(),
-            blocks: Blocks::default(),
+            blocks: Blocks::new(full_block),
         })
     }
 

@@ -44,6 +44,8 @@ pub(super) struct Writer {
     pub(super) db: Connection,
     /// Numbers of classes. Cleared when a transaction fails, for it may have made some of them.
     pub(super) classes: Numbers,
+    /// Jobs in an entry of `blocks`.
+    pub(super) full_block: i64,
 }
 
 /// A connection that reads.
