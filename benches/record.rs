@@ -142,8 +142,9 @@ impl Applier<'_> {
     fn flush(&mut self) {
         let pending = std::mem::take(&mut self.pending);
         let clock = Clock::start();
-        self.store.apply(pending).unwrap();
+        let applied = self.store.apply(pending).unwrap();
         let (passed, used) = clock.read();
+        drop(applied);
         self.spent = (self.spent.0 + passed, self.spent.1 + used);
     }
     fn report(&mut self, name: &str) {

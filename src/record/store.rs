@@ -173,6 +173,7 @@ pub(crate) struct Store {
     path: PathBuf,
     writer: Mutex<Writer>,
     readers: Readers,
+    bounds: list::Bounds,
     /// Holds the folder.
     _lock: File,
 }
@@ -186,9 +187,9 @@ impl Store {
     pub(crate) fn open(folder: &Path) -> Result<Self, StoreError> {
         let lock = file::lock(folder)?;
         let path = folder.join("record.db");
-        let writer = Writer { db: file::open(&path)?, classes: HashMap::new() };
+        let writer = Writer { db: file::open(&path)?, classes: HashMap::new(), full_block: blocks::FULL };
         let readers = Readers::open(&path)?;
-        Ok(Self { path, writer: Mutex::new(writer), readers, _lock: lock })
+        Ok(Self { path, writer: Mutex::new(writer), readers, bounds: list::BOUNDS, _lock: lock })
     }
 
     /// Sets the file aside as `record.db.broken-<time>` (the newest three are kept) and makes an empty one. For
@@ -291,7 +292,7 @@ impl Store {
         after: Option<Position>,
         now: Timestamp,
     ) -> Result<Page, StoreError> {
-        self.readers.read(|tx, _| list::jobs(tx, filter, limit, after, now))
+        self.readers.read(|tx, _| list::jobs(tx, filter, limit, after, now, self.bounds))
     }
 
     /// How many jobs there are in each state, in one queue or in all.
@@ -342,9 +343,8 @@ impl Store {
     }
 
     /// Jobs without an end of which the log has said nothing since `before` (log time: the latest time of an event at
-    /// that place of the log), the oldest first, at most `limit`; each with the events that tell its record, args
-    /// included, at most 100. Writing these once more keeps them from leaving with the log's old end; they change no
-    /// record.
+    /// that place of the log), at most `limit`, in no order; each with the events that tell its record, args included,
+    /// at most 100. Writing these once more keeps them from leaving with the log's old end; they change no record.
     pub(crate) fn stale_live(
         &self,
         before: Timestamp,

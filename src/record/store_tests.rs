@@ -26,8 +26,12 @@ impl Folder {
         Self(std::env::temp_dir().join(format!("hopline-store-{}-{number}", std::process::id())))
     }
 
+    /// With bounds so small that tests meet them.
     fn open(&self) -> Store {
-        Store::open(&self.0).unwrap()
+        let mut store = Store::open(&self.0).unwrap();
+        store.bounds = list::Bounds { looked: 12, looked_min: 3, streams: 6, due: 2 };
+        hold(&store.writer).full_block = 4;
+        store
     }
 
     fn files(&self, part: &str) -> Vec<String> {

@@ -13,7 +13,7 @@ use super::{
     Applied, LogBatch, StoreError,
     blocks::Blocks,
     coding,
-    file::{Class, Writer, class_number},
+    file::{Numbers, Writer, class_number},
     row::{HIDDEN, Index, read_row},
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
 /// Applies batches; see [`super::Store::apply`].
 pub(super) fn apply(writer: &mut Writer, batches: Vec<LogBatch>) -> Result<Applied, StoreError> {
     let tx = writer.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let applied = apply_in(&tx, &mut writer.classes, batches);
+    let applied = apply_in(&tx, &mut writer.classes, writer.full_block, batches);
     let committed = applied.and_then(|applied| {
         tx.commit()?;
         Ok(applied)
@@ -38,12 +38,13 @@ pub(super) fn apply(writer: &mut Writer, batches: Vec<LogBatch>) -> Result<Appli
 
 fn apply_in(
     tx: &Transaction<'_>,
-    classes: &mut HashMap<Class, i64>,
+    classes: &mut Numbers,
+    full_block: i64,
     batches: Vec<LogBatch>,
 ) -> Result<Applied, StoreError> {
     let mut place = LogPlace::read(tx)?;
     let jobs = gather(&mut place, batches)?;
-    let mut work = Work::new(tx, classes)?;
+    let mut work = Work::new(tx, classes, full_block)?;
     for job in jobs {
         work.take_job(job)?;
     }
@@ -165,7 +166,7 @@ type Change = Option<Option<Box<RawValue>>>;
 /// One call's work: its statements, and what it adds up.
 struct Work<'a> {
     tx: &'a Transaction<'a>,
-    classes: &'a mut HashMap<Class, i64>,
+    classes: &'a mut Numbers,
     select_job: CachedStatement<'a>,
     insert_job: CachedStatement<'a>,
     update_job: CachedStatement<'a>,
@@ -179,7 +180,7 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(tx: &'a Transaction<'a>, classes: &'a mut HashMap<Class, i64>) -> Result<Self, StoreError> {
+    fn new(tx: &'a Transaction<'a>, classes: &'a mut Numbers, full_block: i64) -> Result<Self, StoreError> {
         Ok(Self {
             tx,
             classes,
@@ -203,7 +204,7 @@ impl<'a> Work<'a> {
             applied: Applied::default(),
             counts: HashMap::new(),
             groups: HashMap::new(),
-            blocks: Blocks::default(),
+            blocks: Blocks::new(full_block),
         })
     }
 
@@ -258,7 +259,7 @@ impl<'a> Work<'a> {
     fn store_event(&mut self, at: i64, job: i64, event: &Event) -> Result<bool, StoreError> {
         // The decoder lets no event pass that has no queue.
         let Some(queue) = &event.data.queue else { return Ok(false) };
-        let class = class_number(self.tx, self.classes, queue, event.data.kind.as_ref())?;
+        let class = class_number(self.tx, self.classes, queue, &event.data.kind)?;
         let key = coding::key(event);
         let (time, body) = (event.time.as_millisecond(), coding::encode(event, &key));
         let inserted = self
@@ -306,7 +307,7 @@ impl<'a> Work<'a> {
             return self.store_heard(position, heard, index.state);
         }
         let class = match row.queue() {
-            Some(queue) => class_number(self.tx, self.classes, queue, row.kind())?,
+            Some(queue) => class_number(self.tx, self.classes, queue, &row.kind().cloned())?,
             None => 0,
         };
         let index = Index::of(row, class);

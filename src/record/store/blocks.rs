@@ -9,8 +9,8 @@ use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::StoreError;
 
-/// Jobs in a block. (Small in tests, so that they have several.)
-const FULL: i64 = if cfg!(test) { 4 } else { 512 };
+/// Jobs in a block, but in tests.
+pub(super) const FULL: i64 = 512;
 
 #[derive(Debug, Clone, Copy)]
 struct Block {
@@ -20,14 +20,18 @@ struct Block {
 }
 
 /// Blocks that a transaction changes, by the position that they begin at.
-#[derive(Default)]
 pub(super) struct Blocks {
+    full: i64,
     changed: BTreeMap<i64, Block>,
     /// Where the last block begins, once that is known.
     last: Option<i64>,
 }
 
 impl Blocks {
+    pub(super) fn new(full: i64) -> Self {
+        Self { full, changed: BTreeMap::new(), last: None }
+    }
+
     /// A job was submitted at `created`; `is_new`: it is heard of for the first time.
     pub(super) fn add(
         &mut self,
@@ -40,7 +44,7 @@ impl Blocks {
         let is_last = start.is_some() && start == self.last;
         let known = start.and_then(|start| Some((start, *self.changed.get(&start)?)));
         let (start, block) = match known {
-            Some((start, block)) if !(is_new && is_last && block.n >= FULL) => (start, block),
+            Some((start, block)) if !(is_new && is_last && block.n >= self.full) => (start, block),
             _ => {
                 self.last = self.last.max(Some(position));
                 (position, Block { n: 0, low: created, high: created })

@@ -36,11 +36,16 @@ const SCHEMA: &str = include_str!("schema.sql");
 /// A queue and a kind, as the tables name them by a number. No kind: the job's message had none.
 pub(super) type Class = (QueueName, Option<Kind>);
 
+/// Numbers by queue and kind.
+pub(super) type Numbers = HashMap<QueueName, HashMap<Option<Kind>, i64>>;
+
 /// The connection that writes.
 pub(super) struct Writer {
     pub(super) db: Connection,
     /// Numbers of classes. Cleared when a transaction fails, for it may have made some of them.
-    pub(super) classes: HashMap<Class, i64>,
+    pub(super) classes: Numbers,
+    /// Jobs in an entry of `blocks`.
+    pub(super) full_block: i64,
 }
 
 /// A connection that reads.
@@ -282,26 +287,26 @@ impl Drop for Lease<'_> {
 }
 
 /// The number of a class, made if need be.
+#[expect(clippy::ref_option, reason = "the key of the map that it is looked up in")]
 pub(super) fn class_number(
     tx: &Transaction<'_>,
-    classes: &mut HashMap<Class, i64>,
+    classes: &mut Numbers,
     queue: &QueueName,
-    kind: Option<&Kind>,
+    kind: &Option<Kind>,
 ) -> Result<i64, StoreError> {
-    let class = (queue.clone(), kind.cloned());
-    if let Some(number) = classes.get(&class) {
+    if let Some(number) = classes.get(queue).and_then(|kinds| kinds.get(kind)) {
         return Ok(*number);
     }
-    let name = kind.map_or("", Kind::as_str);
+    let name = kind.as_ref().map_or("", Kind::as_str);
     tx.prepare_cached("INSERT INTO classes (queue, kind) VALUES (?, ?) ON CONFLICT DO NOTHING")?
         .execute(params![queue.as_str(), name])?;
     let number = tx
         .prepare_cached("SELECT id FROM classes WHERE queue = ? AND kind = ?")?
         .query_row(params![queue.as_str(), name], |row| row.get(0))?;
-    if classes.len() > CLASSES_MAX {
+    if classes.values().map(HashMap::len).sum::<usize>() > CLASSES_MAX {
         classes.clear();
     }
-    classes.insert(class, number);
+    classes.entry(queue.clone()).or_default().insert(kind.clone(), number);
     Ok(number)
 }
 

@@ -4,7 +4,7 @@
 //! filter. Status, queue and kind together are exact (their jobs lie in streams of one index, which are merged), and so
 //! is every filter that matches few jobs by these three. What remains are filters that cross: a tag and a status that
 //! are frequent but seldom together, a text that is nearly there in many errors. For these a page ends after
-//! [`LOOKED_MAX`] candidates or [`PATIENCE`], with fewer items, perhaps none, and the cursor to go on.
+//! [`Bounds::looked`] candidates or [`PATIENCE`], with fewer items, perhaps none, and the cursor to go on.
 //!
 //! Text is looked for by trigrams. One or two characters have none: then all jobs with an error are candidates.
 
@@ -29,16 +29,23 @@ use crate::{
     },
 };
 
-/// Most candidates that a page looks at. (The bounds are small in tests, so that these meet them.)
-const LOOKED_MAX: usize = if cfg!(test) { 12 } else { 4000 };
-/// Longest that a page looks at candidates, once it has looked at [`LOOKED_MIN`].
+/// How much work a list is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    /// Most candidates that a page looks at.
+    pub(super) looked: usize,
+    /// A page always looks at so many, however long it takes, so that following the cursor ends.
+    pub(super) looked_min: usize,
+    /// Most streams that are merged; with more kinds than that, all jobs are candidates.
+    pub(super) streams: usize,
+    /// Most jobs that have come due since [`super::Store::promote`] and are looked at one by one.
+    pub(super) due: usize,
+}
+
+/// The bounds, but in tests.
+pub(super) const BOUNDS: Bounds = Bounds { looked: 4000, looked_min: 100, streams: 1000, due: 10_000 };
+/// Longest that a page looks at candidates, once it has looked at [`Bounds::looked_min`].
 const PATIENCE: Duration = Duration::from_millis(25);
-/// A page always looks at so many, so that following the cursor ends.
-const LOOKED_MIN: usize = if cfg!(test) { 3 } else { 100 };
-/// Most streams that are merged; with more kinds than that, all jobs are candidates.
-const STREAMS_MAX: usize = if cfg!(test) { 6 } else { 1000 };
-/// Most jobs that have come due since [`super::Store::promote`] and are looked at one by one.
-const DUE_MAX: usize = if cfg!(test) { 2 } else { 10_000 };
 
 /// What of an error is searched: its code and its message, in lower case.
 pub(super) fn searchable(error: &EventError) -> String {
@@ -52,9 +59,10 @@ pub(super) fn jobs(
     limit: usize,
     after: Option<Position>,
     now: Timestamp,
+    bounds: Bounds,
 ) -> Result<Page, StoreError> {
     let nothing = Page { items: Vec::new(), next: None };
-    let Some(wanted) = Wanted::new(tx, filter, now)? else { return Ok(nothing) };
+    let Some(wanted) = Wanted::new(tx, filter, now, bounds)? else { return Ok(nothing) };
     let Some((low, high)) = blocks::stretch(tx, wanted.from, wanted.to)? else { return Ok(nothing) };
     let below = after.map_or(i64::MAX, coding::pack_given).min(high);
     let mut source = wanted.source(tx, low, below)?;
@@ -62,12 +70,12 @@ pub(super) fn jobs(
     let (mut items, mut looked, mut last) = (Vec::new(), 0, None);
     loop {
         // One more than fits tells whether a page follows.
-        let asked = (limit - items.len() + 1).max(if looked == 0 { 0 } else { LOOKED_MIN });
+        let asked = (limit - items.len() + 1).max(if looked == 0 { 0 } else { bounds.looked_min });
         let candidates = source.next(tx, asked)?;
         let ends = candidates.len() < asked;
         for candidate in candidates {
-            let is_tired = looked >= LOOKED_MAX
-                || looked >= LOOKED_MIN && looked % 16 == 0 && began.elapsed() > PATIENCE;
+            let is_tired = looked >= bounds.looked
+                || looked >= bounds.looked_min && looked % 16 == 0 && began.elapsed() > PATIENCE;
             if items.len() >= limit || is_tired {
                 return Ok(Page { items, next: last.map(coding::unpack) });
             }
@@ -99,11 +107,17 @@ struct Wanted {
     to: Option<i64>,
     fingerprint: Option<i64>,
     now: Timestamp,
+    bounds: Bounds,
 }
 
 impl Wanted {
     /// `None`: nothing can match.
-    fn new(tx: &Transaction<'_>, filter: &Filter, now: Timestamp) -> Result<Option<Self>, StoreError> {
+    fn new(
+        tx: &Transaction<'_>,
+        filter: &Filter,
+        now: Timestamp,
+        bounds: Bounds,
+    ) -> Result<Option<Self>, StoreError> {
         let time = |text: &Option<String>, name| {
             let read = |text: &String| text.parse().map(Timestamp::as_millisecond);
             text.as_ref().map(read).transpose().map_err(|_| StoreError::Filter(name))
@@ -131,6 +145,7 @@ impl Wanted {
             to: time(&filter.to, "to")?,
             fingerprint,
             now,
+            bounds,
         };
         let queue = filter.queue.as_ref().map(|queue| queue.as_str());
         let kind = filter.kind.as_ref().map(|kind| kind.as_str());
@@ -169,10 +184,10 @@ impl Wanted {
             self.classes.insert(class);
         }
         for (stream, _) in &may_be_due {
-            let room = DUE_MAX + 1 - self.due.len();
+            let room = self.bounds.due + 1 - self.due.len();
             self.due.extend(due(tx, stream.class, stream.state, self.now, room)?);
         }
-        if self.due.len() > DUE_MAX {
+        if self.due.len() > self.bounds.due {
             // Promotion is far behind: these streams have to be searched.
             self.due.clear();
             for (stream, n) in may_be_due {
@@ -186,7 +201,7 @@ impl Wanted {
 
     /// The source of the fewest candidates.
     fn source(&self, tx: &Transaction<'_>, low: i64, below: i64) -> Result<Source, StoreError> {
-        let few = self.total + self.due.len() as u64 <= LOOKED_MAX as u64;
+        let few = self.total + self.due.len() as u64 <= self.bounds.looked as u64;
         let scan = |kind| Ok(Source::Scan { kind, low, below });
         if let Some(fingerprint) = self.fingerprint {
             return scan(Scan::Alike(fingerprint));
@@ -202,7 +217,7 @@ impl Wanted {
                 (None, None) => {}
             }
         }
-        if self.streams.len() > STREAMS_MAX {
+        if self.streams.len() > self.bounds.streams {
             return scan(Scan::All);
         }
         let due = self.due.iter().copied().filter(|at| (low..below).contains(at)).collect();

@@ -482,8 +482,7 @@ pub(super) fn stale_live(
     limit: usize,
 ) -> Result<Vec<(JobId, Vec<Event>)>, StoreError> {
     let mut select = tx.prepare_cached(
-        "SELECT id, position, body FROM jobs INDEXED BY jobs_heard WHERE state < 4 AND heard < ?
-         ORDER BY heard LIMIT ?",
+        "SELECT id, position, body FROM jobs INDEXED BY jobs_live WHERE state < 4 AND heard < ? LIMIT ?",
     )?;
     let mut rows = select.query(params![before.as_millisecond(), coding::rows(limit)])?;
     let mut jobs = Vec::new();

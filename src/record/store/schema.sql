@@ -37,9 +37,9 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_class ON jobs (class, state);
 CREATE INDEX jobs_alike ON jobs (fingerprint) WHERE fingerprint IS NOT NULL;
 CREATE INDEX jobs_failed ON jobs (failed) WHERE failed IS NOT NULL;
--- And these answer what comes due, waits longest, was not heard of, may be deleted, died together:
-CREATE INDEX jobs_live ON jobs (class, state, at) WHERE state < 4;
-CREATE INDEX jobs_heard ON jobs (heard) WHERE state < 4;
+-- And these answer what comes due and waits longest (and has what tells who was not heard of), what may be deleted, and
+-- what died together:
+CREATE INDEX jobs_live ON jobs (class, state, at, heard) WHERE state < 4;
 CREATE INDEX jobs_ended ON jobs (ended) WHERE ended IS NOT NULL;
 CREATE INDEX jobs_group ON jobs (class, fingerprint, died) WHERE died IS NOT NULL;
 
