@@ -2,6 +2,9 @@
 //! `cargo bench --features server --bench record`, with 100,000 jobs, or as many as `HOPLINE_BENCH_JOBS` says. The file
 //! is made anew in a temporary folder, or in `HOPLINE_BENCH_FOLDER`.
 //!
+//! Each line has the time that passed and, in brackets, the thread's time on a processor (Linux), which is what remains
+//! comparable on a machine that does other things too.
+//!
 //! The store is no part of the public interface, so its sources are built into this program.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a bench fails by unwrapping")]
@@ -34,6 +37,25 @@ mod record {
 const BATCH: usize = 200;
 const BATCHES: usize = 50;
 
+/// Time that passed, and this thread's time on a processor.
+#[derive(Clone, Copy)]
+struct Clock(Instant, Duration);
+
+impl Clock {
+    fn start() -> Self {
+        Self(Instant::now(), on_processor())
+    }
+    fn read(self) -> (Duration, Duration) {
+        (self.0.elapsed(), on_processor().saturating_sub(self.1))
+    }
+}
+
+fn on_processor() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let spent = text.split(' ').next().and_then(|first| first.parse().ok());
+    Duration::from_nanos(spent.unwrap_or_default())
+}
+
 /// Makes jobs that differ from one another by their number.
 struct Maker {
     start: i64,
@@ -52,7 +74,7 @@ impl Maker {
     }
 
     fn at(&self, n: usize) -> Timestamp {
-        Timestamp::from_millisecond(self.start + n as i64 / 20).unwrap()
+        Timestamp::from_millisecond(self.start + n as i64).unwrap()
     }
 
     fn envelope(&self, n: usize) -> Envelope {
@@ -100,7 +122,7 @@ struct Applier<'a> {
     offset: u64,
     pending: Vec<LogBatch>,
     batch: Vec<(u16, Event)>,
-    spent: Duration,
+    spent: (Duration, Duration),
     events: usize,
 }
 
@@ -119,16 +141,18 @@ impl Applier<'_> {
     }
     fn flush(&mut self) {
         let pending = std::mem::take(&mut self.pending);
-        let began = Instant::now();
+        let clock = Clock::start();
         self.store.apply(pending).unwrap();
-        self.spent += began.elapsed();
+        let (passed, used) = clock.read();
+        self.spent = (self.spent.0 + passed, self.spent.1 + used);
     }
     fn report(&mut self, name: &str) {
         self.end_batch();
         self.flush();
-        let rate = self.events as f64 / self.spent.as_secs_f64();
-        say(&format!("{name:<58}{rate:>12.0} events/s  {:>9} events", self.events));
-        (self.spent, self.events) = (Duration::ZERO, 0);
+        let rate = |time: Duration| self.events as f64 / time.as_secs_f64();
+        let (passed, used) = (rate(self.spent.0), rate(self.spent.1));
+        say(&format!("{name:<58}{passed:>9.0} events/s  [{used:>7.0}]  {:>9} events", self.events));
+        (self.spent, self.events) = ((Duration::ZERO, Duration::ZERO), 0);
     }
 }
 
@@ -138,17 +162,20 @@ fn say(line: &str) {
 
 fn measure(name: &str, turns: usize, mut turn: impl FnMut(usize) -> String) {
     let mut note = String::new();
-    let mut times: Vec<Duration> = (0..turns)
+    let (mut passed, mut used): (Vec<f64>, Vec<f64>) = (0..turns)
         .map(|n| {
-            let began = Instant::now();
+            let clock = Clock::start();
             note = turn(n);
-            began.elapsed()
+            let (passed, used) = clock.read();
+            (passed.as_secs_f64() * 1e3, used.as_secs_f64() * 1e3)
         })
-        .collect();
-    times.sort();
-    let (median, p99) = (times[turns / 2], times[(turns * 99 / 100).min(turns - 1)]);
-    let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    say(&format!("{name:<58}{:>9.3} ms  p99 {:>9.3} ms  {note}", ms(median), ms(p99)));
+        .unzip();
+    let sorted = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        (times[turns / 2], times[(turns * 99 / 100).min(turns - 1)])
+    };
+    let ((median, p99), (used, used_p99)) = (sorted(&mut passed), sorted(&mut used));
+    say(&format!("{name:<58}{median:>9.3} ms [{used:>7.3}]  p99 {p99:>9.3} ms [{used_p99:>7.3}]  {note}"));
 }
 
 fn main() {
@@ -177,7 +204,7 @@ fn fill(store: &Store, jobs: usize) -> Vec<JobId> {
         offset: 0,
         pending: Vec::new(),
         batch: Vec::new(),
-        spent: Duration::ZERO,
+        spent: (Duration::ZERO, Duration::ZERO),
         events: 0,
     };
     let mut ids = Vec::with_capacity(jobs);
@@ -306,7 +333,7 @@ fn lists(store: &Store, now: Timestamp) {
     let kind = |n: usize| Kind::parse(format!("kind.n{n}")).ok();
     let any = Filter::default;
     let text = |q: &str| Filter { q: Some(q.into()), ..Filter::default() };
-    let hour = |n: i64| {
+    let second = |n: i64| {
         Timestamp::from_millisecond(now.as_millisecond() - 86_400_000 + n * 1000)
             .ok()
             .map(|at| at.to_string())
@@ -344,12 +371,12 @@ fn lists(store: &Store, now: Timestamp) {
             "tag, status=dead",
             Filter { tag: Some("customer-17".into()), status: vec![JobStatus::Dead], ..any() },
         ),
-        ("from, to: a stretch in the middle", Filter { from: hour(10), to: hour(20), ..any() }),
+        ("from, to: a stretch in the middle", Filter { from: second(10), to: second(20), ..any() }),
         (
             "from, to, status=dead, tag",
             Filter {
-                from: hour(1),
-                to: hour(49),
+                from: second(1),
+                to: second(49),
                 tag: Some("customer-17".into()),
                 status: vec![JobStatus::Dead],
                 ..any()

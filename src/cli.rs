@@ -171,7 +171,8 @@ mod tests {
             for word in command.split(' ').skip(1) {
                 found = found.find_subcommand(word).expect("a command that was listed").clone();
             }
-            for option in found.get_arguments().filter_map(|argument| argument.get_long()) {
+            let shown = found.get_arguments().filter(|argument| !argument.is_hide_set());
+            for option in shown.filter_map(clap::Arg::get_long) {
                 // Of all commands that ask a server.
                 let common = ["url", "help", "json"].contains(&option);
                 assert!(common || section.contains(&format!("--{option}")), "`{command}`: no --{option}");

@@ -44,16 +44,18 @@ use axum::{
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task::JoinError,
 };
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    body::{BodyMemory, Room},
+    body::BodyMemory,
     guard::{Guard, is_loopback},
     problem::{Code, Problem},
 };
 use crate::{
+    amqp::Names,
     client::{Client, Submission},
     config::{self, Config},
     job::QueueName,
@@ -139,7 +141,7 @@ impl App {
             keys,
             http: config.http.clone(),
             limits: config.limits.clone(),
-            acts: acts::queue(config),
+            acts: Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix).acts(),
             confirm_timeout: config.amqp.confirm_timeout,
             queues: config.amqp.queues.clone(),
             in_flight: places(config.http.max_in_flight),
@@ -161,13 +163,37 @@ impl App {
         })
     }
 
-    /// Submits a job, within its claim if it has one: accepted only after the broker's confirm. `room` is kept until
-    /// then.
-    async fn submit(&self, job: Submission, claim: Option<Claim>, room: Option<Room>) -> Result<(), Problem> {
+    /// Submits a job, within its claim if it has one: accepted only after the broker's confirm. `held` is dropped
+    /// then, and `accepted` told.
+    ///
+    /// Goes on when the client goes away: half of it would be a job whose record does not know what was asked for.
+    async fn submit(
+        &self,
+        job: Submission,
+        claim: Option<Claim>,
+        held: impl Send + 'static,
+        accepted: Option<oneshot::Sender<()>>,
+    ) -> Result<(), Problem> {
         let (id, named, place) = (job.envelope.id, claim.is_some(), self.enter()?);
-        let result = keyed::submit(self, job, claim, false, (place, room)).await;
-        result.map_err(|error| keyed::problem(&error, id, named))
+        let app = self.clone();
+        let submitting = tokio::spawn(async move {
+            let result = keyed::submit(&app, job, claim, false, (place, held)).await;
+            if let (Ok(()), Some(accepted)) = (&result, accepted) {
+                // The client may be gone.
+                let _ = accepted.send(());
+            }
+            result
+        });
+        finished(submitting.await)?.map_err(|error| keyed::problem(&error, id, named))
     }
+}
+
+/// What a task returned that nobody aborts.
+fn finished<T>(result: Result<T, JoinError>) -> Result<T, Problem> {
+    result.map_err(|error| {
+        tracing::error!(%error, "a submit panicked");
+        Problem::new(Code::Internal, "the log has more; the job may still run")
+    })
 }
 
 /// Serves HTTP at `http.listen` until `shutdown` is ready; then takes no more connections, lets requests end within

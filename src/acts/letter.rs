@@ -160,7 +160,7 @@ mod tests {
             worker: "w",
             at: Timestamp::UNIX_EPOCH,
         };
-        let message = dead::mark(envelope.encode(), &death);
+        let message = mark(envelope.encode(), &death);
         (envelope, message)
     }
 
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!((next.id, next.run, next.attempt, next.step), (job.id, 3, 1, 0));
         assert_eq!((next.expires_at, next.unsure, &next.args), (None, true, &job.args));
         assert!(!dead::is_marked(&next.encode().headers));
-        let again = dead::mark(
+        let again = mark(
             next.encode(),
             &Death {
                 reason: Reason::Fatal,

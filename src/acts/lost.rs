@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 
 use super::{Acts, Failure, event_error};
 use crate::{
-    amqp::pass::PassError,
+    amqp::{heartbeats, pass::PassError},
     event::{Data, Event, EventType},
     job::{
         Envelope, QueueName,
@@ -93,6 +93,10 @@ async fn look(acts: &Acts, idle: &mut Idle, lost_after: Duration) -> Result<(), 
 
 /// Whether nothing waits in the queue, and no worker has a job of it.
 async fn is_idle(acts: &Acts, queue: &QueueName) -> Result<bool, String> {
+    if acts.publisher.link().up().is_ok_and(|up| up.is_blocked()) {
+        // During an alarm there are no heartbeats.
+        return Ok(false);
+    }
     let depth = acts.client.depth(queue).await.map_err(|error| error.to_string())?;
     let workers = acts.client.workers();
     let busy = workers
@@ -117,7 +121,9 @@ async fn end_lost(acts: &Acts, queue: &QueueName, lost_after: Duration) -> Resul
 }
 
 async fn end_all(acts: &Acts, queue: &QueueName, lost_after: Duration) -> Result<(), String> {
-    let old = SignedDuration::try_from(lost_after).unwrap_or(SignedDuration::MAX);
+    // A worker that has just taken a job may not have said so yet.
+    let old = lost_after.saturating_add(heartbeats::EVERY * 2);
+    let old = SignedDuration::try_from(old).unwrap_or(SignedDuration::MAX);
     loop {
         acts.catch_up().await.map_err(|error| error.to_string())?;
         let before = Timestamp::now().checked_sub(old).unwrap_or(Timestamp::MIN);

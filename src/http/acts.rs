@@ -24,20 +24,27 @@ use super::{
     filter,
     job::{IdPath, read_id},
     jobs::ENVELOPE_ROOM,
+    keyed::{self, Begun},
+    naming::{self, Choice, Named},
     problem::{Code, Problem},
     submission::{APP_ID, ERRORS_MAX, check_args},
 };
 use crate::{
-    acts::{self, Cancel, IDS_MAX, Replay, Set},
+    acts::{Cancel, IDS_MAX, Replay, Set},
     client::Submission,
     job::{Envelope, Job, JobId, Kind},
-    record::model::{Filter, JobRecord, JobStatus, Summary},
+    record::{
+        keys::Claim,
+        model::{Filter, JobRecord, JobStatus, Summary},
+    },
 };
 
 /// Jobs that a dry run counts; more are not counted.
 const COUNT_MAX: u64 = 10_000;
 /// Jobs looked at together.
 const PAGE: usize = 500;
+/// Most groups of a queue that the record tells.
+const GROUPS_MAX: usize = 1000;
 /// The slowest rate, per second.
 const RATE_MIN: f64 = 1e-6;
 
@@ -65,11 +72,15 @@ pub(super) async fn cancel(State(app): State<App>, request: Request) -> Response
 async fn one(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response, Problem> {
     let order = Order::read(app, inbound, &["set", "by", "reason"], false).await?;
     let id = read_id(id)?;
+    let ticket = match open::<Replay>(app, order.named, false).await? {
+        Opened::New(ticket) => ticket,
+        Opened::Repeat(answer) => return Ok(answer),
+    };
     let job = app.look_up(id).await?.ok_or_else(Problem::no_job)?;
     check_dead(&job)?;
     let filter = Filter { queue: Some(job.summary.queue), ..Filter::default() };
     let act = Replay { filter, ids: Some(vec![id]), expected: Some(1), ..order.into_replay() };
-    start(app, &act).await
+    start(app, &act, ticket).await
 }
 
 /// Checks that a job waits for a replay.
@@ -95,13 +106,17 @@ async fn replay_many(app: &App, inbound: &mut Inbound) -> Result<Response, Probl
 
 /// Counts what an order to replay is about, and gives it unless it is a dry run.
 pub(super) async fn replay_order(app: &App, order: Order) -> Result<Response, Problem> {
+    let ticket = match open::<Replay>(app, order.named, order.dry_run).await? {
+        Opened::New(ticket) => ticket,
+        Opened::Repeat(answer) => return Ok(answer),
+    };
     check_group(app, &order.filter).await?;
     let found = count(app, &order.filter, order.ids.as_deref(), is_replayable).await?;
     if order.dry_run {
         return Ok(found.answer());
     }
     let act = Replay { expected: found.expected(), ..order.into_replay() };
-    start(app, &act).await
+    start(app, &act, ticket).await
 }
 
 /// Whether a job has a dead message.
@@ -112,20 +127,20 @@ pub(super) fn is_replayable(job: &Summary) -> bool {
 /// Checks that a group of dead jobs that is asked for is there.
 pub(super) async fn check_group(app: &App, filter: &Filter) -> Result<(), Problem> {
     let Some(fingerprint) = &filter.fingerprint else { return Ok(()) };
-    let group = Filter {
-        status: vec![JobStatus::Dead],
-        queue: filter.queue.clone(),
-        fingerprint: Some(fingerprint.clone()),
-        ..Filter::default()
-    };
     let failed = |error| Problem::record(&error);
-    if app.record.jobs(group.clone(), 1, None).await.map_err(failed)?.items.is_empty() {
-        app.catch_up().await?;
-        if app.record.jobs(group, 1, None).await.map_err(failed)?.items.is_empty() {
-            return Err(Problem::new(Code::UnknownGroup, "no dead job has this fingerprint"));
+    app.catch_up().await?;
+    let queues = match &filter.queue {
+        Some(queue) => vec![queue.clone()],
+        None => app.record.queues().await.map_err(failed)?.into_keys().collect(),
+    };
+    for queue in queues {
+        let groups = app.record.groups(queue).await.map_err(failed)?;
+        // Where there are as many as are told, there may be more.
+        if groups.len() >= GROUPS_MAX || groups.iter().any(|group| group.fingerprint == *fingerprint) {
+            return Ok(());
         }
     }
-    Ok(())
+    Err(Problem::new(Code::UnknownGroup, "no dead job that can be replayed has this fingerprint"))
 }
 
 async fn cancel_many(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
@@ -135,36 +150,77 @@ async fn cancel_many(app: &App, inbound: &mut Inbound) -> Result<Response, Probl
     if order.filter.status.is_empty() {
         order.filter.status = JobStatus::ALL.into_iter().filter(|status| !status.is_final()).collect();
     }
+    let ticket = match open::<Cancel>(app, order.named, order.dry_run).await? {
+        Opened::New(ticket) => ticket,
+        Opened::Repeat(answer) => return Ok(answer),
+    };
     let is_open = |job: &Summary| !job.status.is_final() && job.cancel.is_none();
     let found = count(app, &order.filter, order.ids.as_deref(), is_open).await?;
     if order.dry_run {
         return Ok(found.answer());
     }
     let Order { filter, ids, by, reason, .. } = order;
-    start(app, &Cancel { filter, ids, by, reason, expected: found.expected() }).await
+    start(app, &Cancel { filter, ids, by, reason, expected: found.expected() }, ticket).await
+}
+
+/// What a request for an act is.
+pub(super) enum Opened {
+    /// To be checked and started.
+    New(Ticket),
+    /// A repeat, and its answer.
+    Repeat(Response),
+}
+
+/// The right to start an act; dropped, it is as if the request had never come.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    named: Option<Named>,
+    claim: Option<Claim>,
+}
+
+/// Finds out whether a request for an act is a repeat, before anything is checked that the first one may have changed.
+/// A dry run changes nothing, so its name does not matter.
+pub(super) async fn open<A: Job>(app: &App, named: Option<Named>, dry_run: bool) -> Result<Opened, Problem> {
+    let named = named.filter(|_| !dry_run);
+    let job = submission::<A>(app, Bytes::new(), named)?;
+    match keyed::begin(app, named, &job.envelope.kind, None).await? {
+        Begun::New(claim) => Ok(Opened::New(Ticket { named, claim })),
+        Begun::Repeat(repeat) => keyed::answer(app, repeat, job, None).await.map(Opened::Repeat),
+    }
 }
 
 /// Submits an act.
-pub(super) async fn start<A: Job>(app: &App, act: &A) -> Result<Response, Problem> {
-    let internal = |error: &dyn std::fmt::Display| {
-        tracing::error!(%error, "an act cannot be made");
-        Problem::new(Code::Internal, "the act could not be made; the log says why")
-    };
+pub(super) async fn start<A: Job>(app: &App, act: &A, ticket: Ticket) -> Result<Response, Problem> {
     let args = serde_json::to_vec(act).map_err(|error| internal(&error))?;
     check_args(args.len(), &app.limits)?;
+    let job = submission::<A>(app, Bytes::from(args), ticket.named)?;
+    let accepted = Accepted::new(&job);
+    app.submit(job, ticket.claim, (), None).await?;
+    Ok(accepted.response())
+}
+
+fn submission<A: Job>(app: &App, args: Bytes, named: Option<Named>) -> Result<Submission, Problem> {
     let kind = Kind::parse(A::KIND).map_err(|error| internal(&error))?;
-    let mut envelope = Envelope::new(kind, app.acts.clone(), Bytes::from(args));
+    let mut envelope = Envelope::new(kind, app.acts.clone(), args);
     envelope.created_at = Some(Timestamp::now());
     envelope.app_id = Some(APP_ID.to_owned());
-    let job = Submission::new(envelope, Duration::ZERO);
-    let accepted = Accepted::new(&job);
-    app.submit(job, None, None).await?;
-    Ok(accepted.response())
+    let mut job = Submission::new(envelope, Duration::ZERO);
+    if let Some(named) = named {
+        named.put_on(&mut job);
+    }
+    Ok(job)
+}
+
+fn internal(error: &dyn std::fmt::Display) -> Problem {
+    tracing::error!(%error, "an act cannot be made");
+    Problem::new(Code::Internal, "the act could not be made; the log says why")
 }
 
 /// What an act is to be about, as a request says it.
 #[derive(Debug, Default)]
 pub(super) struct Order {
+    /// The act's name, if the request has a key.
+    pub(super) named: Option<Named>,
     pub(super) filter: Filter,
     /// Whether the request has a filter, if only an empty one.
     has_filter: bool,
@@ -191,15 +247,17 @@ impl Order {
             return Err(body::content_type_missing());
         }
         let mut errors = Errors::new(ERRORS_MAX);
+        let choice = Choice::of(None, &inbound.parts.headers, &mut errors);
         let [] = inbound.query([], &mut errors);
         let text = fields::text(&received.bytes)?;
         let text = if text.is_empty() && !required { "{}" } else { text };
-        Self::parse(text, members, errors)
+        let object = Object::parse(text, "")?;
+        let named = choice.named(|| naming::digest_of_act(&inbound.parts, Some(&object)));
+        Ok(Self { named, ..Self::parse(object, members, errors)? })
     }
 
     /// Reads an order from its JSON.
-    fn parse(text: &str, members: &[&str], mut errors: Errors) -> Result<Self, Problem> {
-        let mut object = Object::parse(text, "")?;
+    fn parse(mut object: Object<'_>, members: &[&str], mut errors: Errors) -> Result<Self, Problem> {
         let errors_ref = &mut errors;
         let mut order = Self::default();
         for member in members {
@@ -220,7 +278,7 @@ impl Order {
                 "rate" => order.rate = object.take("rate", errors_ref, rate),
                 "dry_run" => order.dry_run = object.take("dry_run", errors_ref, truth).unwrap_or_default(),
                 "set" => {
-                    order.set = object.take_raw("set", errors_ref).and_then(|raw| read_set(raw, errors_ref))
+                    order.set = object.take_raw("set", errors_ref).and_then(|raw| read_set(raw, errors_ref));
                 }
                 "by" => order.by = object.take("by", errors_ref, |raw| note(raw, BY_MAX)),
                 _ => order.reason = object.take("reason", errors_ref, |raw| note(raw, REASON_MAX)),
@@ -407,11 +465,6 @@ fn note(raw: &RawValue, max: usize) -> Result<String, String> {
     Err(format!("must be 1 to {max} bytes of text without control characters"))
 }
 
-/// The queue of acts.
-pub(super) fn queue(config: &crate::Config) -> crate::QueueName {
-    acts::queue(&crate::amqp::Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -420,7 +473,7 @@ mod tests {
         ["filter", "ids", "kind", "fingerprint", "all", "rate", "dry_run", "set", "by", "reason"];
 
     fn parse(text: &str) -> Result<Order, Problem> {
-        Order::parse(text, &MEMBERS, Errors::new(20))
+        Order::parse(Object::parse(text, "").unwrap(), &MEMBERS, Errors::new(20))
     }
 
     #[test]

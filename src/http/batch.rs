@@ -18,6 +18,7 @@ use super::{
     answer::{self, status_of},
     body::{self, Inbound, Media, Room, held},
     fields::{self, Errors, FieldError, Items},
+    finished,
     keyed::{self, Begun},
     naming::{self, Choice, Named},
     problem::{Code, Problem},
@@ -242,7 +243,9 @@ impl Batch {
         if named.is_empty() {
             return;
         }
-        let asked = named.iter_mut().filter_map(|job| Some((job.named?, &job.job, job.too_late.take())));
+        let asked = named
+            .iter_mut()
+            .filter_map(|job| Some((job.named?, &job.job.envelope.kind, job.too_late.take())));
         let begun = keyed::begin_all(app, asked.collect()).await;
         for (Job { place, job, .. }, begun) in named.into_iter().zip(begun) {
             match begun {
@@ -266,16 +269,29 @@ impl Batch {
         let ready = std::mem::take(&mut self.ready);
         if !ready.is_empty() {
             let entered = Arc::new(app.enter()?);
-            let each = ready.into_iter().map(|(place, job, claim)| {
-                let held =
-                    claim.is_some().then(|| (Arc::clone(&entered), room.split(job.envelope.args.len())));
-                let (id, named) = (job.envelope.id, claim.is_some());
-                async move {
-                    let result = keyed::submit(app, job, claim, true, held).await;
-                    (place, result.map_err(|error| keyed::problem(&error, id, named)))
-                }
+            let parts: Vec<_> = ready
+                .into_iter()
+                .map(|(place, job, claim)| {
+                    let held =
+                        claim.is_some().then(|| (Arc::clone(&entered), room.split(job.envelope.args.len())));
+                    (place, job, claim, held)
+                })
+                .collect();
+            let (app, rest) = (app.clone(), room.split(usize::MAX));
+            // Goes on when the client goes away, as a single submit does.
+            let submitting = tokio::spawn(async move {
+                let each = parts.into_iter().map(|(place, job, claim, held)| {
+                    let (id, named) = (job.envelope.id, claim.is_some());
+                    let submitted = keyed::submit(&app, job, claim, true, held);
+                    async move { (place, submitted.await.map_err(|error| keyed::problem(&error, id, named))) }
+                });
+                let results = join_all(each).await;
+                drop(entered);
+                (results, rest)
             });
-            for (place, result) in join_all(each).await {
+            let (results, rest) = finished(submitting.await)?;
+            *room = rest;
+            for (place, result) in results {
                 if let Err(problem) = result {
                     self.fail(place, problem);
                 }

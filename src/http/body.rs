@@ -149,6 +149,20 @@ impl Inbound {
         self.body.is_end_stream()
     }
 
+    /// Takes a body that is to say nothing: none, or an empty object.
+    ///
+    /// # Errors
+    /// The problem, when it says something.
+    pub(super) async fn nothing(&mut self) -> Result<(), Problem> {
+        let received = self.read(FIRST).await?;
+        if matches!(received.bytes.trim_ascii(), b"" | b"{}") {
+            return Ok(());
+        }
+        let mut errors = Errors::new(1);
+        errors.at("", "this call takes no body: what it can be told are parameters of the query");
+        Err(Problem::invalid(errors))
+    }
+
     /// What the body is.
     ///
     /// # Errors

@@ -42,6 +42,7 @@ async fn cancel(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response
     let by = read_by(by, &mut errors);
     let id = read_id(id)?;
     errors.none_or(Some(()))?;
+    inbound.nothing().await?;
     let job = app.look_up(id).await?.ok_or_else(Problem::no_job)?;
     if let Some(answer) = settled(&job) {
         return answer;

@@ -10,12 +10,13 @@ use serde::Serialize;
 
 use super::{
     App,
-    acts::{Order, check_group, count, is_replayable, replay_order, start},
+    acts::{Opened, Order, check_group, count, is_replayable, open, replay_order, start},
     answer,
     body::Inbound,
     cancel::{read_by, read_reason},
     fields::Errors,
     filter, list,
+    naming::{self, Choice},
     problem::{Code, Problem},
     queues::{QueuePath, no_queue, read_queue},
     submission::ERRORS_MAX,
@@ -132,6 +133,7 @@ pub(super) async fn purge(State(app): State<App>, queue: QueuePath, request: Req
 
 async fn order_purge(app: &App, queue: QueuePath, inbound: &mut Inbound) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
+    let choice = Choice::of(None, &inbound.parts.headers, &mut errors);
     let [kind, fingerprint, id, dry_run, by, reason] =
         inbound.query(["kind", "fingerprint", "id", "dry_run", "by", "reason"], &mut errors);
     let (by, reason) = (read_by(by, &mut errors), read_reason(reason, &mut errors));
@@ -140,6 +142,11 @@ async fn order_purge(app: &App, queue: QueuePath, inbound: &mut Inbound) -> Resu
     let dry_run = dry_run.is_some_and(|text| read_truth(&text, &mut errors));
     let queue = read_queue(queue)?;
     errors.none_or(Some(()))?;
+    let named = choice.named(|| naming::digest_of_act(&inbound.parts, None));
+    let ticket = match open::<Purge>(app, named, dry_run).await? {
+        Opened::New(ticket) => ticket,
+        Opened::Repeat(answer) => return Ok(answer),
+    };
     check_queue(app, &queue).await?;
     let filter = Filter { queue: Some(queue.clone()), status: vec![JobStatus::Dead], ..filter };
     check_group(app, &filter).await?;
@@ -148,7 +155,7 @@ async fn order_purge(app: &App, queue: QueuePath, inbound: &mut Inbound) -> Resu
         return Ok(found.answer());
     }
     let act = Purge { queue, target: Target::Dead, filter, ids, by, reason, expected: found.expected() };
-    start(app, &act).await
+    start(app, &act, ticket).await
 }
 
 /// Reads `?id=`: one id, or several joined by commas.
@@ -179,10 +186,16 @@ pub(super) async fn purge_jobs(State(app): State<App>, queue: QueuePath, request
 
 async fn order_purge_jobs(app: &App, queue: QueuePath, inbound: &mut Inbound) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
+    let choice = Choice::of(None, &inbound.parts.headers, &mut errors);
     let [by, reason] = inbound.query(["by", "reason"], &mut errors);
     let (by, reason) = (read_by(by, &mut errors), read_reason(reason, &mut errors));
     let queue = read_queue(queue)?;
     errors.none_or(Some(()))?;
+    let named = choice.named(|| naming::digest_of_act(&inbound.parts, None));
+    let ticket = match open::<Purge>(app, named, false).await? {
+        Opened::New(ticket) => ticket,
+        Opened::Repeat(answer) => return Ok(answer),
+    };
     let depth = app.client.depth(&queue).await.map_err(|error| Problem::act(&error))?.ok_or_else(no_queue)?;
     if queue == app.acts {
         return Err(Problem::new(Code::InvalidRequest, "acts cannot be purged; cancel them one by one"));
@@ -196,7 +209,7 @@ async fn order_purge_jobs(app: &App, queue: QueuePath, inbound: &mut Inbound) ->
         reason,
         expected: Some(u64::from(depth.ready)),
     };
-    start(app, &act).await
+    start(app, &act, ticket).await
 }
 
 #[cfg(test)]

@@ -13,13 +13,12 @@ use std::{
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 use tokio::{
-    sync::OwnedSemaphorePermit,
+    sync::{OwnedSemaphorePermit, oneshot},
     time::{Instant, sleep_until},
 };
 
 use super::{
     App,
-    body::Room,
     problem::{Code, Problem},
 };
 use crate::{
@@ -59,14 +58,14 @@ impl App {
     }
 
     /// Submits a job and waits for the end of its run: none at the deadline, or when the server must end before.
-    /// `room` is given back when the broker has the job; `submitted` is told then.
+    /// `held` is dropped when the broker has the job; `accepted` is told then.
     pub(super) async fn call(
         &self,
         mut job: Submission,
         claim: Option<Claim>,
         deadline: Instant,
-        room: Option<Room>,
-        submitted: impl FnOnce(),
+        held: impl Send + 'static,
+        accepted: Option<oneshot::Sender<()>>,
     ) -> Result<Option<End>, Problem> {
         let id = job.envelope.id;
         let _place = self.enter_wait()?;
@@ -74,8 +73,7 @@ impl App {
         let watch = self.record.watch_job(id);
         job.envelope.reply_to = Some(waiter.reply_to().to_owned());
         job.envelope.correlation_id = Some(id.to_string());
-        self.submit(job, claim, room).await?;
-        submitted();
+        self.submit(job, claim, held, accepted).await?;
         Ok(self.end_of(id, watch, waiter.reply(deadline), deadline).await)
     }
 

@@ -1,6 +1,6 @@
 //! `POST /v1/jobs` and `PUT /v1/jobs/{id}`: submits a job, and waits for its end where the client asks.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{Request, State},
@@ -63,7 +63,7 @@ async fn submit(app: &App, id: Option<JobId>, inbound: &mut Inbound) -> Result<R
     let deadline = (!wait.patience.is_zero()).then(|| start + wait.patience);
     let (named, too_late) = (draft.named, draft.too_late.take());
     let job = draft.into_submission(&app.client, &trace_context(headers), now);
-    let mut response = match keyed::begin(app, named, &job, too_late).await? {
+    let mut response = match keyed::begin(app, named, &job.envelope.kind, too_late).await? {
         Begun::New(claim) => submit_new(app, job, claim, deadline, received.room).await?,
         Begun::Repeat(repeat) => keyed::answer(app, repeat, job, deadline).await?,
     };
@@ -80,18 +80,16 @@ async fn submit_new(
 ) -> Result<Response, Problem> {
     let accepted = Accepted::new(&job);
     let Some(deadline) = deadline else {
-        app.submit(job, claim, Some(room)).await?;
+        app.submit(job, claim, room, None).await?;
         return Ok(accepted.response());
     };
     let envelope = job.envelope.clone();
-    // With its args, so the room is kept.
-    let ended = app.call(job, claim, deadline, None, || {}).await?;
-    let response = match ended {
-        None => accepted.response(),
-        Some(end) => answer::record(StatusCode::OK, &app.record_of(&envelope, end).await),
-    };
-    drop(room);
-    Ok(response)
+    // Kept with the args: for the answer of a wait to its end.
+    let room = Arc::new(room);
+    match app.call(job, claim, deadline, Arc::clone(&room), None).await? {
+        None => Ok(accepted.response()),
+        Some(end) => Ok(answer::record(StatusCode::OK, &app.record_of(&envelope, end).await)),
+    }
 }
 
 /// Reads `?wait=`.

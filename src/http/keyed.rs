@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     client::{Submission, SubmitError},
-    job::JobId,
+    job::{JobId, Kind},
     record::{
         RecordError,
         keys::{Claim, KeysError, Reserved},
@@ -66,14 +66,14 @@ pub(super) struct Repeat {
     since: Option<Timestamp>,
 }
 
-/// Finds out what a request is. `job` is what it would submit, and `too_late` what would be wrong with that.
+/// Finds out what a request is. `kind` is of the job that it would submit, and `too_late` what would be wrong with that.
 ///
 /// # Errors
 /// The problem, when the id belongs to another request, the first one is still on its way, or nobody can tell.
 pub(super) async fn begin(
     app: &App,
     named: Option<Named>,
-    job: &Submission,
+    kind: &Kind,
     too_late: Option<FieldError>,
 ) -> Result<Begun, Problem> {
     let Some(named) = named else { return Ok(Begun::New(None)) };
@@ -83,13 +83,13 @@ pub(super) async fn begin(
         Weighed::Claim(claim) => claim,
     };
     let known = app.look_up(named.id).await?;
-    compare(claim, known.as_ref(), named, job, too_late).await
+    compare(claim, known.as_ref(), named, kind, too_late).await
 }
 
 /// As [`begin`], for many: one transaction, and one look at the end of the log.
 pub(super) async fn begin_all(
     app: &App,
-    asked: Vec<(Named, &Submission, Option<FieldError>)>,
+    asked: Vec<(Named, &Kind, Option<FieldError>)>,
 ) -> Vec<Result<Begun, Problem>> {
     let names: Vec<_> = asked.iter().map(|(named, ..)| (named.id, named.digest)).collect();
     let reserved = app.keys.reserve_all(names.clone()).await;
@@ -112,7 +112,7 @@ pub(super) async fn begin_all(
 async fn look(
     app: &App,
     weighed: Result<Weighed, Problem>,
-    (named, job, too_late): (Named, &Submission, Option<FieldError>),
+    (named, kind, too_late): (Named, &Kind, Option<FieldError>),
     behind: Option<&RecordError>,
 ) -> Result<Begun, Problem> {
     let claim = match weighed? {
@@ -128,7 +128,7 @@ async fn look(
         Err(RecordError::Behind(_)) => None,
         Err(error) => return Err(Problem::record(&error)),
     };
-    compare(claim, known.as_ref(), named, job, too_late).await
+    compare(claim, known.as_ref(), named, kind, too_late).await
 }
 
 /// What the reservation says.
@@ -161,11 +161,11 @@ async fn compare(
     claim: Claim,
     known: Option<&JobRecord>,
     named: Named,
-    job: &Submission,
+    kind: &Kind,
     too_late: Option<FieldError>,
 ) -> Result<Begun, Problem> {
     match (known, too_late) {
-        (Some(known), _) if is_same(known, named, job) => {
+        (Some(known), _) if is_same(known, named, kind) => {
             claim.confirm().await;
             Ok(Begun::Repeat(Repeat { since: None }))
         }
@@ -179,13 +179,13 @@ async fn compare(
 }
 
 /// Whether the job that is known was submitted by this request.
-fn is_same(known: &JobRecord, named: Named, job: &Submission) -> bool {
+fn is_same(known: &JobRecord, named: Named, kind: &Kind) -> bool {
     match &known.summary.request {
         Some(request) => *request == named.digest.to_string(),
         // Its submit was never told, because who took it died just then: only workers have spoken of it.
         None => {
             let told = known.args.is_some() || known.args_omitted;
-            !told && known.summary.kind.as_ref() == Some(&job.envelope.kind)
+            !told && known.summary.kind.as_ref() == Some(kind)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `GET /v1/jobs`: jobs, newest first, page by page; `GET /v1/jobs/counts`: how many there are in each state.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use axum::{
     extract::{Request, State},
@@ -21,7 +21,7 @@ use super::{
     submission::ERRORS_MAX,
 };
 use crate::{
-    job::QueueName,
+    job::{JobId, QueueName},
     record::model::{Filter, JobRecord, JobStatus, Page, Position},
 };
 
@@ -31,6 +31,8 @@ const LIMIT: usize = 50;
 const LIMIT_MAX: usize = 500;
 /// Most jobs on a page with args or output: these may be long.
 const LIMIT_MAX_LONG: usize = 100;
+/// A page ends after so many bytes of args and outputs.
+const LONG_MAX: usize = 8 << 20;
 
 /// `GET /v1/jobs`.
 pub(super) async fn get(State(app): State<App>, request: Request) -> Response {
@@ -99,9 +101,8 @@ async fn show(app: &App, query: &str, asked: Asked, path: &str) -> Result<Respon
     let mut page = page.map_err(|error| Problem::record(&error))?;
     // Such a page is shorter, and has a next one all the same.
     page.items.retain(|job| purged || !job.purged);
+    let records = if include == Include::default() { BTreeMap::new() } else { records(app, &mut page).await };
     let next = page.next.map(|next| cursor::encode(next, &filter));
-    let records = if include == Include::default() { Vec::new() } else { records(app, &page).await };
-    let records: BTreeMap<_, _> = records.iter().map(|record| (record.summary.id, record)).collect();
     let shown = page.items.iter().map(|job| {
         let mut shown = Shown::summary(job);
         if let Some(record) = records.get(&job.id) {
@@ -124,12 +125,20 @@ struct Answer<'a> {
     next: Option<&'a str>,
 }
 
-/// The whole records of a page's jobs; of one that ended meanwhile and was forgotten, none.
-async fn records(app: &App, page: &Page) -> Vec<JobRecord> {
-    let mut records = Vec::with_capacity(page.items.len());
-    for job in &page.items {
-        let known = app.record.job(job.id, std::time::Duration::ZERO).await;
-        records.extend(known.ok().flatten());
+/// The whole records of a page's jobs; of one that was forgotten meanwhile, none. A page that gets too long ends early.
+async fn records(app: &App, page: &mut Page) -> BTreeMap<JobId, JobRecord> {
+    let (mut records, mut bytes) = (BTreeMap::new(), 0);
+    for (index, job) in page.items.iter().enumerate() {
+        if bytes > LONG_MAX {
+            page.next = Some(page.items[index - 1].position);
+            page.items.truncate(index);
+            break;
+        }
+        if let Ok(Some(record)) = app.record.job(job.id, Duration::ZERO).await {
+            let long = [&record.args, &record.output];
+            bytes += long.into_iter().flatten().map(|long| long.get().len()).sum::<usize>();
+            records.insert(job.id, record);
+        }
     }
     records
 }

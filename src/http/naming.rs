@@ -1,7 +1,7 @@
 //! The ids that clients choose for their jobs: idempotency keys, ids in paths and batches, and the digest that tells
 //! whether two requests with one id are the same. Pure.
 
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, request::Parts};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -10,6 +10,7 @@ use super::{
     problem::Problem,
 };
 use crate::{
+    client::Submission,
     job::{JobId, Kind},
     record::keys::Digest,
 };
@@ -36,6 +37,15 @@ pub(super) struct Named {
     pub(super) id: JobId,
     /// Of the request.
     pub(super) digest: Digest,
+}
+
+impl Named {
+    /// Gives a job this name.
+    pub(super) fn put_on(self, job: &mut Submission) {
+        // Another copy may exist: of a repeat that another replica took in the same moment, for one.
+        (job.envelope.id, job.envelope.unsure) = (self.id, true);
+        job.request = Some(self.digest.to_string());
+    }
 }
 
 /// Where a job's id comes from.
@@ -179,6 +189,15 @@ pub(super) fn digest_of_call(kind: &Kind, query: &[(&str, Option<&str>)], args: 
         }
     }
     canonical.digest(args)
+}
+
+/// The digest of a request for an act: its method, path and query, and its body's members, if it has a body.
+pub(super) fn digest_of_act(head: &Parts, body: Option<&Object<'_>>) -> Digest {
+    let what = format!("{} {}", head.method, head.uri);
+    match body {
+        Some(object) => digest_of(&what, object),
+        None => Canonical::new(&what).digest(b""),
+    }
 }
 
 /// A request as it is hashed: what it is, then a line for each member, the last one for the args.

@@ -134,6 +134,7 @@ async fn order_pause(
     let by = read_by(by, &mut errors);
     let queue = read_queue(queue)?;
     errors.none_or(Some(()))?;
+    inbound.nothing().await?;
     let failed = |error: SubmitError| Problem::act(&error);
     // A queue that was paused and then deleted can be let go.
     let known = app.client.paused().contains_key(&queue);

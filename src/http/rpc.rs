@@ -13,7 +13,11 @@ use axum::{
 };
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{Instant, timeout},
+};
 
 use super::{
     App,
@@ -99,26 +103,30 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let accepted = Accepted::new(&job);
     // Without the args: no answer has them, so their memory is free once the broker has the job.
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };
-    let mut abandoned = Abandoned { app: app.clone(), job: envelope.clone(), cancel: false };
-    let mut arm = || abandoned.cancel = asked.cancel;
-    let (begun, deadline) = (keyed::begin(app, named, &job, None).await?, start + wait.patience);
+    let (begun, deadline) = (keyed::begin(app, named, &envelope.kind, None).await?, start + wait.patience);
     let replayed = matches!(begun, Begun::Repeat(_));
+    let (accepted_now, is_accepted) = oneshot::channel();
+    let mut abandoned = asked.cancel.then(|| Abandoned::new(app, &envelope, is_accepted));
     let end = match begun {
-        Begun::New(claim) => app.call(job, claim, deadline, Some(received.room), arm).await?,
+        Begun::New(claim) => app.call(job, claim, deadline, received.room, Some(accepted_now)).await?,
         Begun::Repeat(_) => {
             drop((job, received.room));
-            arm();
+            // Nobody listens unless it is to be cancelled.
+            let _ = accepted_now.send(());
             app.attach(envelope.id, deadline).await?
         }
     };
     let (answered, later) = match end {
         Some(end) => {
-            abandoned.cancel = false;
+            abandoned.as_mut().map(Abandoned::done);
             (ended(&record_of(app, &envelope, end)), false)
         }
         None if respond_async => (Ok(accepted.response()), true),
         None => {
-            let became = abandoned.give_up().await;
+            let became = match &mut abandoned {
+                Some(abandoned) => abandoned.give_up().await,
+                None => "it runs on",
+            };
             (Err(no_reply(&envelope, &wait, app.stopping.hurry.is_cancelled(), became)), false)
         }
     };
@@ -141,21 +149,29 @@ fn record_of(app: &App, job: &Envelope, end: End) -> JobRecord {
     }
 }
 
-/// A call whose caller may give up. Dropped while it is to be cancelled, it is: the caller has hung up.
+/// A call that is to be cancelled when nobody waits for it any more. Dropped before it is done, it is: the caller has
+/// hung up.
 struct Abandoned {
     app: App,
     job: Envelope,
-    cancel: bool,
+    /// Told when the job is accepted: one that is not must not get a record by being cancelled. None: done.
+    accepted: Option<oneshot::Receiver<()>>,
 }
 
 impl Abandoned {
-    /// At the deadline: does with the job what the caller chose, and says what becomes of it if it has started.
+    fn new(app: &App, job: &Envelope, accepted: oneshot::Receiver<()>) -> Self {
+        Self { app: app.clone(), job: job.clone(), accepted: Some(accepted) }
+    }
+
+    /// The job has ended, or is cancelled.
+    fn done(&mut self) {
+        self.accepted = None;
+    }
+
+    /// Cancels the job at the deadline, and says what becomes of it if it has started.
     async fn give_up(&mut self) -> &'static str {
-        if !self.cancel {
-            return "it runs on";
-        }
         let ordered = timeout(CANCEL_TIME, self.app.order_cancel(self.target())).await;
-        self.cancel = false;
+        self.done();
         match ordered {
             Ok(Ok(())) => "it is cancelled",
             Ok(Err(_)) | Err(_) => "it runs on, because it could not be cancelled now",
@@ -179,17 +195,18 @@ impl Abandoned {
 
 impl Drop for Abandoned {
     fn drop(&mut self) {
-        if self.cancel
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            let (app, target) = (self.app.clone(), self.target());
-            runtime.spawn(async move {
-                let ordered = timeout(CANCEL_TIME, app.order_cancel(target)).await;
-                if !matches!(ordered, Ok(Ok(()))) {
-                    tracing::debug!("a call whose caller hung up could not be cancelled");
-                }
-            });
-        }
+        let (Some(accepted), Ok(runtime)) = (self.accepted.take(), Handle::try_current()) else { return };
+        let (app, target) = (self.app.clone(), self.target());
+        runtime.spawn(async move {
+            // The submit has a deadline, and goes on without its caller.
+            if accepted.await.is_err() {
+                return;
+            }
+            let ordered = timeout(CANCEL_TIME, app.order_cancel(target)).await;
+            if !matches!(ordered, Ok(Ok(()))) {
+                tracing::debug!("a call whose caller hung up could not be cancelled");
+            }
+        });
     }
 }
 

@@ -150,9 +150,7 @@ impl Draft {
         let delay = self.run_at.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
         let mut job = Submission::new(envelope, delay.unwrap_or_default());
         if let Some(named) = self.named {
-            // Another copy may exist: of a repeat that another replica took in the same moment, for one.
-            (job.envelope.id, job.envelope.unsure) = (named.id, true);
-            job.request = Some(named.digest.to_string());
+            named.put_on(&mut job);
         }
         job
     }

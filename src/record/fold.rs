@@ -533,4 +533,4 @@ pub(crate) fn attempts<'a>(events: impl IntoIterator<Item = &'a Event>) -> Vec<A
 
 #[cfg(test)]
 #[path = "fold_tests.rs"]
-mod tests;
+pub(super) mod tests;

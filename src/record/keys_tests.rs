@@ -152,7 +152,7 @@ async fn what_is_reserved_survives_the_process() {
 async fn a_file_that_cannot_be_read_is_set_aside() {
     let broken: [&dyn Fn(&PathBuf); 3] = [
         &|file| {
-            fs::write(file, "this is no database, and longer than the header of one".repeat(100)).unwrap()
+            fs::write(file, "this is no database, and longer than the header of one".repeat(100)).unwrap();
         },
         &|file| {
             // Pages that hold nothing sensible.

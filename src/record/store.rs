@@ -11,7 +11,7 @@
 //! | [`file`] | the file, its schema and connections; setting it aside |
 //! | [`apply`] | writing batches |
 //! | [`tend`] | what has come due, what is too old |
-//! | [`list`] | lists by filter |
+//! | [`list`], [`blocks`] | lists by filter |
 //! | [`read`] | every other answer |
 //! | [`row`], [`coding`] | columns from rows, and rows from columns |
 //!
@@ -22,6 +22,7 @@
 //! Not here: reading the log, waiting, rates, and what a set of events means ([`super::fold`]).
 
 mod apply;
+mod blocks;
 mod coding;
 mod file;
 mod list;
@@ -42,6 +43,7 @@ use rusqlite::{Connection, ErrorCode};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+pub(super) use self::file::set_aside;
 use self::file::{Readers, Writer, hold};
 use super::model::{
     CancelRequest, Counts, Filter, Group, JobRecord, JobStatus, Page, Position, QueueRecord, Scope,

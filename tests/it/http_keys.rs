@@ -91,6 +91,32 @@ async fn the_same_put_many_times_at_once_is_one_job() {
     .await;
 }
 
+/// Both may publish it. One worker is enough to see that it is run once.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_are_asked_at_once_make_one_job() {
+    stage(async |stage| {
+        let (worker, mut log) = stage.probes();
+        let fronts = [stage.front().await, stage.front().await];
+        for _ in 0..20 {
+            let id = JobId::new().to_string();
+            let path = format!("/v1/jobs/{id}");
+            let puts = (0..8).map(|number: usize| fronts[number % 2].put(&path, BODY));
+            let answers = join_all(puts).await;
+            let accepted = answers.iter().filter(|answer| answer.status == 202).count();
+            assert!((1..=2).contains(&accepted), "{answers:?}");
+            assert!(answers.iter().all(|answer| [200, 202, 409].contains(&answer.status)), "{answers:?}");
+            for front in &fronts {
+                let ended = front.put(&format!("{path}?wait=60s"), BODY).await;
+                assert_eq!(replayed(&ended, &id)["status"], "succeeded");
+            }
+        }
+        fronts[0].call("test.probe", "\"last\"").await;
+        let report = worker.stop().await;
+        assert_eq!((log.rest().len(), report.succeeded), (21, 21), "each once: {report:?}");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_stands_for_one_job() {
     stage(async |stage| {
@@ -295,7 +321,7 @@ async fn items_of_a_batch_may_be_named() {
         }
         assert_eq!(log.next().await.args, "3");
         // And one of them by itself.
-        let one = format!(r#"{{"kind":"test.probe","args":1}}"#);
+        let one = r#"{"kind":"test.probe","args":1}"#;
         replayed(&front.put(&format!("/v1/jobs/{id}"), one).await, &id.to_string());
         let report = worker.stop().await;
         assert!(log.rest().is_empty() && report.succeeded == 4, "{report:?}");
@@ -391,6 +417,52 @@ async fn a_repeated_call_attaches_to_the_first_ones_job() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_act_may_be_named() {
+    stage(async |stage| {
+        let (_worker, mut log) = stage.probes();
+        let front = stage.front().await;
+        let _acting = stage.act(&front, &stage.config);
+        let fatal = r#"{"kind":"test.probe","args":{"script":["fatal"]}}"#;
+        let job = front.post("/v1/jobs?wait=60s", fatal).await.json()["id"].as_str().unwrap().to_owned();
+        log.next().await;
+        let act = async |path: &str, key: &str, body: &str| {
+            front.send(front.request(path, body).header("idempotency-key", key)).await
+        };
+        let ids = format!(r#"{{"ids":["{job}"],"set":{{"args":{{}}}}}}"#);
+        let one = format!("/v1/jobs/{job}/replay");
+
+        // A dry run is no act: its key stays free.
+        let counted = act("/v1/jobs/replay", "r", &format!(r#"{{"ids":["{job}"],"dry_run":true}}"#)).await;
+        assert_eq!((counted.status, &counted.json()["matched"]), (200, &json!(1)), "{counted:?}");
+        // Refused until acts have a queue, and however often, the key stays free.
+        let id = eventually("acts are run", async || {
+            let answer = act("/v1/jobs/replay", "r", &ids).await;
+            (answer.status != 422).then(|| answer.accepted())
+        })
+        .await;
+        assert_eq!(id, JobId::from_key("", "r").to_string());
+        replayed(&act("/v1/jobs/replay", "r", &ids).await, &id);
+        act("/v1/jobs/replay", "r", r#"{"filter":{}}"#).await.problem(422, "key_reused");
+        act("/v1/jobs/cancel", "r", r#"{"filter":{}}"#).await.problem(422, "key_reused");
+        act(&one, "r", "").await.problem(422, "key_reused");
+        act("/v1/jobs/replay", "a b", &ids).await.problem(422, "bad_idempotency_key");
+
+        // Repeated after it was done, when the job is dead no more.
+        let again = log.next().await;
+        assert_eq!((again.id.to_string(), again.run), (job.clone(), 2));
+        eventually("the replay has ended", async || {
+            let record = front.get(&format!("/v1/jobs/{job}?wait=30s")).await.json();
+            (record["run"] == 2 && record["status"] == "succeeded").then_some(())
+        })
+        .await;
+        replayed(&act("/v1/jobs/replay", "r", &ids).await, &id);
+        act(&one, "o", "").await.problem(409, "not_dead");
+        assert!(log.rest().is_empty(), "no third run");
+    })
+    .await;
+}
+
 /// Connections are cut again and again, and clients repeat until they have an answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn repeats_through_cut_connections_make_one_job_each() {
@@ -432,14 +504,16 @@ async fn repeats_through_cut_connections_make_one_job_each() {
         let (statuses, cut) = tokio::join!(join_all((0..JOBS).map(until_answered)), cutting);
         assert!(cut >= 10, "{cut} connections cut");
         front.wait_ready().await;
-        // Where every copy has been taken when it ends.
+        let mut starts = log.take(usize::try_from(JOBS).unwrap()).await;
+        // Behind whatever else there is.
         let last = eventually("a call through", async || {
             let answer = front.post("/v1/rpc/test.probe?wait=60s", "-1").await;
             (answer.status == 200).then_some(answer)
         });
         last.await;
         let report = worker.stop().await;
-        let mut args: Vec<i64> = log.rest().iter().filter_map(|start| start.args.parse().ok()).collect();
+        starts.extend(log.rest());
+        let mut args: Vec<i64> = starts.iter().filter_map(|start| start.args.parse().ok()).collect();
         args.retain(|number| *number >= 0);
         args.sort_unstable();
         assert!(args.iter().copied().eq(0..JOBS), "each once: {args:?}, {report:?}");

@@ -110,7 +110,7 @@ fn wrong_calls_and_batches(front: &Front) -> Vec<Expected> {
             "/v1/rpc/test.probe?max_attempts=0",
             "{}",
         ),
-        call(422, "not_supported", "on_timeout", "/v1/rpc/test.probe?on_timeout=cancel", "{}"),
+        call(422, "invalid_request", "on_timeout", "/v1/rpc/test.probe?on_timeout=later", "{}"),
         batch(422, "invalid_request", "empty", "[]"),
         batch(422, "invalid_request", "", r#"{"kind":"test.probe"}"#),
         batch(400, "malformed_json", "line 1", r#"[{"kind":"test.probe"},"#),

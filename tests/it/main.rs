@@ -11,8 +11,11 @@
     reason = "a test fails by unwrapping, also in its helpers"
 )]
 
+mod cli;
 mod control;
 mod dead;
+mod dead_letters;
+mod dead_pass;
 mod docs;
 mod faults_alarm;
 mod faults_network;
@@ -34,6 +37,7 @@ mod process_worker;
 mod publisher;
 mod python;
 mod readme;
+mod reconciler;
 mod record;
 mod recovery;
 mod routing;

@@ -1,10 +1,18 @@
 //! The HTTP front killed and told to stop, with callers that wait.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use hopline::job::JobId;
 use serde_json::json;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use crate::{
     process_worker::item,
-    support::process::{Stage, eventually},
+    support::process::{Stage, eventually, say},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,6 +38,63 @@ async fn a_job_ends_although_the_front_that_took_it_was_killed() {
     assert_eq!((answer.status, &answer.body["status"]), (200, &json!("succeeded")), "{answer:?}");
     worker.stop().await;
     assert_eq!(stage.broker.waiting(&stage.work_queue()).await, 0);
+}
+
+/// Clients that name their jobs repeat each request until it is answered, whatever happens to the front.
+#[tokio::test(flavor = "multi_thread")]
+async fn named_jobs_run_once_although_their_front_is_killed_again_and_again() {
+    const CLIENTS: usize = 10;
+    const JOBS: usize = 30;
+    let stage = Stage::new();
+    let mut worker = stage.ledger_worker(&[]);
+    let mut front = stage.serve().await;
+    let (url, urls) = watch::channel(front.url.clone());
+    let body = item(&stage, &json!({}));
+    let clients = (0..CLIENTS).map(|_| {
+        let (mut urls, body, http) = (urls.clone(), body.clone(), reqwest::Client::new());
+        tokio::spawn(async move {
+            let (mut ids, mut repeats) = (Vec::new(), 0);
+            while ids.len() < JOBS {
+                let id = JobId::new().to_string();
+                loop {
+                    let url = format!("{}/v1/jobs/{id}", *urls.borrow_and_update());
+                    match http.put(url).json(&body).send().await.map(|answer| answer.status().as_u16()) {
+                        Ok(202) => break,
+                        Ok(200) => break repeats += 1,
+                        Ok(409 | 503 | 504) => sleep(Duration::from_millis(20)).await,
+                        Ok(status) => panic!("answered with {status}"),
+                        // Killed, most likely: there is another one soon.
+                        Err(_) => drop(timeout(Duration::from_millis(500), urls.changed()).await),
+                    }
+                }
+                ids.push(id);
+            }
+            (ids, repeats)
+        })
+    });
+    let clients = join_all(clients);
+    let killing = async {
+        for kill in 1..=4 {
+            stage.ledger().until("start", kill * CLIENTS * JOBS / 6).await;
+            front.process.kill9();
+            front = stage.serve().await;
+            url.send_replace(front.url.clone());
+        }
+    };
+    let (done, ()) = tokio::join!(clients, killing);
+    let done: Vec<(Vec<String>, usize)> = done.into_iter().map(|done| done.expect("no panic")).collect();
+    let ids: Vec<String> = done.iter().flat_map(|(ids, _)| ids.clone()).collect();
+    stage.ledger().until_all_ended(&ids).await;
+    eventually("the queue is empty", async || {
+        (stage.broker.waiting(&stage.work_queue()).await == 0).then_some(())
+    })
+    .await;
+    worker.stop().await;
+    let starts = stage.ledger().count("start");
+    assert_eq!(starts.len(), CLIENTS * JOBS, "one job for each name");
+    assert!(starts.values().all(|count| *count == 1), "each once: {starts:?}");
+    let repeats: usize = done.iter().map(|(_, repeats)| repeats).sum();
+    say(format_args!("{} jobs, {repeats} answered as repeats, after 4 kills", ids.len()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,6 +29,9 @@ struct Do {
     /// Whether it goes on although it is asked to stop.
     #[serde(default)]
     stubborn: bool,
+    /// Whether it tells how far it is.
+    #[serde(default)]
+    tells: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +83,9 @@ async fn run(job: Do, cx: Context<Book>) -> JobResult<Value> {
         [] => Way::Well,
         ways => ways[(book.starts(&cx) - 1).min(ways.len() - 1)],
     };
+    if job.tells {
+        cx.progress(50, "half");
+    }
     // The job itself: it takes as long as its args say.
     let pause = tokio::time::sleep(Duration::from_millis(job.ms));
     tokio::select! {

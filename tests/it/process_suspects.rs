@@ -198,3 +198,27 @@ async fn a_child_does_not_outlive_a_killed_worker() {
     let children: Vec<u32> = stage.ledger().lines().iter().map(|line| line.pid).collect();
     eventually("no child is left", async || children.iter().all(|pid| !is_alive(*pid)).then_some(())).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_process_tells_how_far_it_is_and_can_be_cancelled() {
+    let stage = Stage::new();
+    let front = stage.serve().await;
+    let _worker = stage.ledger_worker(&[ALL, ("HOPLINE_CANCEL_GRACE", "1s")]);
+    let jobs = [json!({ "ms": 600_000, "tells": true }), json!({ "ends": ["spin"] })];
+    let ids = front.submit_all(jobs.map(|args| item(&stage, &args)).to_vec()).await;
+    stage.ledger().until("start", 2).await;
+    let record = async |id: &str| front.get(&format!("/v1/jobs/{id}")).await.body;
+    eventually("progress is told", async || {
+        (record(&ids[0]).await["progress"] == json!({ "percent": 50, "message": "half" })).then_some(())
+    })
+    .await;
+    for id in &ids {
+        front.delete(&format!("/v1/jobs/{id}")).await;
+        eventually("cancelled", async || (record(id).await["status"] == "cancelled").then_some(())).await;
+        assert_eq!(record(id).await["attempts"][0]["outcome"], "cancelled");
+    }
+    let lines = stage.ledger().lines();
+    assert!(lines.iter().any(|line| line.job == ids[0] && line.word == "stopped"), "{lines:?}");
+    eventually("no child is left", async || lines.iter().all(|line| !is_alive(line.pid)).then_some(())).await;
+    assert_eq!(stage.broker.waiting(&stage.work_queue()).await, 0);
+}

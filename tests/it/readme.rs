@@ -1,4 +1,4 @@
-//! The README's commands, run as they stand there, against a `hopline up` of the test's own.
+//! The commands of the README and of `docs/http.md`, run as they stand there, against a `hopline up` of the test's own.
 
 use std::{
     fs,
@@ -68,15 +68,37 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// `text` with the address of this one: the port is another where the usual one is taken.
+fn here(up: &Up, text: &str) -> String {
+    let host = up.url.trim_start_matches("http://");
+    text.replace("localhost:8080", host).replace("127.0.0.1:8080", host)
+}
+
+#[test]
+fn the_commands_of_the_http_document_work() {
+    let document = fs::read_to_string(root().join("docs/http.md")).unwrap();
+    let up = Up::start();
+    let shell = blocks(&document, "sh");
+    assert!(shell.len() >= 12, "the document has commands: {}", shell.len());
+    // One after the other in one shell: later ones use what earlier ones have set.
+    let script: String = shell
+        .into_iter()
+        .map(|block| here(&up, block).replace("curl ", "curl -sS --fail-with-body ") + "\necho\n")
+        .collect();
+    let output = run(up.command("bash").args(["-euxo", "pipefail", "-c", &script]));
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in
+        ["\"status\":\"succeeded\"", "cancel_requested_at", "event: hopline.job.succeeded", "\"paused\":true"]
+    {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+}
+
 #[test]
 fn the_commands_of_the_readme_work() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let up = Up::start();
-    // The port is another one where the usual one is taken.
-    let here = |text: &str| {
-        let host = up.url.trim_start_matches("http://");
-        text.replace("localhost:8080", host).replace("127.0.0.1:8080", host)
-    };
+    let here = |text: &str| here(&up, text);
     let shell = blocks(&readme, "sh");
     assert!(shell.len() >= 2, "the README has commands");
     for block in shell {

@@ -87,12 +87,17 @@ impl<'a> Desk<'a> {
 /// Publishes a probe that says that it may be a copy.
 async fn publish_unsure(stage: &Stage, script: &str, reply_to: Option<&str>) -> String {
     let id = hopline::JobId::new().to_string();
+    publish_copy(stage, &id, script, reply_to).await;
+    id
+}
+
+async fn publish_copy(stage: &Stage, id: &str, script: &str, reply_to: Option<&str>) {
     let mut headers = FieldTable::default();
     headers.insert("hopline-unsure".into(), AMQPValue::Boolean(true));
     headers.insert("hopline-step".into(), AMQPValue::LongInt(2));
     let mut properties = BasicProperties::default()
         .with_type(Probe::KIND.into())
-        .with_message_id(id.as_str().into())
+        .with_message_id(id.into())
         .with_headers(headers);
     if let Some(reply_to) = reply_to {
         properties = properties.with_reply_to(reply_to.into()).with_correlation_id("c".into());
@@ -100,7 +105,6 @@ async fn publish_unsure(stage: &Stage, script: &str, reply_to: Option<&str>) -> 
     let key = format!("{}.normal.{}", stage.queue, Probe::KIND);
     let body = format!(r#"{{"script":{script}}}"#);
     stage.rabbit.publish_raw(&stage.names.jobs(), &key, properties, body.as_bytes()).await;
-    id
 }
 
 /// A queue that replies go to.
@@ -236,6 +240,47 @@ async fn what_is_held_at_the_end_is_handed_back() {
         worker.stop().await;
         stage.rabbit.wait_count(&stage.work_queue(), 5).await;
         assert!(starts.rest().is_empty(), "none has run");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_worker_does_not_run_what_has_ended() {
+    stage(async |stage| {
+        let front = stage.front().await;
+        let config = asking(stage, Duration::from_secs(60));
+        let (first, mut starts) = stage.probes_with(&config, quick());
+        stage.wait_announced(&front.client, Probe::KIND, &stage.queue).await;
+        let ends = [r#"["ok"]"#, r#"["fatal"]"#, r#"[{"retry_in":100},"ok"]"#];
+        let mut ids = Vec::new();
+        for script in ends {
+            ids.push(publish_unsure(stage, script, None).await);
+        }
+        starts.take(4).await;
+        let mut log = EventLog::of(stage).await;
+        for id in &ids {
+            log.until_end(id).await;
+        }
+        let report = first.stop().await;
+        assert_eq!((report.succeeded, report.dead, report.retried), (2, 1, 1), "{report:?}");
+        stage.rabbit.wait_count(&stage.dead_queue(), 1).await;
+
+        // As if their acknowledgements had been lost.
+        for (id, script) in ids.iter().zip(ends) {
+            publish_copy(stage, id, script, None).await;
+        }
+        let (second, mut starts) = stage.probes_with(&config, quick());
+        stage.rabbit.wait_count(&stage.dead_queue(), 2).await;
+        front.call("test.probe", "\"after\"").await;
+        assert_eq!(starts.next().await.args, "\"after\"");
+        eventually("all are acknowledged", async || {
+            (stage.rabbit.count(&stage.work_queue()).await == Some(0)).then_some(())
+        })
+        .await;
+        let report = second.stop().await;
+        assert!(starts.rest().is_empty(), "none ran again");
+        assert_eq!((report.succeeded, report.repeats, report.dead), (1, 3, 0), "{report:?}");
+        assert_eq!(stage.rabbit.count(&stage.work_queue()).await, Some(0));
     })
     .await;
 }

@@ -90,6 +90,12 @@ impl Failure {
         }
     }
 
+    /// Whether there is no queue of the name that was given.
+    pub(in crate::cli) fn is_about_queue(&self) -> bool {
+        self.problem()
+            .is_some_and(|problem| matches!(problem.code.as_str(), "queue_not_found" | "unknown_queue"))
+    }
+
     /// Whether the same question may be answered later: nobody answered, or the server is busy or cut off itself.
     pub(in crate::cli) fn may_pass(&self) -> bool {
         match self {
@@ -175,7 +181,10 @@ impl fmt::Display for Problem {
             write!(f, "\n  {}: {}", harmless(place), harmless(&wrong.detail))?;
         }
         if let Some(error) = &self.error {
-            write!(f, "\n  {}: {}", harmless(&error.code), harmless(&error.message))?;
+            write!(f, "\n  error {}", harmless(&error.code))?;
+            if !detail.contains(&error.message) {
+                write!(f, ": {}", harmless(&error.message))?;
+            }
         }
         if let Some(job) = &self.job {
             write!(f, "\n  job {}", harmless(&job.id))?;
@@ -214,7 +223,12 @@ mod tests {
             (
                 502,
                 r#"{"title":"The job is dead","code":"job_dead","detail":"gone","job":{"id":"j","status":"dead"},"error":{"code":"e","message":"m\u001b[2J"}}"#,
-                "502 The job is dead [job_dead]: gone\n  e: m\u{fffd}[2J\n  job j",
+                "502 The job is dead [job_dead]: gone\n  error e: m\u{fffd}[2J\n  job j",
+            ),
+            (
+                502,
+                r#"{"title":"The job is dead","code":"job_dead","detail":"it failed","error":{"code":"e","message":"it failed"}}"#,
+                "502 The job is dead [job_dead]: it failed\n  error e",
             ),
             (502, "<html>\n bad   gateway", "the server answered 502 Bad Gateway: <html> bad gateway"),
         ] {

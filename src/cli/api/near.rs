@@ -30,8 +30,7 @@ impl Server {
 
     /// The failure, with near names if it is that there is no such queue.
     pub(in crate::cli) async fn with_names(&self, queue: &str, failure: Failure) -> anyhow::Error {
-        let code = failure.problem().map(|problem| problem.code.as_str());
-        if !matches!(code, Some("queue_not_found" | "unknown_queue")) {
+        if !failure.is_about_queue() {
             return failure.into();
         }
         let known = self.ask(&Request::get(["v1", "queues"])).await.ok();

@@ -112,7 +112,10 @@ impl Submit {
         };
         let request = request.header("idempotency-key", self.key.as_deref().map(key_header));
         let request = waiting(request, self.wait).json(&self.body()?)?;
-        let answer = server.ask(&request).await?;
+        let answer = match &self.queue {
+            Some(queue) => server.ask_about(queue, &request).await?,
+            None => server.ask(&request).await?,
+        };
         self.how.print(&answer)?;
         Ok(self.exit(&answer))
     }
@@ -152,7 +155,7 @@ impl Call {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let server = Server::new(&self.target)?;
         let request = Request::post(["v1", "rpc", &self.kind])
-            .query("queue", self.queue)
+            .query("queue", self.queue.as_deref())
             .query("timeout", self.timeout)
             .header("idempotency-key", self.key.as_deref().map(key_header));
         let request = waiting(request, self.wait).json(&input::json(&self.args)?)?;
@@ -161,7 +164,10 @@ impl Call {
                 self.how.print(&answer)?;
                 Ok(ExitCode::SUCCESS)
             }
-            Err(failure) => told(failure),
+            Err(failure) => match &self.queue {
+                Some(queue) if failure.is_about_queue() => Err(server.with_names(queue, failure).await),
+                _ => told(failure),
+            },
         }
     }
 }

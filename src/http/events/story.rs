@@ -80,6 +80,8 @@ pub(super) struct StoryStream {
     id: JobId,
     watch: JobWatch,
     told: Option<Place>,
+    /// The last event that was known when the record had caught up.
+    settled: Option<Place>,
     /// What is to be said of a gap first.
     frames: Frames,
     /// Whether the end was sent.
@@ -107,13 +109,20 @@ impl StoryStream {
             _ => None,
         };
         let over = story.after(told).is_empty() && (story.ended() || job.status.is_final());
-        let stream =
-            Self { app: app.clone(), id: job.id, watch, told, frames, over: false, spoken: Instant::now() };
+        let stream = Self {
+            app: app.clone(),
+            id: job.id,
+            watch,
+            told,
+            settled: None,
+            frames,
+            over: false,
+            spoken: Instant::now(),
+        };
         Ok((!over).then_some(stream))
     }
 
     async fn read(&mut self) -> Option<Frames> {
-        let mut caught_up = false;
         loop {
             let events = self.app.record.job_events(self.id).await.ok()?;
             let story = Story::new(events);
@@ -129,8 +138,9 @@ impl StoryStream {
                 }
                 continue;
             }
-            if !story.is_whole(self.told) && !caught_up {
-                caught_up = true;
+            let last = story.0.last().map(place);
+            if !story.is_whole(self.told) && self.settled != last {
+                self.settled = last;
                 // Late or not at all: then it is told as it is known.
                 let _ = self.app.record.catch_up(Instant::now() + CATCH_UP).await;
                 continue;

@@ -10,7 +10,9 @@ use rusqlite::{CachedStatement, OptionalExtension, Transaction, TransactionBehav
 use serde_json::value::RawValue;
 
 use super::{
-    Applied, LogBatch, StoreError, coding,
+    Applied, LogBatch, StoreError,
+    blocks::Blocks,
+    coding,
     file::{Class, Writer, class_number},
     row::{HIDDEN, Index, read_row},
 };
@@ -19,9 +21,6 @@ use crate::{
     job::JobId,
     record::{fold::Row, model::StoredEvent},
 };
-
-/// Batches per entry of `blocks`, as a power of two; 16 bits more for the index.
-pub(super) const BLOCK_SHIFT: u32 = 6 + 16;
 
 /// Applies batches; see [`super::Store::apply`].
 pub(super) fn apply(writer: &mut Writer, batches: Vec<LogBatch>) -> Result<Applied, StoreError> {
@@ -49,7 +48,8 @@ fn apply_in(
         work.take_job(job)?;
     }
     let Work { mut applied, counts, groups, blocks, .. } = work;
-    write_sums(tx, &counts, &groups, &blocks)?;
+    write_sums(tx, &counts, &groups)?;
+    blocks.write(tx)?;
     place.write(tx)?;
     applied.tail = coding::unpack(place.tail);
     applied.news.sort_unstable_by_key(|news| news.position);
@@ -175,8 +175,7 @@ struct Work<'a> {
     counts: HashMap<(i64, u8), i64>,
     /// Changes of `dead_groups` by class and fingerprint.
     groups: HashMap<(i64, i64), i64>,
-    /// Earliest and latest submission by block.
-    blocks: HashMap<i64, (i64, i64)>,
+    blocks: Blocks,
 }
 
 impl<'a> Work<'a> {
@@ -204,7 +203,7 @@ impl<'a> Work<'a> {
             applied: Applied::default(),
             counts: HashMap::new(),
             groups: HashMap::new(),
-            blocks: HashMap::new(),
+            blocks: Blocks::default(),
         })
     }
 
@@ -344,7 +343,10 @@ impl<'a> Work<'a> {
             ])?;
         }
         self.store_beside(position, before.as_ref().map(|(old, _)| *old), row)?;
-        self.add_up(id, position, before, row, &index);
+        if before.as_ref().is_none_or(|(_, old)| old.created != index.created) {
+            self.blocks.add(self.tx, position, index.created, before.is_none())?;
+        }
+        self.add_up(id, before, row, &index);
         Ok(())
     }
 
@@ -387,7 +389,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn add_up(&mut self, id: JobId, position: i64, before: Option<(&Row, Index)>, row: &Row, index: &Index) {
+    fn add_up(&mut self, id: JobId, before: Option<(&Row, Index)>, row: &Row, index: &Index) {
         if index.state >= super::row::FIRST_FINAL && index.state != HIDDEN {
             let same = |(old, known): &(&Row, Index)| known.state == index.state && old.run() == row.run();
             if !before.as_ref().is_some_and(same) {
@@ -403,11 +405,6 @@ impl<'a> Work<'a> {
             if let (Some(fingerprint), Some(_)) = (known.fingerprint, known.died) {
                 *self.groups.entry((known.class, fingerprint)).or_default() += by;
             }
-        }
-        if old.is_none_or(|old| old.created != index.created) {
-            let created = index.created;
-            let block = self.blocks.entry(position >> BLOCK_SHIFT).or_insert((created, created));
-            *block = (block.0.min(created), block.1.max(created));
         }
     }
 }
@@ -425,7 +422,6 @@ pub(super) fn write_sums(
     tx: &Transaction<'_>,
     counts: &HashMap<(i64, u8), i64>,
     groups: &HashMap<(i64, i64), i64>,
-    blocks: &HashMap<i64, (i64, i64)>,
 ) -> Result<(), StoreError> {
     let mut add = tx.prepare_cached(
         "INSERT INTO counts (class, state, n) VALUES (?, ?, ?)
@@ -444,13 +440,6 @@ pub(super) fn write_sums(
         if left <= 0 {
             remove.execute([class, fingerprint])?;
         }
-    }
-    let mut widen = tx.prepare_cached(
-        "INSERT INTO blocks (block, low, high) VALUES (?, ?, ?)
-         ON CONFLICT (block) DO UPDATE SET low = min(low, excluded.low), high = max(high, excluded.high)",
-    )?;
-    for (block, (low, high)) in blocks {
-        widen.execute([block, low, high])?;
     }
     Ok(())
 }

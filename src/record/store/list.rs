@@ -14,12 +14,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Transaction, params};
 
 use super::{
-    StoreError,
-    apply::BLOCK_SHIFT,
-    coding,
+    StoreError, blocks, coding,
     row::{pack_fingerprint, read_row, status_of},
 };
 use crate::{
@@ -31,16 +29,16 @@ use crate::{
     },
 };
 
-/// Most candidates that a page looks at.
-const LOOKED_MAX: usize = 4000;
+/// Most candidates that a page looks at. (The bounds are small in tests, so that these meet them.)
+const LOOKED_MAX: usize = if cfg!(test) { 12 } else { 4000 };
 /// Longest that a page looks at candidates, once it has looked at [`LOOKED_MIN`].
 const PATIENCE: Duration = Duration::from_millis(25);
 /// A page always looks at so many, so that following the cursor ends.
-const LOOKED_MIN: usize = 100;
+const LOOKED_MIN: usize = if cfg!(test) { 3 } else { 100 };
 /// Most streams that are merged; with more kinds than that, all jobs are candidates.
-const STREAMS_MAX: usize = 1000;
+const STREAMS_MAX: usize = if cfg!(test) { 6 } else { 1000 };
 /// Most jobs that have come due since [`super::Store::promote`] and are looked at one by one.
-const DUE_MAX: usize = 10_000;
+const DUE_MAX: usize = if cfg!(test) { 2 } else { 10_000 };
 
 /// What of an error is searched: its code and its message, in lower case.
 pub(super) fn searchable(error: &EventError) -> String {
@@ -57,7 +55,7 @@ pub(super) fn jobs(
 ) -> Result<Page, StoreError> {
     let nothing = Page { items: Vec::new(), next: None };
     let Some(wanted) = Wanted::new(tx, filter, now)? else { return Ok(nothing) };
-    let Some((low, high)) = wanted.stretch(tx)? else { return Ok(nothing) };
+    let Some((low, high)) = blocks::stretch(tx, wanted.from, wanted.to)? else { return Ok(nothing) };
     let below = after.map_or(i64::MAX, coding::pack_given).min(high);
     let mut source = wanted.source(tx, low, below)?;
     let began = Instant::now();
@@ -184,23 +182,6 @@ impl Wanted {
         }
         self.due.sort_unstable_by(|a, b| b.cmp(a));
         Ok(())
-    }
-
-    /// Between which positions jobs of the asked times lie: from the first to below the second.
-    fn stretch(&self, tx: &Transaction<'_>) -> Result<Option<(i64, i64)>, StoreError> {
-        if self.from.is_none() && self.to.is_none() {
-            return Ok(Some((0, i64::MAX)));
-        }
-        let (from, to) = (self.from.unwrap_or(i64::MIN), self.to.unwrap_or(i64::MAX));
-        let end = |order: &str| {
-            tx.prepare_cached(&format!(
-                "SELECT block FROM blocks WHERE high >= ? AND low < ? ORDER BY block {order} LIMIT 1"
-            ))?
-            .query_row([from, to], |row| row.get::<_, i64>(0))
-            .optional()
-        };
-        let ends = end("ASC")?.zip(end("DESC")?);
-        Ok(ends.map(|(low, high)| (low << BLOCK_SHIFT, (high + 1) << BLOCK_SHIFT)))
     }
 
     /// The source of the fewest candidates.

@@ -58,9 +58,10 @@ CREATE TABLE dead_groups (
     PRIMARY KEY (class, fingerprint)
 ) WITHOUT ROWID;
 
--- The earliest and latest submission in each stretch of 64 batches: what a range of times leaves out of a list.
+-- The earliest and latest submission in each stretch of the list, see blocks.rs.
 CREATE TABLE blocks (
-    block INTEGER PRIMARY KEY,   -- position >> 22
+    start INTEGER PRIMARY KEY,   -- position of its first job
+    n     INTEGER NOT NULL,
     low   INTEGER NOT NULL,
     high  INTEGER NOT NULL
 );

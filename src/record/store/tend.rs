@@ -8,7 +8,7 @@ use rusqlite::{Transaction, TransactionBehavior, params};
 use super::{
     StoreError,
     apply::write_sums,
-    coding,
+    blocks, coding,
     file::Writer,
     row::{HIDDEN, read_row},
 };
@@ -49,7 +49,7 @@ fn promote_in(tx: &Transaction<'_>, now: Timestamp, limit: usize) -> Result<usiz
         }
         promoted += due.len();
     }
-    write_sums(tx, &counts, &HashMap::new(), &HashMap::new())?;
+    write_sums(tx, &counts, &HashMap::new())?;
     Ok(promoted)
 }
 
@@ -85,14 +85,11 @@ fn expire_in(tx: &Transaction<'_>, before: i64, limit: usize) -> Result<usize, S
             *counts.entry((*class, *state)).or_default() -= 1;
         }
     }
-    write_sums(tx, &counts, &HashMap::new(), &HashMap::new())?;
+    write_sums(tx, &counts, &HashMap::new())?;
     if !old.is_empty() {
         // Between the events that are left some are missing now, up to the last one deleted.
         tx.prepare_cached("UPDATE meta SET first = max(first, ?)")?.execute([last + 1])?;
-        tx.prepare_cached(
-            "DELETE FROM blocks WHERE block < (SELECT coalesce(min(position), 0) FROM jobs) >> 22",
-        )?
-        .execute([])?;
+        blocks::forget(tx)?;
     }
     Ok(old.len())
 }

@@ -32,7 +32,9 @@ pub(crate) struct Broker {
 }
 
 /// Exchanges of a prefix; the ladder's are shared.
-const EXCHANGES: [&str; 5] = ["jobs", "dead", "control", "replies", "strays"];
+const EXCHANGES: [&str; 7] = ["jobs", "dead", "control", "events", "record", "replies", "strays"];
+/// Its queues, but for those of jobs.
+const QUEUES: [&str; 4] = ["strays", "control.log", "log", "lookup"];
 
 impl Broker {
     /// The one that all tests share.
@@ -105,8 +107,10 @@ impl Broker {
             return;
         };
         let Ok(channel) = connection.create_channel().await else { return };
-        let queues = [format!("q.{queue}"), format!("q.{queue}.dead"), "strays".into(), "control.log".into()];
-        for name in queues {
+        // `hopline-acts` is that where the prefix has a ladder of its own.
+        let of_jobs = [queue.to_owned(), format!("acts-{prefix}"), "hopline-acts".to_owned()];
+        let of_jobs = of_jobs.iter().flat_map(|queue| [format!("q.{queue}"), format!("q.{queue}.dead")]);
+        for name in of_jobs.chain(QUEUES.map(str::to_owned)) {
             // Deleting what is not there is no error.
             let _ =
                 channel.queue_delete(format!("{prefix}.{name}").into(), QueueDeleteOptions::default()).await;

@@ -142,6 +142,23 @@ impl Front {
         eventually("readiness", async || (self.get("/readyz").await.status == 200).then_some(())).await;
     }
 
+    /// Gives an order for an act, and waits for its end: its output.
+    pub(crate) async fn acted(&self, ordered: Answer) -> Value {
+        let record = self.settled(&ordered.accepted()).await;
+        assert_eq!(record["status"], "succeeded", "{record}");
+        record["output"].clone()
+    }
+
+    /// Waits for a job's end: its record.
+    pub(crate) async fn settled(&self, id: &str) -> Value {
+        eventually(&format!("job {id} ends"), async || {
+            let record = self.get(&format!("/v1/jobs/{id}?wait=20s")).await.json();
+            matches!(record["status"].as_str(), Some("succeeded" | "dead" | "cancelled" | "expired"))
+                .then_some(record)
+        })
+        .await
+    }
+
     /// Submits, and expects that it is accepted; a busy broker may refuse it at first.
     pub(crate) async fn submit(&self, body: impl Into<String>) -> String {
         let body = body.into();

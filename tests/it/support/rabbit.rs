@@ -126,10 +126,16 @@ impl Rabbit {
 
     /// Waits for a message in `queue` and takes it out.
     pub(crate) async fn take(&self, queue: &str) -> Seen {
-        eventually(&format!("a message in {queue}"), async || {
-            self.get(queue, 1, "ack_requeue_false").await.pop()
-        })
-        .await
+        self.get_one(queue, "ack_requeue_false").await
+    }
+
+    /// Waits for a message in `queue` and rejects it.
+    pub(crate) async fn reject(&self, queue: &str) -> Seen {
+        self.get_one(queue, "reject_requeue_false").await
+    }
+
+    async fn get_one(&self, queue: &str, mode: &str) -> Seen {
+        eventually(&format!("a message in {queue}"), async || self.get(queue, 1, mode).await.pop()).await
     }
 
     /// A channel of its own.

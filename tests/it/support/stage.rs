@@ -82,8 +82,6 @@ impl Stage {
         config.amqp.confirm_timeout = Duration::from_secs(20);
         config.amqp.connect_timeout = Duration::from_secs(20);
         config.http.listen = "127.0.0.1:0".parse().expect("an address");
-        // The fronts of these tests answer no lookups; those that are about them say so.
-        config.worker.lookup_patience = Duration::ZERO;
         config.routes = BTreeMap::from([(Kind::parse(Probe::KIND).expect("a kind"), queue.clone())]);
         let names = Names::new(&config.amqp.prefix, LADDER);
         let folder = std::env::temp_dir().join(&config.amqp.prefix);
@@ -147,6 +145,25 @@ impl Stage {
         Front::new(address, client, record, shutdown)
     }
 
+    /// What `hopline serve` does beside a front: runs acts, and reconciles.
+    pub(crate) fn act(&self, front: &Front, config: &Config) -> Acting {
+        let stop = self.ending.child_token();
+        let (config, record, client) = (config.clone(), front.record.clone(), front.client.clone());
+        let until = stop.clone();
+        let acting = async move { hopline::acts::serve(&config, record, client, until.cancelled()).await };
+        Acting { stop, task: self.tasks.spawn(acting) }
+    }
+
+    /// Declares a work queue, as a worker does that has ended since.
+    pub(crate) async fn declare(&self, config: &Config, queue: &QueueName) {
+        let mut config = config.clone();
+        config.amqp.queues = vec![queue.clone()];
+        let client = Client::new(&config);
+        client.started().expect("a thread");
+        eventually("the queue is declared", async || client.health().ready.then_some(())).await;
+        client.close().await;
+    }
+
     /// A client that enqueues.
     pub(crate) fn client(&self) -> Client {
         self.keep(Client::new(&self.config))
@@ -172,7 +189,8 @@ impl Stage {
 
     pub(crate) fn probes_with(&self, config: &Config, options: Options) -> (Working, Log) {
         let (notes, log) = probe::notes();
-        let options = options.queue(self.queue.as_str());
+        let queue = options.queue.clone().unwrap_or_else(|| self.queue.to_string());
+        let options = options.queue(queue);
         (self.work(Worker::new(config.clone()).state(notes).register_with(probe::probe, options)), log)
     }
 
@@ -211,6 +229,20 @@ pub(crate) async fn submit_all(client: &Client, mut jobs: Vec<Submission>) {
             Err(error) => panic!("not accepted: {error}"),
         });
         jobs = refused.collect();
+    }
+}
+
+/// Acts that run in this process.
+pub(crate) struct Acting {
+    stop: CancellationToken,
+    task: JoinHandle<Result<Report, WorkerError>>,
+}
+
+impl Acting {
+    /// Tells them to stop, and waits for that.
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        timeout(END_MAX, self.task).await.expect("it ends in time").expect("no panic").expect("it started");
     }
 }
 

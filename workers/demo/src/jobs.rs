@@ -21,7 +21,7 @@ pub(crate) async fn echo(job: Echo, _cx: Context) -> JobResult<Box<RawValue>> {
     Ok(job.0)
 }
 
-/// Sleeps for `ms`, then returns how often it was tried. Stops early when the worker is told to.
+/// Sleeps for `ms`, telling how far it is, then returns how often it was tried. Stops early when it is told to.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sleep {
@@ -36,12 +36,17 @@ impl Job for Sleep {
 }
 
 pub(crate) async fn sleep(job: Sleep, cx: Context) -> JobResult<Value> {
-    let pause = Duration::from_millis(job.ms.min(86_400_000));
-    tokio::select! {
-        () = tokio::time::sleep(pause) => Ok(serde_json::json!({ "slept_ms": job.ms, "attempt": cx.attempt() })),
-        // Handed back: the next worker sleeps from the start.
-        () = cx.cancelled() => Err(JobError::retry("stopped", "the worker was told to stop")),
+    let parts = 20;
+    let part = Duration::from_millis(job.ms.min(86_400_000)) / parts;
+    for slept in 0..parts {
+        cx.progress(u64::from(slept * 100 / parts), format!("slept {:?}", part * slept));
+        tokio::select! {
+            () = tokio::time::sleep(part) => {}
+            // Cancelled, or handed back: then the next worker sleeps from the start.
+            () = cx.cancelled() => return Err(JobError::retry("stopped", "told to stop")),
+        }
     }
+    Ok(serde_json::json!({ "slept_ms": job.ms, "attempt": cx.attempt() }))
 }
 
 /// Fails the first `failures` attempts, then succeeds.
