@@ -47,6 +47,8 @@ fn what_retention_removed_is_a_gap() {
     let mut just = state(Some(7));
     just.attach(1);
     assert_eq!(read(&mut just, 1, [8]), [Seen::Next]);
+    // Under the reader's hands. A few that are missing are the broker's own.
+    assert_eq!(read(&mut behind, 1, [23, 500]), [Seen::Next, Seen::After(24)]);
     let mut fresh = state(None);
     fresh.attach(1);
     assert_eq!(read(&mut fresh, 1, [5, 6]), [Seen::After(0), Seen::Next]);

@@ -14,6 +14,7 @@ use crate::{
 /// Message type of a question.
 pub(crate) const QUESTION: &str = "hopline.lookup";
 /// Message type of an answer.
+#[cfg(feature = "server")]
 pub(crate) const ANSWER: &str = "hopline.lookup.answer";
 /// Most jobs in one question.
 pub(crate) const JOBS_MAX: usize = 500;

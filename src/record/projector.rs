@@ -158,7 +158,7 @@ impl Projector {
                     for (offset, why) in unreadable {
                         self.pass_over(offset, &why);
                     }
-                    self.publish(applied, &barriers);
+                    self.publish(&applied, &barriers);
                     return Done::Applied;
                 }
                 Err(Failed::Store(StoreError::Corrupt(detail))) => {
@@ -175,7 +175,7 @@ impl Projector {
     }
 
     /// Lets everybody know what has been applied.
-    fn publish(&self, applied: Applied, barriers: &[String]) {
+    fn publish(&self, applied: &Applied, barriers: &[String]) {
         let shared = &self.shared;
         {
             let (mut rates, now) = (shared.rates(), Timestamp::now());

@@ -111,7 +111,7 @@ impl Upkeep {
             if caught_up.wait_for(|caught_up| *caught_up).await.is_err() {
                 return;
             }
-            if let Some(before) = Timestamp::now().checked_sub(half).ok() {
+            if let Ok(before) = Timestamp::now().checked_sub(half) {
                 let jobs = self.repeat_before(before).await;
                 if jobs > 0 {
                     info!(jobs, "wrote events of jobs that wait for long into the log once more");

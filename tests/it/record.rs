@@ -370,17 +370,44 @@ async fn another_log_is_noticed_under_way_and_at_the_start() {
     .await;
 }
 
+/// Sets how the log is kept. To be called before it is declared: its segments keep the size that they begin with.
+async fn segments(stage: &Stage, definition: Value) {
+    let (prefix, log) = (&stage.config.amqp.prefix, stage.names.log());
+    let pattern = format!("^{}$", log.replace('.', "\\."));
+    let rule = json!({ "pattern": pattern, "apply-to": "queues", "definition": definition });
+    stage.rabbit.done(Method::PUT, &format!("policies/{{vhost}}/{prefix}"), Some(rule)).await;
+}
+
+/// Two megabytes of events.
+async fn write_much(stage: &Stage) {
+    let mut filler = event(&envelope(stage), EventType::Submitted);
+    filler.data.args = Some(RawValue::from_string(format!("\"{}\"", "x".repeat(20_000))).expect("JSON"));
+    let filler = body(&[filler]);
+    for _ in 0..100 {
+        write_body(stage, &filler).await;
+    }
+}
+
+#[tokio::test]
+async fn a_new_segment_of_the_log_is_no_gap() {
+    stage(async |stage| {
+        segments(stage, json!({ "stream-max-segment-size-bytes": 100_000 })).await;
+        let (under_way, from_the_start) = (Folder::new(), Folder::new());
+        let (record, _client) = follow(stage, &under_way).await;
+        write_much(stage).await;
+        catch_up(&record).await;
+        assert_eq!(record.first().await.expect("a position"), Position::default());
+        let (record, _client) = follow(stage, &from_the_start).await;
+        assert_eq!(record.first().await.expect("a position"), Position::default());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn what_retention_removed_meanwhile_is_marked() {
     stage(async |stage| {
-        // Before the log is declared: segments keep the size that they begin with.
-        let (prefix, log) = (&stage.config.amqp.prefix, stage.names.log());
-        let small = json!({ "max-length-bytes": 500_000, "stream-max-segment-size-bytes": 100_000 });
-        let rule = json!({
-            "pattern": format!("^{}$", log.replace('.', "\\.")), "apply-to": "queues", "definition": small,
-        });
-        stage.rabbit.done(Method::PUT, &format!("policies/{{vhost}}/{prefix}"), Some(rule)).await;
-
+        segments(stage, json!({ "max-length-bytes": 500_000, "stream-max-segment-size-bytes": 100_000 }))
+            .await;
         let folder = Folder::new();
         let (record, client) = follow(stage, &folder).await;
         let ids = write_lives(stage, 0, 3).await;
@@ -389,12 +416,7 @@ async fn what_retention_removed_meanwhile_is_marked() {
         assert_eq!(record.first().await.expect("a position"), Position::default());
         record.close().await;
 
-        let mut filler = event(&envelope(stage), EventType::Submitted);
-        filler.data.args = Some(RawValue::from_string(format!("\"{}\"", "x".repeat(20_000))).expect("JSON"));
-        let filler = body(&[filler]);
-        for _ in 0..100 {
-            write_body(stage, &filler).await;
-        }
+        write_much(stage).await;
         let (record, _) = follow(stage, &folder).await;
         let first = record.first().await.expect("a position");
         assert!(first > before, "{first} after {before}");
