@@ -36,7 +36,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::words::{Cancel, Done, IDS_MAX, Purge, Replay, Set, Target, queue};
+pub use self::words::{Cancel, Done, IDS_MAX, Purge, Replay, Set, Target};
 use crate::{
     amqp::{
         Names, PublishError,
@@ -234,7 +234,7 @@ pub async fn serve(
 /// The worker that runs acts.
 fn worker(config: &Config, acts: Acts) -> Worker<Acts> {
     let mut config = config.clone();
-    let queue = queue(&acts.names);
+    let queue = acts.names.acts();
     // Its port is the other workers'.
     config.worker.health = None;
     let share = WorkerQueue { concurrency: Some(CONCURRENCY), prefetch: u16::try_from(CONCURRENCY).ok() };

@@ -55,6 +55,7 @@ use self::{
     problem::{Code, Problem},
 };
 use crate::{
+    amqp::Names,
     client::{Client, Submission},
     config::{self, Config},
     job::QueueName,
@@ -140,7 +141,7 @@ impl App {
             keys,
             http: config.http.clone(),
             limits: config.limits.clone(),
-            acts: acts::queue(config),
+            acts: Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix).acts(),
             confirm_timeout: config.amqp.confirm_timeout,
             queues: config.amqp.queues.clone(),
             in_flight: places(config.http.max_in_flight),

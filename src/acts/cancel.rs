@@ -4,7 +4,7 @@ use super::{
     Acts,
     attempt::{Attempt, behind},
     sweep::check_ids,
-    words::{Cancel, Done, queue},
+    words::{Cancel, Done},
 };
 use crate::{
     client::CancelTarget,
@@ -56,7 +56,7 @@ impl Cancelling {
         let filter = live(filter)?;
         // Unless it is asked for, an act does not cancel acts, itself included.
         let acts = self.attempt.acts();
-        let spared = (filter.queue.is_none() && filter.kind.is_none()).then(|| queue(&acts.names));
+        let spared = (filter.queue.is_none() && filter.kind.is_none()).then(|| acts.names.acts());
         let mut after = None;
         loop {
             let page = acts.record.jobs(filter.clone(), TOGETHER, after).await.map_err(behind)?;
@@ -78,7 +78,7 @@ impl Cancelling {
             .map(|job| CancelTarget {
                 id: job.id,
                 run: job.run,
-                attempt: job.attempt,
+                attempt: job.attempt.max(1),
                 step: job.step,
                 kind: job.kind,
                 queue: job.queue,

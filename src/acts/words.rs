@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
-    amqp::Names,
     job::{Job, JobId, QueueName},
     record::model::Filter,
 };
@@ -15,17 +14,6 @@ pub(super) const REPLAYED_BY: &str = "hopline-replayed-by";
 pub const IDS_MAX: usize = 10_000;
 /// The queue of acts.
 const QUEUE: &str = "hopline-acts";
-
-/// The queue of acts. Where several prefixes share one delay ladder, each needs a name of its own.
-#[must_use]
-pub fn queue(names: &Names) -> QueueName {
-    let name = match names.shared_ladder() {
-        None => QUEUE.to_owned(),
-        Some(prefix) => crate::job::dead::clip(&format!("acts-{prefix}"), 60).to_owned(),
-    };
-    // Prefixes keep the rule of queue names.
-    QueueName::parse(name).expect("a name within the rule")
-}
 
 /// Starts the next run of dead jobs.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

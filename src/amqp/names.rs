@@ -1,6 +1,6 @@
 //! The name of every exchange, queue, routing and binding key: made here and nowhere else.
 
-use crate::job::{Kind, QueueName};
+use crate::job::{Kind, QueueName, dead::clip, name::QUEUE_MAX};
 
 use super::delay::{self, LEVELS};
 
@@ -23,10 +23,13 @@ impl Names {
         Self { prefix: prefix.to_owned(), ladder: ladder.to_owned() }
     }
 
-    /// The prefix, where the delay ladder has another one, because several prefixes share it.
+    /// The queue of acts. Where several prefixes share one delay ladder, each needs a name of its own.
     #[must_use]
-    pub fn shared_ladder(&self) -> Option<&str> {
-        (self.ladder != self.prefix).then_some(self.prefix.as_str())
+    pub fn acts(&self) -> QueueName {
+        let own = format!("acts-{}", self.prefix);
+        let name = if self.ladder == self.prefix { "hopline-acts" } else { clip(&own, QUEUE_MAX) };
+        // A prefix keeps the rule of queue names.
+        QueueName::parse(name).expect("a name within the rule")
     }
 
     /// Topic exchange: jobs to be run now.
@@ -195,7 +198,7 @@ impl Names {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::name::{KIND_MAX, QUEUE_MAX};
+    use crate::job::name::KIND_MAX;
 
     #[test]
     fn the_names_of_the_wire_contract() {
@@ -212,6 +215,8 @@ mod tests {
         assert_eq!(Names::jobs_binding(&media), "media.normal.#");
         assert_eq!(Names::ready_binding(&media).matches("*.").count(), 28);
         assert_eq!(Names::new("a", "b").delay(0), "b.delay.00");
+        assert_eq!((names.acts().as_str(), Names::new("a", "b").acts().as_str()), ("hopline-acts", "acts-a"));
+        assert_eq!(Names::new(&"p".repeat(QUEUE_MAX), "b").acts().as_str().len(), QUEUE_MAX);
     }
 
     #[test]

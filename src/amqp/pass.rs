@@ -11,7 +11,7 @@
 //! `basic.get` instead of a consumer: nothing is delivered that was not asked for, so the bytes in memory and the time
 //! for which a message is unsettled are bounded here, whatever the rate and the size of the messages.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use lapin::{
     Channel, Consumer, ErrorKind,
@@ -124,8 +124,7 @@ impl Passes {
             exchange: self.names.dead(),
             publisher: self.publisher.clone(),
             left: ready,
-            held: 0,
-            last: 0,
+            unsettled: BTreeSet::new(),
             ends_at: Instant::now() + self.lasts,
         })
     }
@@ -177,10 +176,8 @@ pub(crate) struct Pass {
     publisher: Publisher,
     /// Messages that waited at the beginning and have not been met.
     left: u32,
-    /// Unsettled messages that were passed over.
-    held: usize,
-    /// The last delivery tag.
-    last: u64,
+    /// Delivery tags of those met that are still there.
+    unsettled: BTreeSet<u64>,
     ends_at: Instant,
 }
 
@@ -204,7 +201,7 @@ impl Pass {
         let got = self.lock.channel.basic_get(short(&self.name), BasicGetOptions::default());
         let got = in_time("get a message", got).await?;
         Ok(got.map(|got| {
-            self.last = got.delivery.delivery_tag;
+            self.unsettled.insert(got.delivery.delivery_tag);
             Letter { tag: got.delivery.delivery_tag, incoming: incoming(got.delivery) }
         }))
     }
@@ -222,14 +219,14 @@ impl Pass {
 
     /// Takes a message out of the queue: what follows from it is confirmed.
     pub(crate) async fn done(&mut self, letter: &Letter) -> Result<(), PassError> {
+        self.unsettled.remove(&letter.tag);
         let acked = self.lock.channel.basic_ack(letter.tag, BasicAckOptions::default());
         Ok(in_time("acknowledge", acked).await?)
     }
 
     /// Leaves a message of a dead-letter queue in it.
     pub(crate) async fn leave(&mut self, letter: Letter, deadline: Instant) -> Result<(), PassError> {
-        if self.held < HELD_MAX {
-            self.held += 1;
+        if self.unsettled.len() <= HELD_MAX {
             return Ok(());
         }
         let target = Target {
@@ -245,10 +242,10 @@ impl Pass {
 
     /// Ends the pass: what is unsettled is in its queue again, and another pass may begin.
     pub(crate) async fn end(self) -> Result<(), PassError> {
-        if self.last > 0 {
+        // The tag must be one that is unsettled: any other is a channel error.
+        if let Some(last) = self.unsettled.last() {
             let back = BasicNackOptions { multiple: true, requeue: true };
-            // All up to the last tag that is not acknowledged.
-            in_time("hand back", self.lock.channel.basic_nack(self.last, back)).await?;
+            in_time("hand back", self.lock.channel.basic_nack(*last, back)).await?;
         }
         self.lock.release().await;
         Ok(())

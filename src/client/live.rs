@@ -110,8 +110,13 @@ impl Live {
         let names = Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix);
         let instance = instance();
         let mut queues = config.amqp.queues.clone();
-        if let Role::Worker(own) = role {
-            queues.extend(own.iter().filter(|queue| !config.amqp.queues.contains(queue)).cloned());
+        match role {
+            Role::Worker(own) => {
+                queues.extend(own.iter().filter(|queue| !config.amqp.queues.contains(queue)).cloned());
+            }
+            // Its acts wait there.
+            Role::Http => queues.push(names.acts()),
+            Role::Producer => {}
         }
         let plan = Plan { names: names.clone(), queues };
         let name = format!("{} {} {instance}", config.amqp.prefix, role.name());

@@ -30,7 +30,7 @@ use super::{
     submission::{APP_ID, ERRORS_MAX, check_args},
 };
 use crate::{
-    acts::{self, Cancel, IDS_MAX, Replay, Set},
+    acts::{Cancel, IDS_MAX, Replay, Set},
     client::Submission,
     job::{Envelope, Job, JobId, Kind},
     record::{
@@ -43,6 +43,8 @@ use crate::{
 const COUNT_MAX: u64 = 10_000;
 /// Jobs looked at together.
 const PAGE: usize = 500;
+/// Most groups of a queue that the record tells.
+const GROUPS_MAX: usize = 1000;
 /// The slowest rate, per second.
 const RATE_MIN: f64 = 1e-6;
 
@@ -125,20 +127,20 @@ pub(super) fn is_replayable(job: &Summary) -> bool {
 /// Checks that a group of dead jobs that is asked for is there.
 pub(super) async fn check_group(app: &App, filter: &Filter) -> Result<(), Problem> {
     let Some(fingerprint) = &filter.fingerprint else { return Ok(()) };
-    let group = Filter {
-        status: vec![JobStatus::Dead],
-        queue: filter.queue.clone(),
-        fingerprint: Some(fingerprint.clone()),
-        ..Filter::default()
-    };
     let failed = |error| Problem::record(&error);
-    if app.record.jobs(group.clone(), 1, None).await.map_err(failed)?.items.is_empty() {
-        app.catch_up().await?;
-        if app.record.jobs(group, 1, None).await.map_err(failed)?.items.is_empty() {
-            return Err(Problem::new(Code::UnknownGroup, "no dead job has this fingerprint"));
+    app.catch_up().await?;
+    let queues = match &filter.queue {
+        Some(queue) => vec![queue.clone()],
+        None => app.record.queues().await.map_err(failed)?.into_keys().collect(),
+    };
+    for queue in queues {
+        let groups = app.record.groups(queue).await.map_err(failed)?;
+        // Where there are as many as are told, there may be more.
+        if groups.len() >= GROUPS_MAX || groups.iter().any(|group| group.fingerprint == *fingerprint) {
+            return Ok(());
         }
     }
-    Ok(())
+    Err(Problem::new(Code::UnknownGroup, "no dead job that can be replayed has this fingerprint"))
 }
 
 async fn cancel_many(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
@@ -461,11 +463,6 @@ fn note(raw: &RawValue, max: usize) -> Result<String, String> {
         return Ok(text);
     }
     Err(format!("must be 1 to {max} bytes of text without control characters"))
-}
-
-/// The queue of acts.
-pub(super) fn queue(config: &crate::Config) -> crate::QueueName {
-    acts::queue(&crate::amqp::Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix))
 }
 
 #[cfg(test)]
