@@ -200,7 +200,7 @@ impl Store {
         // Closes the file.
         writer.db = Connection::open_in_memory()?;
         writer.classes.clear();
-        let aside = file::set_aside(&self.path)?;
+        let aside = set_aside(&self.path)?;
         writer.db = file::open(&self.path)?;
         self.readers.reopen(&self.path)?;
         Ok(aside)
