@@ -243,7 +243,9 @@ impl Batch {
         if named.is_empty() {
             return;
         }
-        let asked = named.iter_mut().filter_map(|job| Some((job.named?, &job.job.envelope.kind, job.too_late.take())));
+        let asked = named
+            .iter_mut()
+            .filter_map(|job| Some((job.named?, &job.job.envelope.kind, job.too_late.take())));
         let begun = keyed::begin_all(app, asked.collect()).await;
         for (Job { place, job, .. }, begun) in named.into_iter().zip(begun) {
             match begun {
