@@ -1,13 +1,8 @@
 //! Publishing without confirms: for what may be lost. One channel with one owner task; what comes while there is no
-//! connection, or more than the connection takes, is dropped and counted.
+//! connection, or more than the connection takes, is dropped.
 //!
 //! Why apart from [`super::publisher`]: whoever binds a queue to `hopline.events` must not be able to hold up a confirm
 //! (a length limit, a quorum without a majority), nor the connection that jobs are published on (credit flow).
-
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
 
 use lapin::{Channel, options::BasicPublishOptions};
 use tokio::{
@@ -42,22 +37,20 @@ enum Request {
 #[derive(Clone)]
 pub(crate) struct Outlet {
     requests: mpsc::Sender<Request>,
-    dropped: Arc<AtomicU64>,
 }
 
 impl Outlet {
     /// Starts the owner of one channel on `link`. It ends when the last handle is dropped.
     pub(crate) fn start(link: &Link) -> Self {
         let (requests, queue) = mpsc::channel(WAITING);
-        let dropped = Arc::new(AtomicU64::new(0));
-        link.runtime().spawn(own(link.clone(), queue, Arc::clone(&dropped)));
-        Self { requests, dropped }
+        link.runtime().spawn(own(link.clone(), queue));
+        Self { requests }
     }
 
     /// Publishes if that is possible now.
     pub(crate) fn send(&self, exchange: String, key: String, message: Message) {
         if self.requests.try_send(Request::Publish(Box::new(Parcel { exchange, key, message }))).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
+            debug!("an event for subscribers is dropped: too many wait");
         }
     }
 
@@ -69,14 +62,9 @@ impl Outlet {
             let _ = flushed.await;
         }
     }
-
-    /// How many messages were dropped.
-    pub(crate) fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
-    }
 }
 
-async fn own(link: Link, mut requests: mpsc::Receiver<Request>, dropped: Arc<AtomicU64>) {
+async fn own(link: Link, mut requests: mpsc::Receiver<Request>) {
     let (mut pauses, mut channel) = (Pauses::new(), None);
     while let Some(request) = requests.recv().await {
         let parcel = match request {
@@ -91,7 +79,6 @@ async fn own(link: Link, mut requests: mpsc::Receiver<Request>, dropped: Arc<Ato
             Ok(()) => pauses.reset(),
             Err(down) => {
                 debug!(reason = down.0, "an event for subscribers is dropped");
-                dropped.fetch_add(1, Ordering::Relaxed);
                 if channel.take().is_some() {
                     // The connection lives, most likely: what it publishes to is gone.
                     sleep(pauses.next()).await;

@@ -43,6 +43,7 @@ use rusqlite::{Connection, ErrorCode};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
+pub(super) use self::file::set_aside;
 use self::file::{Readers, Writer, hold};
 use super::model::{
     CancelRequest, Counts, Filter, Group, JobRecord, JobStatus, Page, Position, QueueRecord, Scope,

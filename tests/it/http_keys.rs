@@ -91,6 +91,32 @@ async fn the_same_put_many_times_at_once_is_one_job() {
     .await;
 }
 
+/// Both may publish it. One worker is enough to see that it is run once.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_are_asked_at_once_make_one_job() {
+    stage(async |stage| {
+        let (worker, mut log) = stage.probes();
+        let fronts = [stage.front().await, stage.front().await];
+        for _ in 0..20 {
+            let id = JobId::new().to_string();
+            let path = format!("/v1/jobs/{id}");
+            let puts = (0..8).map(|number: usize| fronts[number % 2].put(&path, BODY));
+            let answers = join_all(puts).await;
+            let accepted = answers.iter().filter(|answer| answer.status == 202).count();
+            assert!((1..=2).contains(&accepted), "{answers:?}");
+            assert!(answers.iter().all(|answer| [200, 202, 409].contains(&answer.status)), "{answers:?}");
+            for front in &fronts {
+                let ended = front.put(&format!("{path}?wait=60s"), BODY).await;
+                assert_eq!(replayed(&ended, &id)["status"], "succeeded");
+            }
+        }
+        fronts[0].call("test.probe", "\"last\"").await;
+        let report = worker.stop().await;
+        assert_eq!((log.rest().len(), report.succeeded), (21, 21), "each once: {report:?}");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_stands_for_one_job() {
     stage(async |stage| {
@@ -478,14 +504,16 @@ async fn repeats_through_cut_connections_make_one_job_each() {
         let (statuses, cut) = tokio::join!(join_all((0..JOBS).map(until_answered)), cutting);
         assert!(cut >= 10, "{cut} connections cut");
         front.wait_ready().await;
-        // Where every copy has been taken when it ends.
+        let mut starts = log.take(usize::try_from(JOBS).unwrap()).await;
+        // Behind whatever else there is.
         let last = eventually("a call through", async || {
             let answer = front.post("/v1/rpc/test.probe?wait=60s", "-1").await;
             (answer.status == 200).then_some(answer)
         });
         last.await;
         let report = worker.stop().await;
-        let mut args: Vec<i64> = log.rest().iter().filter_map(|start| start.args.parse().ok()).collect();
+        starts.extend(log.rest());
+        let mut args: Vec<i64> = starts.iter().filter_map(|start| start.args.parse().ok()).collect();
         args.retain(|number| *number >= 0);
         args.sort_unstable();
         assert!(args.iter().copied().eq(0..JOBS), "each once: {args:?}, {report:?}");

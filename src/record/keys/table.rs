@@ -1,18 +1,13 @@
 //! The file of reservations: one table, one transaction at a time. Knows nothing of threads and claims.
 
-use std::{
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Statement, TransactionBehavior, params};
 use tracing::error;
 
 use super::{Digest, KEPT};
-use crate::job::JobId;
+use crate::{job::JobId, record::store};
 
 /// The version of the table; the file's `user_version`.
 const VERSION: i64 = 1;
@@ -87,8 +82,7 @@ impl Table {
         }
         let opened = match Self::open_file(path, most) {
             Err(Failure::Corrupt(why)) => {
-                let aside =
-                    set_aside(path).map_err(|error| format!("{why}, and cannot be renamed: {error}"))?;
+                let aside = store::set_aside(path).map_err(|error| format!("{why}, and {error}"))?;
                 error!(
                     file = %path.display(), aside = %aside.display(), error = why,
                     "the file of keys cannot be read and is set aside: requests that were not confirmed before are \
@@ -220,24 +214,4 @@ fn check(db: &Connection) -> Result<(), Failure> {
     }
     let readable = db.prepare("SELECT id, digest, accepted, created_at FROM keys");
     readable.map(drop).map_err(|error| Failure::Corrupt(error.to_string()))
-}
-
-/// Renames the file, and what SQLite keeps beside it.
-fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
-    let with = |end: &str| {
-        let mut name = OsString::from(path);
-        name.push(end);
-        PathBuf::from(name)
-    };
-    let mark = format!(".broken-{}", Timestamp::now().as_second());
-    for end in ["-wal", "-shm"] {
-        let renamed = fs::rename(with(end), with(&format!("{mark}{end}")));
-        renamed.or_else(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        })?;
-    }
-    let aside = with(&mark);
-    fs::rename(path, &aside)?;
-    Ok(aside)
 }

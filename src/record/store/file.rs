@@ -147,8 +147,8 @@ fn connect_reader(path: &Path) -> Result<Reader, StoreError> {
     Ok(Reader { db, classes: HashMap::new() })
 }
 
-/// Renames the file, with what SQLite keeps beside it, to `record.db.broken-<time>`; of such files the newest three stay.
-pub(super) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
+/// Renames a database, with what SQLite keeps beside it, to `<name>.broken-<time>`; of such files the newest three stay.
+pub(in crate::record) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
     let failed = |source| StoreError::Folder { path: path.to_owned(), source };
     let stamp = Timestamp::now().strftime("%Y%m%dT%H%M%S%.3fZ").to_string();
     let aside = with_suffix(path, &format!(".broken-{stamp}"));
