@@ -33,7 +33,7 @@ mod words;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use self::words::{Cancel, Done, IDS_MAX, Purge, Replay, Set, Target};
@@ -57,7 +57,7 @@ use crate::{
 const CONCURRENCY: usize = 4;
 /// Longest attempt of an act; a longer act goes on in the next one.
 const ATTEMPT_MAX: Duration = Duration::from_secs(600);
-/// Longest wait for a confirm.
+/// Longest wait for a connection, for the log's confirm, and for a queue that refuses.
 const CONFIRM: Duration = Duration::from_secs(30);
 /// Pause before a refused publish is tried again.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -99,7 +99,12 @@ enum Failure {
 }
 
 impl Acts {
-    fn new(config: &Config, record: Record, client: Client, stop: CancellationToken) -> Result<Self, String> {
+    fn new(
+        config: &Config,
+        record: Record,
+        client: &Client,
+        stop: CancellationToken,
+    ) -> Result<Self, String> {
         let live = client.live()?;
         let link = live.links.start("acts");
         Ok(Self(Arc::new(Inner {
@@ -122,14 +127,20 @@ impl Acts {
         })))
     }
 
-    /// Publishes a message until it is confirmed: for as long as the broker refuses or is full, but not for ever.
+    /// Publishes a message; once more, for a while, where the broker refuses it.
+    ///
+    /// Waits for a confirm as long as it may come: to publish once more beside it would make two jobs of one. The
+    /// publisher answers when the connection ends or the broker is stuck; an alarm may hold it up for longer.
     async fn publish(&self, exchange: String, key: String, message: &Message) -> Result<(), PublishError> {
         let target = publisher::Target { exchange, key, mandatory: true };
-        let deadline = Instant::now() + CONFIRM;
+        let patience = Instant::now() + CONFIRM;
+        let up = self.publisher.link().wait_up(patience).await;
+        up.map_err(|down| PublishError::Unavailable(down.0))?;
         loop {
+            let deadline = Instant::now() + ATTEMPT_MAX;
             match self.publisher.publish_patiently(target.clone(), message.clone(), deadline).await {
-                Err(PublishError::Refused | PublishError::Full) if Instant::now() + AGAIN < deadline => {
-                    tokio::time::sleep(AGAIN).await;
+                Err(PublishError::Refused | PublishError::Full) if Instant::now() < patience => {
+                    sleep(AGAIN).await;
                 }
                 result => return result,
             }
@@ -208,12 +219,13 @@ impl Acts {
 pub async fn serve(
     config: &Config,
     record: Record,
-    client: Client,
+    client: &Client,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Report, WorkerError> {
     let stop = CancellationToken::new();
     let acts = Acts::new(config, record, client, stop.clone()).map_err(WorkerError::Start)?;
-    let runtime = acts.publisher.link().runtime();
+    let link = acts.link.clone();
+    let runtime = link.runtime();
     let reconciling =
         [runtime.spawn(strays::reconcile(acts.clone())), runtime.spawn(lost::watch(acts.clone()))];
     let worker = worker(config, acts);
@@ -226,8 +238,9 @@ pub async fn serve(
     stop.cancel();
     for task in reconciling {
         // Both end when told; what they hold goes back to its queue.
-        drop(tokio::time::timeout(Duration::from_secs(5), task).await);
+        drop(timeout(Duration::from_secs(5), task).await);
     }
+    link.close().await;
     report
 }
 

@@ -148,6 +148,7 @@ fn known(answer: Result<Option<crate::record::model::JobRecord>, RecordError>) -
 }
 
 /// The record cannot say what an act must know: later, and no attempt is spent.
+#[expect(clippy::needless_pass_by_value, reason = "an argument of map_err")]
 pub(super) fn behind(error: RecordError) -> JobError {
     tracing::debug!(%error, "an act waits for the record");
     JobError::snooze(LATER)

@@ -188,7 +188,7 @@ mod tests {
     fn what_fell_off_the_ladder_still_has_its_bits() {
         let bits = "0.".repeat(26) + "1.1.";
         let ladder = vec![entry("hopline.delay.00", "expired")];
-        let stray = moved(&format!("{bits}media.normal.image.thumbnail"), ladder.clone());
+        let stray = moved(&format!("{bits}media.normal.image.thumbnail"), ladder);
         assert_eq!((stray.queue.as_str(), stray.reason), ("media", Reason::Unroutable));
         assert!(stray.may_be_offered());
         for broken in

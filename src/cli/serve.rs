@@ -34,7 +34,7 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
         served
     };
     let acting = async {
-        let acted = acts::serve(&config, record.clone(), client.clone(), stop.cancelled()).await;
+        let acted = acts::serve(&config, record.clone(), &client, stop.cancelled()).await;
         stop.cancel();
         acted
     };

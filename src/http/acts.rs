@@ -11,6 +11,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -39,10 +40,12 @@ use crate::{
     },
 };
 
-/// Jobs that a dry run counts; more are not counted.
-const COUNT_MAX: u64 = 10_000;
+/// Jobs that are looked at to count those that fit.
+const COUNT_MAX: usize = 10_000;
 /// Jobs looked at together.
 const PAGE: usize = 500;
+/// Jobs looked up at the same time.
+const LOOK_UPS: usize = 16;
 /// Most groups of a queue that the record tells.
 const GROUPS_MAX: usize = 1000;
 /// The slowest rate, per second.
@@ -322,20 +325,23 @@ pub(super) async fn count(
     let mut count = Count::default();
     if let Some(ids) = ids {
         let fits = |job: &Summary| fit(job) && filter.queue.as_ref().is_none_or(|queue| job.queue == *queue);
-        for id in ids.iter().collect::<BTreeSet<_>>() {
-            // After catching up, what is not known now does not exist.
-            let job = app.record.job(*id, Duration::ZERO).await.ok().flatten();
-            count.matched += u64::from(job.is_some_and(|job| fits(&job.summary)));
+        let ids: BTreeSet<JobId> = ids.iter().copied().collect();
+        // After catching up, what is not known now does not exist.
+        let known = ids.into_iter().map(|id| app.record.job(id, Duration::ZERO));
+        let mut known = stream::iter(known).buffer_unordered(LOOK_UPS);
+        while let Some(job) = known.next().await {
+            count.matched += u64::from(job.ok().flatten().is_some_and(|job| fits(&job.summary)));
         }
         return Ok(count);
     }
-    let mut after = None;
+    let (mut after, mut looked_at) = (None, 0);
     loop {
         let page = app.record.jobs(filter.clone(), PAGE, after).await;
         let page = page.map_err(|error| Problem::record(&error))?;
+        looked_at += page.items.len();
         count.matched += page.items.iter().filter(|job| fit(job)).count() as u64;
         match page.next {
-            Some(_) if count.matched >= COUNT_MAX => {
+            Some(_) if looked_at >= COUNT_MAX => {
                 count.at_least = true;
                 return Ok(count);
             }

@@ -351,6 +351,35 @@ async fn an_act_goes_on_in_another_process_when_its_own_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_act_stops_and_the_rest_stays() {
+    stage(async |stage| {
+        let (_worker, mut log) = stage.probes();
+        let front = stage.front().await;
+        let _acting = stage.act(&front, &stage.config);
+        submit(stage, &front, "fatal", 100).await;
+        log.take(100).await;
+        wait_dead(stage, &front, 100).await;
+        let order = json!({"all": true, "rate": 5, "set": {"args": {}}});
+        let act = replay(stage, &front, order).await.accepted();
+        log.take(1).await;
+        let cancelled = front.delete(&format!("/v1/jobs/{act}?by=eve")).await;
+        assert_eq!(cancelled.status, 202, "{cancelled:?}");
+        let record = front.settled(&act).await;
+        assert_eq!(record["status"], "cancelled", "{record}");
+        let replayed = eventually("each job is in one place", async || {
+            let left = stage.rabbit.count(&stage.dead_queue()).await?;
+            let path = format!("/v1/jobs/counts?queue={}", stage.queue);
+            let counts = front.get(&path).await.json();
+            let ended = counts["counts"]["succeeded"].as_u64()?;
+            (u64::from(left) + ended == 100).then_some(ended)
+        })
+        .await;
+        assert!(replayed < 100, "it stopped");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bad_orders_are_refused_at_the_door() {
     stage(async |stage| {
         let front = stage.front().await;

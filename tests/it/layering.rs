@@ -114,6 +114,15 @@ fn amqp_knows_neither_its_users_nor_http() {
 }
 
 #[test]
+fn acts_know_neither_http_nor_the_command_line() {
+    forbid(|path| is_part(path, "acts"), &["axum", "rusqlite", "crate::http", "crate::cli"]);
+    forbid(
+        |path| is_part(path, "worker") || is_part(path, "record") || is_part(path, "client"),
+        &["crate::acts"],
+    );
+}
+
+#[test]
 fn attempt_and_disposition_know_no_broker() {
     forbid(|path| ["worker/executor.rs", "worker/disposition.rs"].contains(&path), &["lapin", "amqp"]);
 }

@@ -28,13 +28,13 @@ fn own_ladder(stage: &Stage) -> Config {
     config
 }
 
-fn probe(queue: &QueueName, args: Value) -> Value {
+fn probe(queue: &QueueName, args: &Value) -> Value {
     json!({"kind": "test.probe", "queue": queue, "args": args, "tags": ["t"]})
 }
 
 /// A probe for the test's queue.
 fn plain(stage: &Stage) -> String {
-    probe(&stage.queue, json!({"n": 1})).to_string()
+    probe(&stage.queue, &json!({"n": 1})).to_string()
 }
 
 /// Waits for a job to die for this reason, and for its message in the dead-letter queue.
@@ -94,15 +94,15 @@ async fn a_job_that_waits_or_runs_is_not_lost() {
         let front = stage.front_with(&config).await;
         let _acting = stage.act(&front, &config);
         let (_worker, mut log) = stage.probes_with(&config, quick().queue(busy.as_str()));
-        let waiting = front.submit(probe(&stage.queue, json!({})).to_string()).await;
-        let mut delayed = probe(&busy, json!({}));
+        let waiting = front.submit(probe(&stage.queue, &json!({})).to_string()).await;
+        let mut delayed = probe(&busy, &json!({}));
         delayed["delay"] = json!("1h");
         let delayed = front.submit(delayed.to_string()).await;
-        let running = front.submit(probe(&busy, json!({"script": ["held"]})).to_string()).await;
+        let running = front.submit(probe(&busy, &json!({"script": ["held"]})).to_string()).await;
         log.next().await;
         // As long as it takes to lose one job, twice.
         for _ in 0..2 {
-            let lost = front.submit(probe(&gone, json!({})).to_string()).await;
+            let lost = front.submit(probe(&gone, &json!({})).to_string()).await;
             stage.rabbit.wait_count(&stage.names.queue(&gone), 1).await;
             stage.rabbit.purge(&stage.names.queue(&gone)).await;
             let record = front.settled(&lost).await;

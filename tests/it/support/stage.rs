@@ -150,7 +150,7 @@ impl Stage {
         let stop = self.ending.child_token();
         let (config, record, client) = (config.clone(), front.record.clone(), front.client.clone());
         let until = stop.clone();
-        let acting = async move { hopline::acts::serve(&config, record, client, until.cancelled()).await };
+        let acting = async move { hopline::acts::serve(&config, record, &client, until.cancelled()).await };
         Acting { stop, task: self.tasks.spawn(acting) }
     }
 
