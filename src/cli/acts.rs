@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{
-    api::{self, Answer, Server, exit, read_json},
+    api::{self, Answer, Request, Server, exit, read_json},
     follow,
     human::{At, count, one_line},
     input, say,
@@ -22,7 +22,7 @@ use crate::JobId;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Whether an act is asked for, or only what it would be about.
-#[derive(Debug, Clone, Copy, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct Trying {
     /// Only count the jobs that it would be about.
     #[arg(long, conflicts_with = "wait")]
@@ -32,7 +32,7 @@ pub(super) struct Trying {
 }
 
 /// What is done after an act was taken.
-#[derive(Debug, Clone, Copy, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct Following {
     /// Wait for its end; the progress goes to standard error.
     #[arg(long)]
@@ -40,6 +40,9 @@ pub(super) struct Following {
     /// With --wait: for at most this long. Default: as long as it takes.
     #[arg(long, requires = "wait", value_parser = input::duration)]
     timeout: Option<Duration>,
+    /// A key of your choice (`Idempotency-Key`): asked for again with it, it is the same act.
+    #[arg(long)]
+    key: Option<String>,
     /// Print the answer, or with --wait the act's record, as JSON, as it came.
     #[arg(long)]
     json: bool,
@@ -73,19 +76,24 @@ impl Order {
 
 impl Trying {
     /// The member of the body that says that it is a dry run.
-    pub(super) fn dry(self) -> Option<bool> {
+    pub(super) fn dry(&self) -> Option<bool> {
         self.dry_run.then_some(true)
     }
 
     /// Whether it is about an act at all.
-    pub(super) fn needs_act(self) -> bool {
-        self.dry_run || self.following.wait
+    pub(super) fn needs_act(&self) -> bool {
+        self.dry_run || self.following.wait || self.following.key.is_some()
     }
 }
 
 impl Following {
+    /// The request with its key, if it has one.
+    pub(super) fn keyed(&self, request: Request) -> Request {
+        request.key(self.key.as_deref())
+    }
+
     /// Whether answers are shown as they came.
-    pub(super) fn is_json(self) -> bool {
+    pub(super) fn is_json(&self) -> bool {
         self.json
     }
 }
@@ -130,7 +138,11 @@ impl Done {
 }
 
 /// Tells of an act that was taken, and follows it if that is wanted.
-pub(super) async fn told(server: &Server, answer: &Answer, following: Following) -> anyhow::Result<ExitCode> {
+pub(super) async fn told(
+    server: &Server,
+    answer: &Answer,
+    following: &Following,
+) -> anyhow::Result<ExitCode> {
     let taken: Taken = answer.read()?;
     match &taken.id {
         Some(id) if following.wait => return follow_to_end(server, id, following).await,
@@ -159,7 +171,7 @@ pub(super) fn counted(answer: &Answer, what: &str) -> anyhow::Result<String> {
     Ok(answer.read::<Taken>()?.jobs(what))
 }
 
-async fn follow_to_end(server: &Server, id: &str, following: Following) -> anyhow::Result<ExitCode> {
+async fn follow_to_end(server: &Server, id: &str, following: &Following) -> anyhow::Result<ExitCode> {
     say::error(format_args!("Act {}.", one_line(id)));
     let deadline = following.timeout.map(|timeout| Instant::now() + timeout);
     let mut shown = None;

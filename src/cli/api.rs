@@ -106,6 +106,11 @@ impl Request {
         self
     }
 
+    /// With a key that makes it safe to repeat, if there is one.
+    pub(super) fn key(self, key: Option<&str>) -> Self {
+        self.header("idempotency-key", key.map(key_header))
+    }
+
     /// With a body.
     pub(super) fn json(mut self, body: &impl Serialize) -> anyhow::Result<Self> {
         self.body = Some(serde_json::to_string(body)?);
@@ -116,6 +121,15 @@ impl Request {
     pub(super) fn longer(mut self, wait: Duration) -> Self {
         self.patience = PATIENCE.saturating_add(wait);
         self
+    }
+}
+
+/// A key as a header: bare, or as a string (RFC 8941) where it could be taken for one.
+fn key_header(key: &str) -> String {
+    if key.contains(['"', '\\']) {
+        format!("\"{}\"", key.replace('\\', "\\\\").replace('"', "\\\""))
+    } else {
+        key.to_owned()
     }
 }
 
@@ -240,6 +254,13 @@ mod tests {
         }
         for bad in ["", "localhost:8080", "127.0.0.1:8080", "ftp://x", "mailto:x"] {
             assert!(server(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn keys_are_quoted_where_they_must_be() {
+        for (key, header) in [("order-17", "order-17"), (r#""a"\"#, r#""\"a\"\\""#)] {
+            assert_eq!(key_header(key), header);
         }
     }
 

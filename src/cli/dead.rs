@@ -224,8 +224,8 @@ impl Replay {
         let server = Server::new(&self.target)?;
         let queue = &self.which.queue;
         let request = Request::post(["v1", "queues", queue, "dead", "replay"]).json(&order)?;
-        let answer = server.ask_about(queue, &request).await?;
-        acts::told(&server, &answer, self.trying.following).await
+        let answer = server.ask_about(queue, &self.trying.following.keyed(request)).await?;
+        acts::told(&server, &answer, &self.trying.following).await
     }
 }
 
@@ -240,7 +240,7 @@ impl Purge {
             }
         }
         let answer = self.ask(&server, self.trying.dry()).await?;
-        acts::told(&server, &answer, self.trying.following).await
+        acts::told(&server, &answer, &self.trying.following).await
     }
 
     /// Asks the person, who is told how many there are.
@@ -259,7 +259,7 @@ impl Purge {
             .query("dry_run", dry_run.map(|dry| dry.to_string()))
             .query("by", self.by.as_deref())
             .query("reason", self.reason.as_deref());
-        server.ask_about(queue, &request).await
+        server.ask_about(queue, &self.trying.following.keyed(request)).await
     }
 }
 

@@ -227,8 +227,8 @@ impl Purge {
         let request = Request::delete(["v1", "queues", &self.queue, "jobs"])
             .query("by", self.by)
             .query("reason", self.reason);
-        let answer = server.ask_about(&self.queue, &request).await?;
-        acts::told(&server, &answer, self.following).await
+        let answer = server.ask_about(&self.queue, &self.following.keyed(request)).await?;
+        acts::told(&server, &answer, &self.following).await
     }
 }
 

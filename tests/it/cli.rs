@@ -202,7 +202,11 @@ async fn dead_jobs_are_grouped_replayed_and_purged() {
     let some = ["dead", "replay", queue, "--id", &ids[0], "--id", &ids[1]];
     shell.run(&["dead", "replay", queue]).await.exits(2).says("--all");
     shell.run(&[&some[..], &["--dry-run"]].concat()).await.exits(0).shows("about 2 jobs");
-    shell.run(&[&some[..], &["--wait"]].concat()).await.exits(0).shows("2 done, 0 skipped, 0 failed");
+    for _ in 0..2 {
+        // The second time it is the same act, and nothing is dead any more.
+        let replay = shell.run(&[&some[..], &["--wait", "--key", "once"]].concat()).await.exits(0);
+        replay.shows("2 done, 0 skipped, 0 failed");
+    }
     for id in &ids[..2] {
         shell.run(&["jobs", "wait", id]).await.exits(0);
     }

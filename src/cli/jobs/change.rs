@@ -104,8 +104,9 @@ impl Cancel {
             .with("reason", self.reason.as_ref())?
             .with("by", self.by.as_ref())?
             .with("dry_run", self.trying.dry())?;
-        let answer = server.ask(&Request::post(["v1", "jobs", "cancel"]).json(&order)?).await?;
-        acts::told(server, &answer, self.trying.following).await
+        let request = Request::post(["v1", "jobs", "cancel"]).json(&order)?;
+        let answer = server.ask(&self.trying.following.keyed(request)).await?;
+        acts::told(server, &answer, &self.trying.following).await
     }
 
     /// One by one; one that cannot be cancelled keeps no other from it.
@@ -141,8 +142,8 @@ impl Replay {
     pub(in crate::cli) async fn run(self) -> anyhow::Result<ExitCode> {
         self.chosen.check(self.trying.dry_run)?;
         let server = Server::new(&self.target)?;
-        let answer = server.ask(&self.request()?).await?;
-        acts::told(&server, &answer, self.trying.following).await
+        let answer = server.ask(&self.trying.following.keyed(self.request()?)).await?;
+        acts::told(&server, &answer, &self.trying.following).await
     }
 
     fn request(&self) -> anyhow::Result<Request> {
