@@ -1,10 +1,14 @@
 //! Two replicas, three workers, jobs of every fate: the records agree with each other and with what the handlers did.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
-use crate::support::process::{Answer, Front, KIND, Stage, eventually, say};
+use crate::support::process::{Answer, Front, KIND, PATIENCE, Stage, say};
 
 /// Jobs in all; `HOPLINE_TEST_JOBS` asks for more.
 const JOBS: usize = 2000;
@@ -103,15 +107,22 @@ pub(crate) async fn whole_record(front: &Front) -> BTreeMap<String, (String, u64
     }
 }
 
-/// Waits until all jobs have ended in this replica's record.
+/// Waits until all jobs have ended in this replica's record: as long as there is news.
 async fn until_all_ended(front: &Front, jobs: usize) {
-    eventually("every job has ended in the record", async || {
-        let counts = front.get("/v1/jobs/counts").await.body;
+    let (mut last, mut since) = (Value::Null, Instant::now());
+    loop {
+        let counts = front.get("/v1/jobs/counts").await.body["counts"].take();
         let of = |status: &str| counts[status].as_u64().unwrap_or(0);
         let ended = of("succeeded") + of("dead") + of("cancelled") + of("expired");
-        (usize::try_from(ended) == Ok(jobs)).then_some(())
-    })
-    .await;
+        if usize::try_from(ended) == Ok(jobs) {
+            return;
+        }
+        if counts != last {
+            (last, since) = (counts, Instant::now());
+        }
+        assert!(since.elapsed() < PATIENCE, "not all of {jobs} jobs have ended: {last}");
+        sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
