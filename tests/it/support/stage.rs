@@ -131,7 +131,8 @@ impl Stage {
         if config.record.path == self.folder {
             config.record.path = self.folder.join(JobId::new().to_string());
         }
-        let record = Record::open(&config).expect("a record");
+        // The front before may still be closing it.
+        let record = eventually("the record's folder is free", async || Record::open(&config).ok()).await;
         let client = self.keep(Client::for_http(&config));
         record.follow(&client).expect("a thread");
         self.records.lock().expect("no panic meanwhile").push(record.clone());
