@@ -243,8 +243,8 @@ impl<'a> Work<'a> {
                 self.applied.news.push(StoredEvent { position: coding::unpack(at), event });
             }
         }
-        self.store_payload("args", position, args)?;
-        self.store_payload("outputs", position, output)?;
+        self.store_payload("args", position, before.is_none(), args)?;
+        self.store_payload("outputs", position, before.is_none(), output)?;
         self.store_row(id, position, heard, before.as_ref().zip(index), &row)
     }
 
@@ -288,12 +288,19 @@ impl<'a> Work<'a> {
         Ok(inserted > 0)
     }
 
-    fn store_payload(&mut self, table: &str, job: i64, change: Change) -> Result<(), StoreError> {
+    fn store_payload(
+        &mut self,
+        table: &str,
+        job: i64,
+        is_new: bool,
+        change: Change,
+    ) -> Result<(), StoreError> {
         match change {
             None => {}
             Some(Some(value)) => {
+                let otherwise = if is_new { "" } else { "ON CONFLICT DO UPDATE SET body = excluded.body" };
                 self.tx
-                    .prepare_cached(&format!("INSERT OR REPLACE INTO {table} (job, body) VALUES (?, ?)"))?
+                    .prepare_cached(&format!("INSERT INTO {table} (job, body) VALUES (?, ?) {otherwise}"))?
                     .execute(params![job, value.get()])?;
             }
             Some(None) => {
