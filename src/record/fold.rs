@@ -54,10 +54,10 @@ pub(crate) struct Row {
     kind: Option<(u32, Kind)>,
     #[serde(rename = "t", default, skip_serializing_if = "no_tags")]
     tags: (u32, Vec<String>),
-    #[serde(rename = "m", default, skip_serializing_if = "no_limit")]
-    max_attempts: (u32, Option<u32>),
-    #[serde(rename = "x", default, skip_serializing_if = "no_time")]
-    expires_at: (u32, Option<i64>),
+    #[serde(rename = "m", default, skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<(u32, u32)>,
+    #[serde(rename = "x", default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<(u32, i64)>,
     #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
     created_at: Option<i64>,
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
@@ -200,14 +200,6 @@ fn no_tags(tags: &(u32, Vec<String>)) -> bool {
     tags.0 == 0
 }
 
-fn no_limit(limit: &(u32, Option<u32>)) -> bool {
-    limit.0 == 0
-}
-
-fn no_time(time: &(u32, Option<i64>)) -> bool {
-    time.0 == 0
-}
-
 /// Puts `candidate` into `slot` if it is greater; whether it was.
 fn raise<T: Ord>(slot: &mut T, candidate: T) -> bool {
     let greater = candidate > *slot;
@@ -253,8 +245,8 @@ impl Row {
         if (self.tags.0, &self.tags.1) < (run, &data.tags) {
             self.tags = (run, data.tags.clone());
         }
-        raise(&mut self.max_attempts, (run, data.max_attempts));
-        raise(&mut self.expires_at, (run, data.expires_at.map(ms)));
+        raise(&mut self.max_attempts, data.max_attempts.map(|limit| (run, limit)));
+        raise(&mut self.expires_at, data.expires_at.map(|at| (run, ms(at))));
         if let Some(created_at) = data.created_at.map(ms) {
             self.created_at = Some(self.created_at.map_or(created_at, |known| known.min(created_at)));
         }
@@ -452,13 +444,13 @@ impl Row {
             run,
             attempt: self.attempts_made(head),
             step: self.step(run),
-            max_attempts: self.max_attempts.1.filter(|_| self.max_attempts.0 == run),
+            max_attempts: self.max_attempts.filter(|limit| limit.0 == run).map(|(_, limit)| limit),
             tags: self.tags.1.clone(),
             created_at: self.created_at.map(time),
             run_at: head.run_at.filter(|_| !state.is_final() && state != JobStatus::Running).map(time),
             started_at: start.map(|start| time(start.at)),
             finished_at: state.is_final().then(|| time(at)),
-            expires_at: self.expires_at.1.filter(|_| self.expires_at.0 == run).map(time),
+            expires_at: self.expires_at.filter(|expiry| expiry.0 == run).map(|(_, at)| time(at)),
             worker: start.and_then(|start| start.worker.clone()),
             error: self.error().cloned(),
             reason: self.reason().map(str::to_owned),

@@ -342,8 +342,8 @@ impl Store {
         self.readers.read(|tx, _| read::waiting_since(tx, queue, before, limit, Timestamp::now()))
     }
 
-    /// Jobs without an end of which the log has said nothing since `before` (log time: the latest time of an event at
-    /// that place of the log), at most `limit`, in no order; each with the events that tell its record, args included,
+    /// Jobs without an end of which the log has said nothing since `before` (by the log's own time: the latest that a batch
+    /// or an event had at that place), at most `limit`, in no order; each with the events that tell its record, args included,
     /// at most 100. Writing these once more keeps them from leaving with the log's old end; they change no record.
     pub(crate) fn stale_live(
         &self,

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use super::{
     Applied, LogBatch, StoreError,
@@ -89,6 +90,7 @@ impl LogPlace {
     /// Moves over a batch and gives the number that its positions begin with.
     fn enter(&mut self, offset: u64, message_id: String, last_index: u16) -> Result<(), StoreError> {
         let position = self.position(offset, 0)?;
+        self.tick(written_at(&message_id));
         if self.last.is_none() {
             self.first = self.first.max(position);
         }
@@ -103,9 +105,10 @@ impl LogPlace {
         coding::pack(self.base.saturating_add(offset), index)
     }
 
-    /// The log's own time: the latest that an event had so far. A clock that runs ahead of ours does not move it on.
-    fn tick(&mut self, event: &Event) -> i64 {
-        self.clock = self.clock.max(event.time.as_millisecond().min(self.now));
+    /// Moves the log's own time on, to the latest of all times that its batches and events had so far. A clock that runs
+    /// ahead of ours moves it no further than ours.
+    fn tick(&mut self, time: Option<i64>) -> i64 {
+        self.clock = time.map_or(self.clock, |time| self.clock.max(time.min(self.now)));
         self.clock
     }
 
@@ -121,6 +124,14 @@ impl LogPlace {
             ])?;
         Ok(())
     }
+}
+
+/// When a batch was written, in ms: its message's id is a UUID that has the time in it. Events that are written once
+/// more say when they happened and not when that was.
+fn written_at(message_id: &str) -> Option<i64> {
+    let time = Uuid::try_parse(message_id).ok()?.get_timestamp()?;
+    let (seconds, nanoseconds) = time.to_unix();
+    i64::try_from(seconds.saturating_mul(1000).saturating_add(u64::from(nanoseconds) / 1_000_000)).ok()
 }
 
 /// What the batches say of one job.
@@ -139,7 +150,7 @@ fn gather(place: &mut LogPlace, batches: Vec<LogBatch>) -> Result<Vec<Gathered>,
         place.enter(offset, message_id, last_index)?;
         for (index, event) in events {
             let position = place.position(offset, index)?;
-            let heard = place.tick(&event);
+            let heard = place.tick(Some(event.time.as_millisecond()));
             let slot = *known.entry(event.job).or_insert(jobs.len());
             match jobs.get_mut(slot) {
                 Some(job) => {
@@ -232,8 +243,8 @@ impl<'a> Work<'a> {
                 self.applied.news.push(StoredEvent { position: coding::unpack(at), event });
             }
         }
-        self.store_payload("args", position, args)?;
-        self.store_payload("outputs", position, output)?;
+        self.store_payload("args", position, before.is_none(), args)?;
+        self.store_payload("outputs", position, before.is_none(), output)?;
         self.store_row(id, position, heard, before.as_ref().zip(index), &row)
     }
 
@@ -277,12 +288,19 @@ impl<'a> Work<'a> {
         Ok(inserted > 0)
     }
 
-    fn store_payload(&mut self, table: &str, job: i64, change: Change) -> Result<(), StoreError> {
+    fn store_payload(
+        &mut self,
+        table: &str,
+        job: i64,
+        is_new: bool,
+        change: Change,
+    ) -> Result<(), StoreError> {
         match change {
             None => {}
             Some(Some(value)) => {
+                let otherwise = if is_new { "" } else { "ON CONFLICT DO UPDATE SET body = excluded.body" };
                 self.tx
-                    .prepare_cached(&format!("INSERT OR REPLACE INTO {table} (job, body) VALUES (?, ?)"))?
+                    .prepare_cached(&format!("INSERT INTO {table} (job, body) VALUES (?, ?) {otherwise}"))?
                     .execute(params![job, value.get()])?;
             }
             Some(None) => {

@@ -7,7 +7,7 @@ CREATE TABLE meta (
     message_id TEXT,               -- of its message
     tail       INTEGER NOT NULL,   -- the last position applied
     first      INTEGER NOT NULL,   -- from here on no event is missing
-    clock      INTEGER NOT NULL    -- the latest time of an event
+    clock      INTEGER NOT NULL    -- the latest time of a batch or an event
 );
 INSERT INTO meta (one, base, tail, first, clock) VALUES (1, 0, 0, 0, 0);
 
