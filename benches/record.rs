@@ -8,7 +8,7 @@
 //! The store is no part of the public interface, so its sources are built into this program.
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a bench fails by unwrapping")]
-#![allow(dead_code, unreachable_pub, reason = "the sources of another crate")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "the sources of another crate")]
 
 use std::{
     io::Write,
@@ -309,7 +309,7 @@ fn answers(store: &Store, ids: &[JobId]) {
     let middle = model::Position { offset: after.offset / 2, index: 0 };
     for (name, scope) in [
         ("events of all, 1000", Scope::default()),
-        ("events of a queue, 1000", Scope { queue: Some(queue.clone()), ..Scope::default() }),
+        ("events of a queue, 1000", Scope { queue: Some(queue), ..Scope::default() }),
         ("events of a tag, 1000", Scope { tag: Some("customer-17".into()), ..Scope::default() }),
     ] {
         measure(name, 50, |_| format!("{} events", store.events(&scope, middle, 1000).unwrap().0.len()));

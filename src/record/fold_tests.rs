@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{event::Data, job::Envelope};
+use crate::{event::Data, job::Envelope, record::model::ATTEMPTS_MAX};
 
 /// A time in ms, counted from a day in 2023.
 pub(in crate::record) fn at(ms: i64) -> Timestamp {
@@ -135,7 +135,7 @@ fn a_status_follows_from_what_happened_last() {
     };
     let later = |what, step| {
         with(what, 1, step, 10, |data| {
-            (data.run_at, data.outcome) = (Some(at(500)), Some(AttemptOutcome::Failed))
+            (data.run_at, data.outcome) = (Some(at(500)), Some(AttemptOutcome::Failed));
         })
     };
     let submitted = || event(Submitted, 1, 0, 0);

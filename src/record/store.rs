@@ -12,6 +12,7 @@
 //! | [`apply`] | writing batches |
 //! | [`tend`] | what has come due, what is too old |
 //! | [`list`], [`blocks`] | lists by filter |
+//! | [`events`] | events |
 //! | [`read`] | every other answer |
 //! | [`row`], [`coding`] | columns from rows, and rows from columns |
 //!
@@ -24,6 +25,7 @@
 mod apply;
 mod blocks;
 mod coding;
+mod events;
 mod file;
 mod list;
 mod read;
@@ -318,12 +320,12 @@ impl Store {
         after: Position,
         limit: usize,
     ) -> Result<(Vec<StoredEvent>, Position), StoreError> {
-        self.readers.read(|tx, classes| read::events(tx, classes, scope, after, limit))
+        self.readers.read(|tx, classes| events::events(tx, classes, scope, after, limit))
     }
 
     /// All events of a job that are kept, in the order of [`crate::event::Rank`]; at most 10,000, the newest.
     pub(crate) fn job_events(&self, id: JobId) -> Result<Vec<StoredEvent>, StoreError> {
-        self.readers.read(|tx, classes| read::job_events(tx, classes, id))
+        self.readers.read(|tx, classes| events::job_events(tx, classes, id))
     }
 
     /// What is known of these runs, in the order asked.
@@ -350,7 +352,7 @@ impl Store {
         before: Timestamp,
         limit: usize,
     ) -> Result<Vec<(JobId, Vec<Event>)>, StoreError> {
-        self.readers.read(|tx, classes| read::stale_live(tx, classes, before, limit))
+        self.readers.read(|tx, classes| events::stale_live(tx, classes, before, limit))
     }
 
     fn position(&self, column: &str) -> Result<Position, StoreError> {
