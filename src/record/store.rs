@@ -41,7 +41,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, ffi};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
@@ -86,7 +86,11 @@ pub(crate) enum StoreError {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
+        // A file that is shorter than it says.
+        let is_short =
+            error.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_IOERR_SHORT_READ);
         match error.sqlite_error_code() {
+            Some(_) if is_short => Self::Corrupt(error.to_string()),
             // A constraint: two events at one position, so the offsets are not those of the log that was read.
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::ConstraintViolation) => {
                 Self::Corrupt(error.to_string())

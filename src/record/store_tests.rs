@@ -456,6 +456,9 @@ fn damage_that_is_met_at_work_is_told_and_a_new_file_begun() {
     assert_eq!(store.resume().unwrap().unwrap().offset, 0, "nothing of a failed call stays");
     let aside = store.start_over().unwrap();
     assert!(aside.exists());
+    // Also when a first try came no further than this.
+    std::fs::remove_file(folder.0.join("record.db")).unwrap();
+    store.start_over().unwrap();
     assert_eq!(store.resume().unwrap(), None);
     store.apply(vec![jobs(0)]).unwrap();
     assert!(store.job(id(3), at(0)).unwrap().is_some());

@@ -157,8 +157,8 @@ pub(in crate::record) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
     let failed = |source| StoreError::Folder { path: path.to_owned(), source };
     let stamp = Timestamp::now().strftime("%Y%m%dT%H%M%S%.3fZ").to_string();
     let aside = with_suffix(path, &format!(".broken-{stamp}"));
-    fs::rename(path, &aside).map_err(failed)?;
-    for suffix in ["-wal", "-shm"] {
+    // It is gone already where setting it aside was done, and making a new one failed.
+    for suffix in ["", "-wal", "-shm"] {
         match fs::rename(with_suffix(path, suffix), with_suffix(&aside, suffix)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
