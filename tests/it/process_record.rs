@@ -51,8 +51,8 @@ impl Fate {
             json!({ "kind": KIND, "queue": stage.queue, "args": args, "tags": [format!("{self:?}")] });
         job.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         if self == Self::Cancelled {
-            // Long enough to be cancelled before its time.
-            job["delay"] = json!("15s");
+            // Long enough to be cancelled before its time, after all have been submitted.
+            job["delay"] = json!(15 + size() / 300);
         }
         job
     }
