@@ -496,6 +496,7 @@ async fn repeats_through_cut_connections_make_one_job_each() {
         let cutting = async {
             let mut cut = 0;
             for _ in 0..10 {
+                // The fault's own rhythm.
                 sleep(Duration::from_millis(300)).await;
                 cut += way.cut();
             }

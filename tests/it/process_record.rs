@@ -121,6 +121,7 @@ async fn until_all_ended(front: &Front, jobs: usize) {
             (last, since) = (counts, Instant::now());
         }
         assert!(since.elapsed() < PATIENCE, "not all of {jobs} jobs have ended: {last}");
+        // The pause of a bounded look.
         sleep(Duration::from_millis(100)).await;
     }
 }

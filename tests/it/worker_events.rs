@@ -254,6 +254,7 @@ impl Job for Talk {
 async fn talk(job: Talk, cx: Context) -> JobResult<()> {
     for word in 1..=job.words {
         cx.progress(word, format!("word {word}"));
+        // The job itself: it takes as long as its args say.
         sleep(Duration::from_millis(1)).await;
     }
     sleep(Duration::from_millis(job.hold_ms)).await;
