@@ -135,8 +135,7 @@ pub(super) fn known(run: u32, step: u32, job: Option<&Summary>) -> Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{JobId, wire::Message};
-    use crate::record::model::Position;
+    use crate::job::wire::Message;
 
     fn names() -> Names {
         Names::new("hopline", "")
@@ -218,31 +217,7 @@ mod tests {
     fn a_stray_whose_run_is_over_has_no_end_of_its_own() {
         use JobStatus::{Cancelled, Dead, Queued, Retrying, Succeeded};
         use Known::{Open, Over};
-        let job = |run, step, status, purged| Summary {
-            id: JobId::new(),
-            position: Position::default(),
-            kind: None,
-            queue: QueueName::parse("q").unwrap(),
-            status,
-            run,
-            attempt: 1,
-            step,
-            max_attempts: None,
-            tags: Vec::new(),
-            created_at: None,
-            run_at: None,
-            started_at: None,
-            finished_at: None,
-            expires_at: None,
-            worker: None,
-            error: None,
-            reason: None,
-            by: None,
-            fingerprint: None,
-            cancel: None,
-            purged,
-            request: None,
-        };
+        let job = |run, step, status, purged| Summary { status, run, step, purged, ..Summary::sample() };
         assert_eq!(known(2, 3, None), Open);
         for (run, step, status, purged, expected) in [
             (2, 3, Queued, false, Open),

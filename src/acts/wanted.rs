@@ -111,7 +111,7 @@ pub(super) fn standing(run: u32, known: Option<&Summary>) -> Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{job::QueueName, record::model::Position};
+    use crate::job::QueueName;
 
     fn facts() -> Facts {
         Facts {
@@ -176,31 +176,7 @@ mod tests {
     }
 
     fn summary(run: u32, status: JobStatus, purged: bool) -> Summary {
-        Summary {
-            id: JobId::new(),
-            position: Position::default(),
-            kind: None,
-            queue: QueueName::parse("q").unwrap(),
-            status,
-            run,
-            attempt: 1,
-            step: 0,
-            max_attempts: None,
-            tags: Vec::new(),
-            created_at: None,
-            run_at: None,
-            started_at: None,
-            finished_at: None,
-            expires_at: None,
-            worker: None,
-            error: None,
-            reason: None,
-            by: None,
-            fingerprint: None,
-            cancel: None,
-            purged,
-            request: None,
-        }
+        Summary { status, run, purged, ..Summary::sample() }
     }
 
     #[test]

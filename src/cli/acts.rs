@@ -48,6 +48,24 @@ pub(super) struct Following {
     json: bool,
 }
 
+/// What the record keeps of who asked, and why.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Note {
+    /// Who you are, for the record.
+    #[arg(long)]
+    by: Option<String>,
+    /// Why, for the record.
+    #[arg(long)]
+    reason: Option<String>,
+}
+
+impl Note {
+    /// The request with it in its query.
+    pub(super) fn query(&self, request: Request) -> Request {
+        request.query("by", self.by.as_deref()).query("reason", self.reason.as_deref())
+    }
+}
+
 /// What an act is asked with: the members of the body.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Order(BTreeMap<&'static str, Box<RawValue>>);
@@ -66,6 +84,11 @@ impl Order {
             self.0.insert(name, to_raw_value(&value)?);
         }
         Ok(self)
+    }
+
+    /// With who asked, and why.
+    pub(super) fn note(self, note: &Note) -> anyhow::Result<Self> {
+        self.with("by", note.by.as_ref())?.with("reason", note.reason.as_ref())
     }
 
     /// About these jobs, if there are any.

@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 pub(super) use self::{
     failure::Failure,
-    pages::{Most, Page},
+    pages::{Listing, Most, Page},
 };
 use super::up;
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     Usage,
-    acts::{self, Order, Trying},
+    acts::{self, Note, Order, Trying},
     api::{Answer, Most, Page, Request, Server, Target, read_json},
     filter::Narrow,
     human::{At, ago, one_line},
@@ -85,12 +85,8 @@ pub(super) struct Replay {
     /// Run them with these args instead of theirs: JSON, `@FILE`, or `-` for standard input.
     #[arg(long, value_name = "JSON")]
     set_args: Option<String>,
-    /// Who you are, for the record.
-    #[arg(long)]
-    by: Option<String>,
-    /// Why, for the record.
-    #[arg(long)]
-    reason: Option<String>,
+    #[command(flatten)]
+    note: Note,
     #[command(flatten)]
     trying: Trying,
     #[command(flatten)]
@@ -104,12 +100,8 @@ pub(super) struct Purge {
     /// Do not ask.
     #[arg(long)]
     yes: bool,
-    /// Who you are, for the record.
-    #[arg(long)]
-    by: Option<String>,
-    /// Why, for the record.
-    #[arg(long)]
-    reason: Option<String>,
+    #[command(flatten)]
+    note: Note,
     #[command(flatten)]
     trying: Trying,
     #[command(flatten)]
@@ -219,8 +211,7 @@ impl Replay {
             .with("dry_run", self.trying.dry())?
             .with("rate", self.rate)?
             .with("set", jobs::set_args(self.set_args.as_deref())?)?
-            .with("by", self.by)?
-            .with("reason", self.reason)?;
+            .note(&self.note)?;
         let server = Server::new(&self.target)?;
         let queue = &self.which.queue;
         let request = Request::post(["v1", "queues", queue, "dead", "replay"]).json(&order)?;
@@ -256,10 +247,8 @@ impl Purge {
             .query("kind", kind.as_deref())
             .query("fingerprint", fingerprint.as_deref())
             .query("id", (!ids.is_empty()).then(|| ids.join(",")))
-            .query("dry_run", dry_run.map(|dry| dry.to_string()))
-            .query("by", self.by.as_deref())
-            .query("reason", self.reason.as_deref());
-        server.ask_about(queue, &self.trying.following.keyed(request)).await
+            .query("dry_run", dry_run.map(|dry| dry.to_string()));
+        server.ask_about(queue, &self.trying.following.keyed(self.note.query(request))).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde::Deserialize;
 
 use super::{
-    api::{Page, Request, Server, Target, read_json},
+    api::{Listing, read_json},
     human::one_line,
     table::Column,
 };
@@ -13,23 +13,12 @@ use super::{
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List the kinds that workers have announced, and where their jobs go.
-    Ls(List),
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct List {
-    /// Print a JSON object per line.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    target: Target,
+    Ls(Listing),
 }
 
 pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let Command::Ls(list) = command;
-    let server = Server::new(&list.target)?;
-    let page: Page = server.ask(&Request::get(["v1", "kinds"])).await?.read()?;
-    page.show(list.json, COLUMNS, "kind", |item| Ok(read_json::<Kind>(item)?.row()))
+    list.show("kinds", COLUMNS, "kind", |item| Ok(read_json::<Kind>(item)?.row())).await
 }
 
 /// A kind as the server shows it.

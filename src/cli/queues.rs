@@ -5,8 +5,8 @@ use std::{process::ExitCode, time::Duration};
 use serde::Deserialize;
 
 use super::{
-    acts::{self, Following},
-    api::{Page, Request, Server, Target, read_json},
+    acts::{self, Following, Note},
+    api::{Listing, Request, Server, Target, read_json},
     human::{At, age, count, moment, one_line, rate, took},
     input, say,
     table::{Column, block},
@@ -15,7 +15,7 @@ use super::{
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List queues: what waits, what runs, how fast they empty.
-    Ls(List),
+    Ls(Listing),
     /// Show a queue.
     Show(Show),
     /// Let no worker take jobs from a queue until it is resumed; running ones finish.
@@ -24,15 +24,6 @@ pub(super) enum Command {
     Resume(Switch),
     /// End all jobs that wait in a queue: they are cancelled, reason `purged`. Delayed and retrying ones stay.
     Purge(Purge),
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct List {
-    /// Print a JSON object per line.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    target: Target,
 }
 
 #[derive(Debug, clap::Args)]
@@ -67,12 +58,8 @@ pub(super) struct Purge {
     /// Do not ask.
     #[arg(long)]
     yes: bool,
-    /// Who you are, for the record.
-    #[arg(long)]
-    by: Option<String>,
-    /// Why, for the record.
-    #[arg(long)]
-    reason: Option<String>,
+    #[command(flatten)]
+    note: Note,
     #[command(flatten)]
     following: Following,
     #[command(flatten)]
@@ -81,7 +68,9 @@ pub(super) struct Purge {
 
 pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Ls(list) => list.run().await,
+        Command::Ls(list) => {
+            list.show("queues", COLUMNS, "queue", |item| Ok(read_json::<Queue>(item)?.row())).await
+        }
         Command::Show(show) => show.run().await,
         Command::Pause(pause) => pause.run("pause").await,
         Command::Resume(resume) => resume.run("resume").await,
@@ -185,14 +174,6 @@ impl Queue {
     }
 }
 
-impl List {
-    async fn run(self) -> anyhow::Result<ExitCode> {
-        let server = Server::new(&self.target)?;
-        let page: Page = server.ask(&Request::get(["v1", "queues"])).await?.read()?;
-        page.show(self.json, COLUMNS, "queue", |item| Ok(read_json::<Queue>(item)?.row()))
-    }
-}
-
 impl Show {
     async fn run(self) -> anyhow::Result<ExitCode> {
         let server = Server::new(&self.target)?;
@@ -224,9 +205,7 @@ impl Purge {
         if !input::confirmed(self.yes, &what)? {
             return Ok(ExitCode::FAILURE);
         }
-        let request = Request::delete(["v1", "queues", &self.queue, "jobs"])
-            .query("by", self.by)
-            .query("reason", self.reason);
+        let request = self.note.query(Request::delete(["v1", "queues", &self.queue, "jobs"]));
         let answer = server.ask_about(&self.queue, &self.following.keyed(request)).await?;
         acts::told(&server, &answer, &self.following).await
     }

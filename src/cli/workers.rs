@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde::Deserialize;
 
 use super::{
-    api::{Page, Request, Server, Target, read_json},
+    api::{Listing, read_json},
     human::{At, ago, one_line},
     table::Column,
 };
@@ -13,24 +13,13 @@ use super::{
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// List the workers that are alive, and what they take.
-    Ls(List),
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct List {
-    /// Print a JSON object per line.
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    target: Target,
+    Ls(Listing),
 }
 
 pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let Command::Ls(list) = command;
-    let server = Server::new(&list.target)?;
-    let page: Page = server.ask(&Request::get(["v1", "workers"])).await?.read()?;
     let now = At::now();
-    page.show(list.json, COLUMNS, "worker", |item| Ok(read_json::<Worker>(item)?.row(now)))
+    list.show("workers", COLUMNS, "worker", |item| Ok(read_json::<Worker>(item)?.row(now))).await
 }
 
 /// A worker as the server shows it.

@@ -337,6 +337,38 @@ pub struct StoredEvent {
 }
 
 #[cfg(test)]
+impl Summary {
+    /// A job that waits in queue `q`, for tests.
+    pub(crate) fn sample() -> Self {
+        Self {
+            id: JobId::new(),
+            position: Position::default(),
+            kind: None,
+            queue: QueueName::parse("q").expect("a queue name"),
+            status: JobStatus::Queued,
+            run: 1,
+            attempt: 1,
+            step: 0,
+            max_attempts: None,
+            tags: Vec::new(),
+            created_at: None,
+            run_at: None,
+            started_at: None,
+            finished_at: None,
+            expires_at: None,
+            worker: None,
+            error: None,
+            reason: None,
+            by: None,
+            fingerprint: None,
+            cancel: None,
+            purged: false,
+            request: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

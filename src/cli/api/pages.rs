@@ -6,7 +6,7 @@ use anyhow::bail;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Request, Server};
+use super::{Request, Server, Target};
 use crate::cli::{
     say,
     table::{Column, Table},
@@ -26,6 +26,31 @@ pub(in crate::cli) struct Most {
     /// Show all, however many there are.
     #[arg(long, conflicts_with = "limit")]
     all: bool,
+}
+
+/// A list that has only one page.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli) struct Listing {
+    /// Print a JSON object per line.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    target: Target,
+}
+
+impl Listing {
+    /// Asks for `/v1/{path}` and prints its items, of which `what` is the name.
+    pub(in crate::cli) async fn show(
+        &self,
+        path: &str,
+        columns: &'static [Column],
+        what: &str,
+        row: impl Fn(&str) -> anyhow::Result<Vec<String>>,
+    ) -> anyhow::Result<ExitCode> {
+        let server = Server::new(&self.target)?;
+        let page: Page = server.ask(&Request::get(["v1", path])).await?.read()?;
+        page.show(self.json, columns, what, row)
+    }
 }
 
 /// A page as it came: the items' own bytes.

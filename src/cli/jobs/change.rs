@@ -6,7 +6,7 @@ use crate::{
     JobId,
     cli::{
         Usage,
-        acts::{self, Order, Set, Trying},
+        acts::{self, Note, Order, Set, Trying},
         api::{Failure, Request, Server, Target, read_json},
         filter::Filter,
         human::At,
@@ -31,12 +31,8 @@ struct Chosen {
 pub(in crate::cli) struct Cancel {
     #[command(flatten)]
     chosen: Chosen,
-    /// Why, for the record.
-    #[arg(long)]
-    reason: Option<String>,
-    /// Who you are, for the record.
-    #[arg(long)]
-    by: Option<String>,
+    #[command(flatten)]
+    note: Note,
     #[command(flatten)]
     trying: Trying,
     #[command(flatten)]
@@ -53,12 +49,8 @@ pub(in crate::cli) struct Replay {
     /// Most jobs per second. Default: as fast as it goes.
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
-    /// Why, for the record.
-    #[arg(long)]
-    reason: Option<String>,
-    /// Who you are, for the record.
-    #[arg(long)]
-    by: Option<String>,
+    #[command(flatten)]
+    note: Note,
     #[command(flatten)]
     trying: Trying,
     #[command(flatten)]
@@ -98,12 +90,7 @@ impl Cancel {
     }
 
     async fn order(&self, server: &Server) -> anyhow::Result<ExitCode> {
-        let order = self
-            .chosen
-            .order()?
-            .with("reason", self.reason.as_ref())?
-            .with("by", self.by.as_ref())?
-            .with("dry_run", self.trying.dry())?;
+        let order = self.chosen.order()?.note(&self.note)?.with("dry_run", self.trying.dry())?;
         let request = Request::post(["v1", "jobs", "cancel"]).json(&order)?;
         let answer = server.ask(&self.trying.following.keyed(request)).await?;
         acts::told(server, &answer, &self.trying.following).await
@@ -113,9 +100,7 @@ impl Cancel {
     async fn cancel_each(&self, server: &Server) -> anyhow::Result<ExitCode> {
         let mut exit = ExitCode::SUCCESS;
         for id in &self.chosen.ids {
-            let request = Request::delete(["v1", "jobs", &id.to_string()])
-                .query("reason", self.reason.as_deref())
-                .query("by", self.by.as_deref());
+            let request = self.note.query(Request::delete(["v1", "jobs", &id.to_string()]));
             match server.ask(&request).await {
                 Ok(answer) if self.trying.following.is_json() => say::result_line(&answer.text)?,
                 Ok(answer) => {
@@ -159,10 +144,7 @@ impl Replay {
                 (Request::post(["v1", "jobs", "replay"]), order)
             }
         };
-        let order = order
-            .with("set", set_args(self.set_args.as_deref())?)?
-            .with("reason", self.reason.as_ref())?
-            .with("by", self.by.as_ref())?;
+        let order = order.with("set", set_args(self.set_args.as_deref())?)?.note(&self.note)?;
         request.json(&order)
     }
 }
