@@ -12,7 +12,8 @@ use lapin::{
     Channel, Connection, ConnectionProperties,
     message::BasicGetMessage,
     options::{
-        BasicGetOptions, BasicNackOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
+        ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::FieldTable,
     uri::AMQPUri,
@@ -99,6 +100,36 @@ impl Broker {
             channel.basic_nack(last.delivery.delivery_tag, back).await.expect("nack");
         }
         seen
+    }
+
+    /// Moves the message of this id from `queue` to `exchange`, with its own routing key: what the broker does with a
+    /// message on the delay ladder when its time has come.
+    pub(crate) async fn release(&self, queue: &str, id: &str, exchange: &str) {
+        let (_connection, channel) = self.channel().await;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
+        let mut others = None;
+        loop {
+            let got = channel.basic_get(queue.into(), BasicGetOptions::default()).await.expect("readable");
+            let BasicGetMessage { delivery, .. } = got.unwrap_or_else(|| panic!("{id} is not in {queue}"));
+            if delivery.properties.message_id().as_ref().is_none_or(|found| found.as_str() != id) {
+                others = Some(delivery.delivery_tag);
+                continue;
+            }
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            let key = delivery.routing_key.clone();
+            let sent =
+                channel.basic_publish(exchange.into(), key, options, &delivery.data, delivery.properties);
+            let confirm = sent.await.expect("written").await.expect("confirmed");
+            assert!(confirm.is_ack() && confirm.take_message().is_none(), "no queue took {id}");
+            channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await.expect("acknowledged");
+            break;
+        }
+        if let Some(last) = others {
+            let back = BasicNackOptions { multiple: true, requeue: true };
+            channel.basic_nack(last, back).await.expect("nack");
+        }
+        // The channel's end may not overtake what was sent on it.
+        channel.close(200, "done".into()).await.expect("closed");
     }
 
     /// Removes what a prefix has: exchanges, and the queues of `queue`.
