@@ -86,6 +86,6 @@ fn a_fast_clock_keeps_nothing_from_being_told_again() {
     control.apply(&Written::cancel(&[order(record::now())]).stamped(far).message);
     control.apply(&Written::cancel(&[order(far)]).message);
     let now = Timestamp::now();
-    let due = |told| told <= now.as_second();
+    let due = |told, _| told <= now.as_second();
     assert_eq!(control.state().to_retell(due, now, Duration::from_secs(86_400)).1.len(), 2);
 }
