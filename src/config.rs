@@ -160,8 +160,9 @@ pub struct Worker {
     /// 0: never. Default 3.
     pub isolate_from_delivery: u32,
     /// How long a delivery that may be a repeat is held until an HTTP process has said whether its job has ended.
-    /// Then it is run, and others are not held until one answers again. 0: never ask. At most half the time that a job
-    /// may wait in the worker (5 min, or a quarter of `consumer_timeout`). Default 60 s.
+    /// Then it is run, and others are not held until one answers again. Time during an alarm of the broker does not
+    /// count. 0: never ask. At most half the time that a job may wait in the worker (5 min, or a quarter of
+    /// `consumer_timeout`). Default 60 s.
     #[serde(with = "duration")]
     pub lookup_patience: Duration,
     /// The broker's consumer timeout: a delivery that is unacknowledged for longer closes the channel. Checked

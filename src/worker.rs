@@ -17,6 +17,7 @@
 //! | [`dispatch`] | deliveries waiting for an answer or for their turn |
 //! | [`fence`] | that nothing starts before it is known what was ordered |
 //! | [`lookup`] | asking whether a job has ended already |
+//! | [`silence`] | for how long nobody has answered |
 //! | [`cancel`] | orders to cancel, as far as they concern jobs that are here |
 //! | [`isolate`] | running a suspect job in a child process |
 //! | [`reply`] | telling callers how a run ended |
@@ -45,6 +46,7 @@ mod pause;
 mod registry;
 pub(crate) mod reply;
 mod settle;
+mod silence;
 mod tell;
 mod work;
 
