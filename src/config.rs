@@ -270,7 +270,7 @@ pub struct Record {
     #[serde(with = "duration")]
     pub retention: Duration,
     /// How long a job may be waiting in a queue that is empty and idle until it counts as lost (its message was
-    /// deleted by hand). Default 10 min.
+    /// deleted by hand). At least 1 min, three times as long as a worker's heartbeat counts. Default 10 min.
     #[serde(with = "duration")]
     pub lost_after: Duration,
 }
