@@ -20,7 +20,9 @@ use lapin::{
 };
 use serde_json::Value;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinSet,
 };
 
@@ -153,10 +155,12 @@ impl Broker {
     }
 }
 
-/// A way to a broker that can be cut: all connections on it at once, as a network does it.
+/// A way to a broker that can be cut: all connections on it at once, as a network does it. Which of those that are made
+/// anew get through may be chosen.
 pub(crate) struct Way {
     pub(crate) broker: Broker,
     connections: Arc<Mutex<JoinSet<()>>>,
+    held: watch::Sender<Option<&'static str>>,
 }
 
 impl Way {
@@ -171,17 +175,24 @@ impl Way {
         };
         let connections = Arc::new(Mutex::new(JoinSet::new()));
         let passing = Arc::clone(&connections);
+        let (held, holding) = watch::channel(None);
         tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let target = (host.clone(), port);
+            while let Ok((near, _)) = listener.accept().await {
+                let (target, holding) = ((host.clone(), port), holding.clone());
                 passing.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
-                    if let Ok(mut far) = TcpStream::connect(target).await {
-                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    if let Ok(far) = TcpStream::connect(target).await {
+                        let _ = pass(near, far, holding).await;
                     }
                 });
             }
         });
-        Self { broker, connections }
+        Self { broker, connections, held }
+    }
+
+    /// From now on whoever says `word` on the way there gets no further: a connection says its name at its beginning.
+    /// An empty word stops all, `None` nobody.
+    pub(crate) fn hold(&self, word: Option<&'static str>) {
+        self.held.send_replace(word);
     }
 
     /// Cuts all connections; how many there were.
@@ -191,6 +202,32 @@ impl Way {
         let count = connections.len();
         connections.abort_all();
         count
+    }
+}
+
+async fn pass(
+    near: TcpStream,
+    far: TcpStream,
+    mut holding: watch::Receiver<Option<&'static str>>,
+) -> std::io::Result<()> {
+    let ((mut from_near, mut to_near), (mut from_far, mut to_far)) = (near.into_split(), far.into_split());
+    let there = async {
+        let mut bytes = vec![0; 64 << 10];
+        loop {
+            let count = from_near.read(&mut bytes).await?;
+            if count == 0 {
+                return Ok(());
+            }
+            let said = String::from_utf8_lossy(&bytes[..count]);
+            let free = holding.wait_for(|word| word.is_none_or(|word| !said.contains(word))).await;
+            drop(free.map_err(std::io::Error::other)?);
+            to_far.write_all(&bytes[..count]).await?;
+        }
+    };
+    let back = tokio::io::copy(&mut from_far, &mut to_near);
+    tokio::select! {
+        there = there => there,
+        back = back => back.map(drop),
     }
 }
 
