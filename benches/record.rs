@@ -312,7 +312,7 @@ fn answers(store: &Store, ids: &[JobId]) {
         ("events of a queue, 1000", Scope { queue: Some(queue), ..Scope::default() }),
         ("events of a tag, 1000", Scope { tag: Some("customer-17".into()), ..Scope::default() }),
     ] {
-        measure(name, 50, |_| format!("{} events", store.events(&scope, middle, 1000).unwrap().0.len()));
+        measure(name, 50, |_| format!("{} events", store.events(&scope, middle, 1000).unwrap().events.len()));
     }
     measure("promote", 1, |_| {
         let mut all = 0;

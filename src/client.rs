@@ -10,6 +10,7 @@ mod control;
 mod error;
 mod live;
 mod recording;
+mod untold;
 
 use std::{
     sync::{Arc, OnceLock},
@@ -318,6 +319,12 @@ impl Client {
         }
     }
 
+    /// Whether this client has submitted the job and its event may not be in the log yet.
+    #[cfg(feature = "server")]
+    pub(crate) fn is_untold(&self, id: JobId) -> bool {
+        self.inner.live.get().is_some_and(|live| live.as_ref().is_ok_and(|live| live.untold.has(id)))
+    }
+
     /// Closes the connections. Whatever is not confirmed yet gets no answer any more.
     pub async fn close(&self) {
         if let Some(Ok(live)) = self.inner.live.get() {
@@ -364,20 +371,26 @@ impl Client {
         }
         let patience = Patience { room: patient.then_some(deadline), confirm: give_up };
         live.publish_job(envelope, ticks, patience).await?;
+        let telling = live.untold.begin(envelope.id, &live.events);
         confirmed();
-        self.tell(live, &job, deadline).await;
+        if self.tell(live, &job, deadline).await {
+            telling.done();
+        }
         Ok(())
     }
 
     /// Writes that the job was submitted. It is accepted whatever becomes of that: an event that is not confirmed in
     /// time is written later, and a worker's own events make a record too.
-    async fn tell(&self, live: &Live, job: &Submission, deadline: Instant) {
+    /// Whether the log has it now.
+    async fn tell(&self, live: &Live, job: &Submission, deadline: Instant) -> bool {
         let max_inline = self.inner.config.record.max_inline;
         let private = live.known.get().is_some_and(|known| known.is_private(&job.envelope.kind));
         let event = job.event(&live.instance, max_inline, private);
-        if let Err(error) = live.events.write(vec![event], deadline).await {
+        let written = live.events.write(vec![event], deadline).await;
+        if let Err(error) = &written {
             debug!(job.id = %job.envelope.id, %error, "submitted, but that is not in the log yet");
         }
+        written.is_ok()
     }
 }
 

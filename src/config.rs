@@ -269,6 +269,9 @@ pub struct Record {
     /// At least 1 min. Default 7 d.
     #[serde(with = "duration")]
     pub retention: Duration,
+    /// Most ids and keys of requests in `keys.db`, about 120 bytes each. Beyond it the oldest of accepted jobs make room.
+    /// Default 1,000,000.
+    pub max_keys: usize,
     /// How long a job may be waiting in a queue that is empty and idle until it counts as lost (its message was
     /// deleted by hand). At least 1 min, three times as long as a worker's heartbeat counts. Default 10 min.
     #[serde(with = "duration")]
@@ -281,6 +284,7 @@ impl Default for Record {
             path: PathBuf::from("hopline-record"),
             max_inline: 64 << 10,
             retention: Duration::from_secs(7 * 86_400),
+            max_keys: 1_000_000,
             lost_after: Duration::from_secs(600),
         }
     }

@@ -237,7 +237,7 @@ pub async fn serve_on(
     check_exposure(config, address)?;
     tracing::info!(http.address = %address, "listening");
     let stopping = Stopping::default();
-    let keys = Keys::open(&config.record.path)?;
+    let keys = Keys::open(&config.record.path, config.record.max_keys)?;
     let app = App::new(config, client, record, keys.clone(), stopping.clone());
     let settings = server::Settings {
         read_timeout: config.http.read_timeout,

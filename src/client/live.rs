@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::SubmitError;
+use super::{SubmitError, untold::Untold};
 use crate::{
     amqp::{
         Names, PublishError,
@@ -92,6 +92,8 @@ pub(crate) struct Live {
     pub(crate) publisher: Publisher,
     /// Writes events into the log.
     pub(crate) events: EventWriter,
+    /// Jobs of which it has not written yet that they were submitted.
+    pub(super) untold: Untold,
     pub(crate) consume: Link,
     /// For what must hold up neither jobs nor acknowledgements: the control log, heartbeats, events for subscribers.
     pub(crate) control: Link,
@@ -129,6 +131,7 @@ impl Live {
         let outlet = Outlet::start(&control);
         Ok(Self {
             events: EventWriter::start(&publish, &names, outlet.clone()),
+            untold: Untold::default(),
             control,
             outlet,
             publisher: Publisher::start(&publish, config.amqp.window, config.amqp.backlog),

@@ -153,6 +153,7 @@ impl Config {
             within("limits.args", self.limits.args, 1 << 10, 16 << 20),
             within("limits.output", self.limits.output, 0, 16 << 20),
             within("record.max_inline", self.record.max_inline, 0, 1 << 20),
+            within("record.max_keys", self.record.max_keys, 1, 1_000_000_000),
             within("worker.cpu_threads", self.worker.cpu_threads, 0, 1024),
             within("worker.patience", self.worker.patience as usize, 0, 20),
         ];

@@ -126,9 +126,20 @@ impl App {
     /// A job's record, after catching up with the log where that is needed; none: there is no such job.
     ///
     /// # Errors
-    /// The problem, when the job is unknown and the record is behind the log.
+    /// The problem, when the job is unknown and the record is behind the log, or the log is behind what was accepted here.
     pub(super) async fn look_up(&self, id: JobId) -> Result<Option<JobRecord>, Problem> {
-        self.record.job(id, CATCH_UP).await.map_err(|error| Problem::record(&error))
+        // Before the record is asked: what is told meanwhile may be missing there.
+        let is_untold = self.client.is_untold(id);
+        match self.record.job(id, CATCH_UP).await {
+            Ok(None) if is_untold => Err(Problem {
+                job: Some(id),
+                ..Problem::new(
+                    Code::RecordBehind,
+                    "the job was accepted, which is not in the event log yet; try again",
+                )
+            }),
+            known => known.map_err(|error| Problem::record(&error)),
+        }
     }
 
     async fn end_of(

@@ -148,7 +148,7 @@ fn weigh(id: JobId, reserved: Result<Reserved, KeysError>) -> Result<Weighed, Pr
         Ok(Reserved::Other) => Err(reused()),
         Err(KeysError::Full) => Err(Problem::new(
             Code::KeysFull,
-            "as many ids and keys were given in the last 24 hours as are kept; nothing was submitted",
+            "record.max_keys jobs with ids and keys are on their way, or their fate is not known; nothing was submitted; try again",
         )),
         Err(KeysError::Unavailable(why)) => {
             Err(Problem::new(Code::KeysUnavailable, format!("{why}; nothing was submitted; try again")))

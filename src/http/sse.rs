@@ -12,7 +12,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     App,
@@ -109,6 +109,12 @@ impl App {
             Problem::new(Code::StreamsFull, format!("there are {limit} streams already (http.max_streams)"))
         };
         Arc::clone(&self.streams).try_acquire_owned().map_err(full)
+    }
+
+    /// How many streams there are.
+    pub(super) fn streams_in_use(&self) -> usize {
+        let places = self.http.max_streams.min(Semaphore::MAX_PERMITS);
+        places.saturating_sub(self.streams.available_permits())
     }
 }
 

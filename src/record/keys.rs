@@ -5,6 +5,9 @@
 //! request are written to `keys.db` in the record's folder and are on disk. Nothing else has this between the request
 //! and the job's first event, so unlike the record it cannot be rebuilt from the event log, and has a file of its own.
 //!
+//! There is a bound (`record.max_keys`). Beyond it the oldest reservations of jobs that were accepted are forgotten: the
+//! record has those jobs, and is asked.
+//!
 //! One thread owns the file and writes everything that waits in one transaction: many requests share one fsync. That a
 //! job is on its way is known in memory alone. After a restart such a reservation is [`Reserved::Unsure`]: the record
 //! is asked, and a job that it does not have is published again.
@@ -36,10 +39,8 @@ use crate::job::JobId;
 
 /// The file's name in the record's folder.
 pub const FILE: &str = "keys.db";
-/// How long a reservation is kept: 24 hours from its first request.
+/// How long a reservation is kept, while there is room: 24 hours from its first request.
 pub const KEPT: Duration = Duration::from_secs(24 * 3600);
-/// Most reservations that are kept: about 100 MB of disk.
-pub const MOST: i64 = 1_000_000;
 /// Most commands that wait for the thread.
 const WAITING: usize = 10_000;
 /// Longest time that a caller waits for the disk.
@@ -65,8 +66,8 @@ impl fmt::Debug for Digest {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum KeysError {
-    /// [`MOST`] reservations are kept already.
-    #[error("{MOST} keys of the last 24 hours are kept already")]
+    /// As many reservations are kept as may be, and of none is it known that its job was accepted.
+    #[error("too many jobs with ids and keys are on their way (record.max_keys)")]
     Full,
     /// The file cannot be written, or not in time.
     #[error("keys cannot be written: {0}")]
@@ -183,14 +184,16 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Opens `keys.db` in `folder`, which nobody else may use. A file that cannot be read is set aside: what it had is
+    /// Opens `keys.db` in `folder`, which nobody else may use, for at most `most` reservations: beyond that the oldest of
+    /// jobs that were accepted make room. A file that cannot be read is set aside: what it had is
     /// forgotten, and that is logged.
     ///
     /// # Errors
     /// [`RecordError::Storage`]: the folder or the file cannot be used.
-    pub fn open(folder: &Path) -> Result<Self, RecordError> {
+    pub fn open(folder: &Path, most: usize) -> Result<Self, RecordError> {
         let failed = |detail: String| RecordError::Storage { path: folder.to_owned(), detail };
-        let table = Table::open(&folder.join(FILE), MOST).map_err(failed)?;
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let table = Table::open(&folder.join(FILE), most).map_err(failed)?;
         let (commands, waiting) = mpsc::channel(WAITING);
         // Weak: else the thread, which hands out claims that can reach it, would keep itself alive.
         let keeper = Keeper { table, in_flight: InFlight::default(), commands: commands.downgrade() };

@@ -35,6 +35,7 @@ impl Drop for Folder {
     }
 }
 
+const MOST: usize = 1_000;
 const A: Digest = Digest([1; 16]);
 const B: Digest = Digest([2; 16]);
 
@@ -53,7 +54,7 @@ fn publish(mut claim: Claim) {
 #[tokio::test]
 async fn an_id_goes_from_new_to_accepted() {
     let folder = Folder::new();
-    let keys = Keys::open(&folder.0).unwrap();
+    let keys = Keys::open(&folder.0, MOST).unwrap();
     let id = JobId::new();
     let first = keys.reserve(id, A).await.unwrap();
     assert!(matches!(first, Reserved::New(_)), "{first:?}");
@@ -67,7 +68,7 @@ async fn an_id_goes_from_new_to_accepted() {
 #[tokio::test]
 async fn a_refused_job_frees_its_id() {
     let folder = Folder::new();
-    let keys = Keys::open(&folder.0).unwrap();
+    let keys = Keys::open(&folder.0, MOST).unwrap();
     let id = JobId::new();
     let mut first = claim(keys.reserve(id, A).await);
     first.publishing();
@@ -79,7 +80,7 @@ async fn a_refused_job_frees_its_id() {
 #[tokio::test]
 async fn a_request_that_ends_before_its_publish_frees_its_id() {
     let folder = Folder::new();
-    let keys = Keys::open(&folder.0).unwrap();
+    let keys = Keys::open(&folder.0, MOST).unwrap();
     let id = JobId::new();
     drop(claim(keys.reserve(id, A).await));
     let next = keys.reserve(id, B).await.unwrap();
@@ -89,7 +90,7 @@ async fn a_request_that_ends_before_its_publish_frees_its_id() {
 #[tokio::test]
 async fn a_publish_of_unknown_fate_leaves_the_id_unsure() {
     let folder = Folder::new();
-    let keys = Keys::open(&folder.0).unwrap();
+    let keys = Keys::open(&folder.0, MOST).unwrap();
     let id = JobId::new();
     publish(claim(keys.reserve(id, A).await));
     // A second try that is refused says nothing about the first one.
@@ -106,7 +107,7 @@ async fn a_publish_of_unknown_fate_leaves_the_id_unsure() {
 #[tokio::test]
 async fn of_many_who_ask_at_once_one_is_first() {
     let folder = Folder::new();
-    let keys = Keys::open(&folder.0).unwrap();
+    let keys = Keys::open(&folder.0, MOST).unwrap();
     for _ in 0..20 {
         let id = JobId::new();
         let answers = join_all((0..50).map(|_| keys.reserve(id, A))).await;
@@ -126,7 +127,7 @@ async fn of_many_who_ask_at_once_one_is_first() {
 #[tokio::test]
 async fn what_is_reserved_survives_the_process() {
     let folder = Folder::new();
-    let keys = Keys::open(&folder.0).unwrap();
+    let keys = Keys::open(&folder.0, MOST).unwrap();
     let (accepted, unsure, refused) = (JobId::new(), JobId::new(), JobId::new());
     let mut held = claim(keys.reserve(unsure, A).await);
     held.publishing();
@@ -137,7 +138,7 @@ async fn what_is_reserved_survives_the_process() {
     let killed = folder.snapshot();
     drop((held, keys));
     for folder in [&killed, &folder] {
-        let keys = Keys::open(&folder.0).unwrap();
+        let keys = Keys::open(&folder.0, MOST).unwrap();
         assert!(matches!(keys.reserve(accepted, A).await, Ok(Reserved::Accepted { .. })));
         assert!(matches!(keys.reserve(unsure, B).await, Ok(Reserved::Other)));
         publish(claim(keys.reserve(unsure, A).await));
@@ -169,11 +170,11 @@ async fn a_file_that_cannot_be_read_is_set_aside() {
     for (number, break_it) in broken.into_iter().enumerate() {
         let folder = Folder::new();
         let id = JobId::new();
-        let keys = Keys::open(&folder.0).unwrap();
+        let keys = Keys::open(&folder.0, MOST).unwrap();
         drop(keys.reserve(id, A).await);
         keys.close().await;
         break_it(&folder.0.join(FILE));
-        let keys = Keys::open(&folder.0).unwrap();
+        let keys = Keys::open(&folder.0, MOST).unwrap();
         assert!(matches!(keys.reserve(id, A).await, Ok(Reserved::New(_))), "{number}");
         let files = folder.files();
         assert!(files.iter().any(|name| name.starts_with("keys.db.broken-")), "{number}: {files:?}");
@@ -185,7 +186,7 @@ fn a_newer_file_is_left_alone() {
     let folder = Folder::new();
     let file = folder.0.join(FILE);
     rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 7).unwrap();
-    let error = Table::open(&file, MOST).unwrap_err();
+    let error = Table::open(&file, 10).unwrap_err();
     assert!(error.contains("newer version (7)"), "{error}");
     assert_eq!(folder.files().iter().filter(|name| name.contains("broken")).count(), 0);
 }
@@ -213,12 +214,24 @@ impl Timed {
             .unwrap();
         row.unwrap()
     }
+
+    fn accept(&mut self, ids: &[JobId]) {
+        let now = Timestamp::from_millisecond(self.1).unwrap();
+        let accept =
+            |transaction: &mut Transaction<'_>| ids.iter().try_for_each(|id| transaction.accept(*id));
+        self.0.transact(now, 1, accept).unwrap();
+    }
+
+    /// How many of these it has.
+    fn count(&self, ids: &[JobId]) -> usize {
+        ids.iter().filter(|id| self.0.has(**id)).count()
+    }
 }
 
 #[test]
 fn a_reservation_expires_after_a_day_unless_it_is_in_flight() {
     let folder = Folder::new();
-    let mut table = Timed::new(&folder, MOST);
+    let mut table = Timed::new(&folder, 10);
     let id = JobId::new();
     assert_eq!(table.reserve(id, false), Row::Inserted);
     table.pass(KEPT.checked_sub(Duration::from_millis(1)).unwrap());
@@ -241,6 +254,46 @@ fn there_is_a_most() {
     table.pass(KEPT);
     let again: Vec<Row> = ids.iter().map(|id| table.reserve(*id, false)).collect();
     assert_eq!(again, rows, "those of yesterday make room");
+}
+
+#[test]
+fn accepted_jobs_make_room_the_oldest_first() {
+    let folder = Folder::new();
+    let mut table = Timed::new(&folder, 3);
+    let ids: Vec<JobId> = (0..6).map(|_| JobId::new()).collect();
+    for id in &ids[..3] {
+        assert_eq!(table.reserve(*id, false), Row::Inserted);
+        table.pass(Duration::from_secs(1));
+    }
+    table.accept(&[ids[1], ids[2]]);
+    for (id, gone) in [(ids[3], ids[1]), (ids[4], ids[2])] {
+        assert_eq!(table.reserve(id, false), Row::Inserted);
+        assert_eq!(table.count(&[gone]), 0);
+    }
+    assert_eq!(table.reserve(ids[5], false), Row::Full, "of none is it known that it was accepted");
+    assert_eq!(table.count(&ids), 3);
+    assert!(matches!(table.reserve(ids[0], false), Row::Found { accepted: false, .. }), "the oldest of all");
+
+    // A bound that was lowered is come down to.
+    table.accept(&[ids[0], ids[3], ids[4]]);
+    let mut table = Timed(Table::open(&folder.0.join(FILE), 1).unwrap(), table.1);
+    assert_eq!(table.reserve(ids[5], false), Row::Inserted);
+    assert_eq!(table.count(&ids), 1);
+}
+
+#[test]
+fn a_file_that_was_made_without_the_newest_index_is_used() {
+    let folder = Folder::new();
+    let mut table = Timed::new(&folder, 1);
+    let id = JobId::new();
+    table.reserve(id, false);
+    drop(table);
+    let db = rusqlite::Connection::open(folder.0.join(FILE)).unwrap();
+    db.execute_batch("DROP INDEX keys_accepted").unwrap();
+    drop(db);
+    let mut table = Timed::new(&folder, 1);
+    table.accept(&[id]);
+    assert_eq!(table.reserve(JobId::new(), false), Row::Inserted);
 }
 
 #[test]

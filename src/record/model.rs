@@ -336,6 +336,19 @@ pub struct StoredEvent {
     pub event: Event,
 }
 
+/// A stretch of the log as the record has it: all of this at one moment.
+#[derive(Debug, Clone)]
+pub struct Stretch {
+    /// What was found there.
+    pub events: Vec<StoredEvent>,
+    /// Up to where was searched: the position to go on after. At the tail, or beyond it, nothing more is known.
+    pub searched: Position,
+    /// Before this position events are missing.
+    pub first: Position,
+    /// The last position applied.
+    pub tail: Position,
+}
+
 #[cfg(test)]
 impl Summary {
     /// A job that waits in queue `q`, for tests.

@@ -26,7 +26,9 @@ use tracing::warn;
 use super::{
     answers,
     barrier::Barriers,
-    model::{Counts, Filter, Group, JobRecord, Page, Position, QueueRecord, Scope, StoredEvent, Summary},
+    model::{
+        Counts, Filter, Group, JobRecord, Page, Position, QueueRecord, Scope, StoredEvent, Stretch, Summary,
+    },
     projector::Projector,
     rates::Rates,
     store::{Store, StoreError},
@@ -405,20 +407,16 @@ impl Record {
         self.0.shared.read(move |store| store.groups(&queue)).await
     }
 
-    /// Events of `scope` after `after`, in the order of the log, at most `limit`; and up to where was searched.
+    /// Events of `scope` after `after`, in the order of the log, at most `limit`.
     ///
     /// # Errors
     /// [`RecordError`].
-    pub async fn events(
-        &self,
-        scope: Scope,
-        after: Position,
-        limit: usize,
-    ) -> Result<(Vec<StoredEvent>, Position), RecordError> {
+    pub async fn events(&self, scope: Scope, after: Position, limit: usize) -> Result<Stretch, RecordError> {
         self.0.shared.read(move |store| store.events(&scope, after, limit)).await
     }
 
-    /// All events of a job that are kept, in the order of [`crate::event::Rank`]; at most 10,000, the newest.
+    /// All events of a job that are kept, in the order of [`crate::event::Rank`]; at most 10,000: of the progress
+    /// the newest that there is room for.
     ///
     /// # Errors
     /// [`RecordError`].

@@ -49,7 +49,7 @@ pub(super) use self::file::set_aside;
 use self::file::{Readers, Writer, hold};
 use super::model::{
     CancelRequest, Counts, Filter, Group, JobRecord, JobStatus, Page, Position, QueueRecord, Scope,
-    StoredEvent, Summary,
+    StoredEvent, Stretch, Summary,
 };
 use crate::{
     event::{Event, EventError},
@@ -316,18 +316,14 @@ impl Store {
         self.readers.read(|tx, _| read::groups(tx, queue))
     }
 
-    /// Events of `scope` after `after` in the order of the log, at most `limit`; and up to where was searched: the
-    /// position to go on after. Where few events match, it may be short or empty before the tail is reached.
-    pub(crate) fn events(
-        &self,
-        scope: &Scope,
-        after: Position,
-        limit: usize,
-    ) -> Result<(Vec<StoredEvent>, Position), StoreError> {
+    /// Events of `scope` after `after` in the order of the log, at most `limit`. Where few events match, they may be few or
+    /// none before the tail is reached.
+    pub(crate) fn events(&self, scope: &Scope, after: Position, limit: usize) -> Result<Stretch, StoreError> {
         self.readers.read(|tx, classes| events::events(tx, classes, scope, after, limit))
     }
 
-    /// All events of a job that are kept, in the order of [`crate::event::Rank`]; at most 10,000, the newest.
+    /// All events of a job that are kept, in the order of [`crate::event::Rank`]; at most 10,000: of the progress
+    /// the newest that there is room for.
     pub(crate) fn job_events(&self, id: JobId) -> Result<Vec<StoredEvent>, StoreError> {
         self.readers.read(|tx, classes| events::job_events(tx, classes, id))
     }

@@ -314,7 +314,9 @@ fn events_are_read_by_scope_in_the_order_of_the_log() {
         .unwrap();
     store.apply(vec![batch(9, [])]).unwrap();
     let read = |scope: Scope, after: &str, limit| {
-        let (events, searched) = store.events(&scope, after.parse().unwrap(), limit).unwrap();
+        let Stretch { events, searched, first, tail } =
+            store.events(&scope, after.parse().unwrap(), limit).unwrap();
+        assert_eq!((first, tail), (store.first().unwrap(), store.tail().unwrap()));
         let places: Vec<_> = events.iter().map(|stored| stored.position.to_string()).collect();
         (places.join(" "), searched.to_string())
     };
@@ -334,6 +336,27 @@ fn events_are_read_by_scope_in_the_order_of_the_log() {
     let ranks: Vec<_> =
         store.job_events(id(1)).unwrap().iter().map(|stored| stored.event.event_type).collect();
     assert_eq!(ranks, [EventType::Submitted, EventType::Progress]);
+}
+
+#[test]
+fn of_much_progress_the_newest_is_kept_in_sight() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let progress = |n: u32| {
+        let told = Progress { percent: 1, message: String::new(), n };
+        of(1, with(EventType::Progress, 1, 0, 5, |data| data.progress = Some(told)))
+    };
+    let began = [of(1, event(EventType::Submitted, 1, 0, 0)), of(1, event(EventType::Started, 1, 0, 1))];
+    store.apply(vec![batch(0, began.into_iter().chain((1..=10_500).map(progress)))]).unwrap();
+    let events = store.job_events(id(1)).unwrap();
+    let told = |events: &[Event]| -> Vec<u32> {
+        events.iter().filter_map(|event| event.data.progress.as_ref()).map(|told| told.n).collect()
+    };
+    let events: Vec<Event> = events.into_iter().map(|stored| stored.event).collect();
+    assert_eq!(events[0].event_type, EventType::Submitted, "the beginning is not dropped for it");
+    assert_eq!((events.len(), told(&events)), (10_000, (503..=10_500).collect()));
+    let (_, again) = store.stale_live(Timestamp::MAX, 10).unwrap().remove(0);
+    assert_eq!(told(&again), [10_500]);
 }
 
 #[test]
@@ -369,6 +392,8 @@ fn old_ends_are_deleted_with_all_that_is_known_of_them() {
         writer.db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
     };
     assert_eq!((rows("events"), rows("tags"), rows("jobs")), (3, 1, 3));
+    // Queued (5), dead (3) and expired (6): what others came to is not counted as nothing for ever.
+    assert_eq!(rows("counts"), 3);
 }
 
 #[test]

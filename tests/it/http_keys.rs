@@ -157,7 +157,27 @@ async fn a_key_stands_for_one_job() {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_the_bound_the_record_knows_the_job() {
+    stage(async |stage| {
+        let mut config = stage.config.clone();
+        config.record.max_keys = 1;
+        let front = stage.front_with(&config).await;
+        let mut first = String::new();
+        for n in 0..5 {
+            let id = keyed(&front, &format!("k{n}"), BODY).await.accepted();
+            if n == 0 {
+                first = id;
+            }
+        }
+        replayed(&keyed(&front, "k0", BODY).await, &first);
+        keyed(&front, "k0", HELD).await.problem(422, "key_reused");
+        assert_eq!(submits(&front, &first).await, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn names_that_cannot_be_are_refused() {
     stage(async |stage| {
         let front = stage.front().await;
@@ -257,7 +277,7 @@ async fn a_process_that_is_killed_on_the_way_leaves_one_job() {
             other.record.job(ids[1], Duration::from_secs(20)).await.unwrap().unwrap().summary.request;
         let digest = u128::from_str_radix(&request.expect("a digest"), 16).unwrap();
         let digest = Digest(digest.to_be_bytes());
-        let keys = Keys::open(&folder).unwrap();
+        let keys = Keys::open(&folder, 1_000).unwrap();
         for id in &ids[..2] {
             let Ok(Reserved::New(mut claim)) = keys.reserve(*id, digest).await else { panic!("not new") };
             claim.publishing();

@@ -9,7 +9,7 @@ use hopline::{
     job::{Envelope, JobId},
     record::{
         Record, RecordError,
-        model::{Filter, JobStatus, Position, Scope, StoredEvent},
+        model::{Filter, JobStatus, Position, Scope, StoredEvent, Stretch},
     },
 };
 use jiff::Timestamp;
@@ -147,7 +147,8 @@ async fn all_events(record: &Record) -> Vec<StoredEvent> {
     let tail = *record.tail().borrow();
     // Position 0.0 is one too; nothing is before it.
     while after < tail {
-        let (events, searched) = record.events(Scope::default(), after, 100).await.expect("events");
+        let Stretch { events, searched, .. } =
+            record.events(Scope::default(), after, 100).await.expect("events");
         assert!(searched > after, "{searched} after {after}");
         (all, after) = (all.into_iter().chain(events).collect(), searched);
     }

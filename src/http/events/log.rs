@@ -15,7 +15,7 @@ use crate::{
     },
     record::{
         RecordError,
-        model::{Position, Scope},
+        model::{Position, Scope, Stretch},
     },
 };
 
@@ -23,6 +23,9 @@ use crate::{
 const PIECE: usize = 200;
 /// From news to reading them: every stream is woken by all that happens, so news are gathered.
 const PAUSE: Duration = Duration::from_millis(50);
+/// So much longer for each stream there is: together they read about 1,000 times a second at most, which leaves the
+/// record's readers to others.
+const PAUSE_EACH: Duration = Duration::from_millis(1);
 
 /// A stream of the log.
 pub(super) struct LogStream {
@@ -33,6 +36,8 @@ pub(super) struct LogStream {
     /// What is to be said of a gap first.
     frames: Frames,
     tail: watch::Receiver<Position>,
+    /// Nothing more was known when it read last.
+    is_current: bool,
     spoken: Instant,
 }
 
@@ -48,19 +53,29 @@ impl LogStream {
             Some(last) => last,
             None => at.tail,
         };
-        Self { app: app.clone(), scope, after, frames, tail: app.record.tail(), spoken: Instant::now() }
+        let tail = app.record.tail();
+        Self { app: app.clone(), scope, after, frames, tail, is_current: false, spoken: Instant::now() }
     }
 
     /// Reads until there is something to send; none: the record cannot be read now, and the client may come back.
     async fn read(&mut self) -> Option<Frames> {
         loop {
+            if self.is_current {
+                if !self.news().await {
+                    let mut frames = Frames::default();
+                    frames.keep_alive(Some(self.after));
+                    return Some(frames);
+                }
+                sleep(pause(self.app.streams_in_use())).await;
+            }
+            // What comes after this is news.
+            self.tail.borrow_and_update();
+            let reading = self.app.record.events(self.scope.clone(), self.after, PIECE);
+            let Stretch { events, searched, first, tail } = reading.await.inspect_err(log).ok()?;
+            if tail < self.after {
+                return Some(self.fall_back().await);
+            }
             let mut frames = std::mem::take(&mut self.frames);
-            let tail = *self.tail.borrow_and_update();
-            let record = &self.app.record;
-            let (events, searched) =
-                record.events(self.scope.clone(), self.after, PIECE).await.inspect_err(log).ok()?;
-            // After reading, because what is read meanwhile may be forgotten meanwhile.
-            let first = record.first().await.inspect_err(log).ok()?;
             if let Some(next) = missing(self.after, first) {
                 frames.gap(self.after, next);
                 self.after = next;
@@ -68,20 +83,28 @@ impl LogStream {
             for stored in events.iter().filter(|stored| stored.position > self.after) {
                 frames.event(stored);
             }
-            let moved = searched > self.after;
             self.after = self.after.max(searched);
+            // Else there may be more, if only a long stretch without an event of this scope.
+            self.is_current = searched >= tail;
             if !frames.is_empty() {
                 return Some(frames);
             }
-            // Else this was a long stretch without an event of this scope, and there is more.
-            if !moved || self.after >= tail {
-                if !self.news().await {
-                    frames.keep_alive(Some(self.after));
-                    return Some(frames);
-                }
-                sleep(PAUSE).await;
-            }
         }
+    }
+
+    /// The record ends before what was sent: it is rebuilt, and will be there again; or the log is another one, or has
+    /// lost its end, and goes on from there.
+    async fn fall_back(&mut self) -> Frames {
+        let mut frames = std::mem::take(&mut self.frames);
+        match self.app.caught_up().await {
+            Ok(tail) if tail < self.after => {
+                frames.gap(self.after, tail);
+                self.after = tail;
+            }
+            // Nobody knows yet.
+            _ => frames.keep_alive(None),
+        }
+        frames
     }
 
     /// Waits for the log to go on; false: it is time for a sign of life.
@@ -104,6 +127,11 @@ impl Frame for LogStream {
         self.spoken = Instant::now();
         frames
     }
+}
+
+/// From news to reading them, with so many streams.
+fn pause(streams: usize) -> Duration {
+    PAUSE + PAUSE_EACH * u32::try_from(streams).unwrap_or(u32::MAX)
 }
 
 fn log(error: &RecordError) {
@@ -129,6 +157,15 @@ fn before(position: Position) -> Option<Position> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_streams_together_read_no_more_than_a_thousand_times_a_second() {
+        assert_eq!(pause(1), Duration::from_millis(51));
+        for streams in [1_u32, 20, 1_000, 100_000] {
+            let each = 1.0 / pause(streams as usize).as_secs_f64();
+            assert!(each * f64::from(streams) < 1_000.0, "{streams}");
+        }
+    }
 
     #[test]
     fn a_gap_is_what_lies_before_the_first_position() {

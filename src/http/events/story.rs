@@ -5,9 +5,13 @@
 //! last one, and before one whose `submitted` is missing, the record catches up once. The stream ends with the final
 //! event of the latest run. Where a client goes on follows from the id of what it had last and nothing else.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Found;
 use crate::{
@@ -20,13 +24,17 @@ use crate::{
     },
     job::JobId,
     record::{
-        JobWatch,
-        model::{Position, StoredEvent, Summary},
+        JobWatch, RecordError,
+        model::{Position, Scope, StoredEvent, Stretch, Summary},
     },
 };
 
 /// Events that are sent at once.
 const PIECE: usize = 200;
+/// Most events that a stream holds for its client; what lies behind them is read again when they are sent.
+const AHEAD: usize = 1_000;
+/// From news to reading them: they often come several at a time.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Where an event stands in the story.
 type Place = (Rank, Position);
@@ -35,42 +43,78 @@ fn place(stored: &StoredEvent) -> Place {
     (stored.event.rank(), stored.position)
 }
 
-/// What is known of a job's life, in order.
-#[derive(Debug)]
-struct Story(Vec<StoredEvent>);
+/// What a client was told that had the event at `last`: that and all before it. If it is none of these events,
+/// whatever the log had up to there.
+fn told_by(events: &[StoredEvent], last: Position) -> Option<Place> {
+    let exact = events.iter().find(|stored| stored.position == last);
+    exact.map(place).or_else(|| events.iter().filter(|stored| stored.position < last).map(place).max())
+}
+
+/// A job's life as far as it is known: what is still to be told of it, in order.
+#[derive(Debug, Default)]
+struct Story {
+    /// The last event that was told; what belongs before it comes too late.
+    told: Option<Place>,
+    /// What follows.
+    next: BTreeMap<Place, StoredEvent>,
+    /// More follows behind that, which was not kept: it is to be learned again.
+    more: bool,
+    /// Runs whose beginning is known.
+    begun: BTreeSet<u32>,
+    /// The last event known, and whether a run ends with it.
+    last: Option<(Place, bool)>,
+}
 
 impl Story {
-    fn new(mut events: Vec<StoredEvent>) -> Self {
-        events.sort_by_key(place);
-        Self(events)
+    fn new(told: Option<Place>, events: Vec<StoredEvent>) -> Self {
+        let mut story = Self { told, ..Self::default() };
+        story.learn(events);
+        story
+    }
+
+    /// Takes in events, known ones among them.
+    fn learn(&mut self, events: Vec<StoredEvent>) {
+        for stored in events {
+            let (place, what) = (place(&stored), stored.event.event_type);
+            if what == EventType::Submitted {
+                self.begun.insert(stored.event.data.run);
+            }
+            self.last = self.last.max(Some((place, what.is_final())));
+            if self.told < Some(place) {
+                self.next.insert(place, stored);
+            }
+        }
+        while self.next.len() > AHEAD {
+            self.next.pop_last();
+            self.more = true;
+        }
+    }
+
+    /// Tells what comes next, at most so many.
+    fn tell(&mut self, most: usize) -> Vec<StoredEvent> {
+        let mut piece = Vec::new();
+        while piece.len() < most
+            && let Some((place, stored)) = self.next.pop_first()
+        {
+            self.told = Some(place);
+            piece.push(stored);
+        }
+        piece
     }
 
     /// Whether the latest run has ended.
     fn ended(&self) -> bool {
-        self.0.last().is_some_and(|last| last.event.event_type.is_final())
+        self.last.is_some_and(|(_, ends)| ends)
     }
 
-    /// What follows after `told`.
-    fn after(&self, told: Option<Place>) -> &[StoredEvent] {
-        let from = told.map_or(0, |told| self.0.partition_point(|stored| place(stored) <= told));
-        &self.0[from..]
+    /// Whether all that is known was told.
+    fn is_told(&self) -> bool {
+        self.next.is_empty() && !self.more
     }
 
-    /// What a client was told that had the event at `last`: that and all before it. If it is none of this story,
-    /// whatever the log had up to there.
-    fn told(&self, last: Position) -> Option<Place> {
-        let exact = self.0.iter().find(|stored| stored.position == last);
-        exact.map(place).or_else(|| self.0.iter().filter(|stored| stored.position < last).map(place).max())
-    }
-
-    /// Whether what follows after `told` may be told as it is: its runs' beginnings are known, and it is not the end.
-    fn is_whole(&self, told: Option<Place>) -> bool {
-        let begins = |run: u32| {
-            self.0
-                .iter()
-                .any(|stored| stored.event.event_type == EventType::Submitted && stored.event.data.run == run)
-        };
-        !self.ended() && self.after(told).iter().all(|stored| begins(stored.event.data.run))
+    /// Whether what follows may be told as it is: its runs' beginnings are known, and it is not the end.
+    fn is_whole(&self) -> bool {
+        !self.ended() && self.next.values().all(|stored| self.begun.contains(&stored.event.data.run))
     }
 }
 
@@ -79,7 +123,9 @@ pub(super) struct StoryStream {
     app: App,
     id: JobId,
     watch: JobWatch,
-    told: Option<Place>,
+    story: Story,
+    /// Up to here the log was read for it.
+    seen: Position,
     /// The last event that was known when the record had caught up.
     settled: Option<Place>,
     /// What is to be said of a gap first.
@@ -96,8 +142,7 @@ impl StoryStream {
     /// The problem, when the record cannot be read.
     pub(super) async fn open(app: &App, job: &Summary, at: Option<Found>) -> Result<Option<Self>, Problem> {
         let watch = app.record.watch_job(job.id);
-        let events = app.record.job_events(job.id).await.map_err(|error| Problem::record(&error))?;
-        let story = Story::new(events);
+        let (seen, events) = all(app, job.id).await.map_err(|error| Problem::record(&error))?;
         let mut frames = Frames::default();
         let told = match at {
             // The story is told from its beginning.
@@ -105,15 +150,17 @@ impl StoryStream {
                 frames.gap(last, Position::default());
                 None
             }
-            Some(Found { last: Some(last), .. }) => story.told(last),
+            Some(Found { last: Some(last), .. }) => told_by(&events, last),
             _ => None,
         };
-        let over = story.after(told).is_empty() && (story.ended() || job.status.is_final());
+        let story = Story::new(told, events);
+        let over = story.is_told() && (story.ended() || job.status.is_final());
         let stream = Self {
             app: app.clone(),
             id: job.id,
             watch,
-            told,
+            story,
+            seen,
             settled: None,
             frames,
             over: false,
@@ -124,10 +171,8 @@ impl StoryStream {
 
     async fn read(&mut self) -> Option<Frames> {
         loop {
-            let events = self.app.record.job_events(self.id).await.ok()?;
-            let story = Story::new(events);
-            let more = story.after(self.told);
-            if more.is_empty() {
+            self.learn().await.ok()?;
+            if self.story.next.is_empty() {
                 if !self.frames.is_empty() {
                     return Some(std::mem::take(&mut self.frames));
                 }
@@ -136,22 +181,49 @@ impl StoryStream {
                     frames.keep_alive(None);
                     return Some(frames);
                 }
+                sleep(PAUSE).await;
                 continue;
             }
-            let last = story.0.last().map(place);
-            if !story.is_whole(self.told) && self.settled != last {
+            let last = self.story.last.map(|(place, _)| place);
+            if !self.story.is_whole() && self.settled != last {
                 self.settled = last;
                 // Late or not at all: then it is told as it is known.
                 let _ = self.app.record.catch_up(Instant::now() + CATCH_UP).await;
                 continue;
             }
             let mut frames = std::mem::take(&mut self.frames);
-            let piece = &more[..more.len().min(PIECE)];
-            piece.iter().for_each(|stored| frames.event(stored));
-            self.told = piece.last().map(place).or(self.told);
-            self.over = story.ended() && piece.len() == more.len();
+            self.story.tell(PIECE).iter().for_each(|stored| frames.event(stored));
+            self.over = self.story.ended() && self.story.is_told();
             return Some(frames);
         }
+    }
+
+    /// Reads what was not read yet: a job that tells its progress each second for hours has thousands of events.
+    async fn learn(&mut self) -> Result<(), RecordError> {
+        loop {
+            if self.story.more {
+                return if self.story.next.is_empty() { self.learn_all().await } else { Ok(()) };
+            }
+            let scope = Scope { job: Some(self.id), ..Scope::default() };
+            let Stretch { events, searched, tail, .. } =
+                self.app.record.events(scope, self.seen, AHEAD).await?;
+            if tail < self.seen {
+                // The record was begun anew.
+                return self.learn_all().await;
+            }
+            self.seen = searched;
+            self.story.learn(events);
+            if searched >= tail {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn learn_all(&mut self) -> Result<(), RecordError> {
+        let (seen, events) = all(&self.app, self.id).await?;
+        (self.seen, self.story.more) = (seen, false);
+        self.story.learn(events);
+        Ok(())
     }
 
     /// Waits for news of the job; false: it is time for a sign of life.
@@ -161,6 +233,12 @@ impl StoryStream {
             () = sleep_until(self.spoken + KEEP_ALIVE) => false,
         }
     }
+}
+
+/// All events of a job, and up to where at least that goes: what is applied meanwhile is read twice.
+async fn all(app: &App, id: JobId) -> Result<(Position, Vec<StoredEvent>), RecordError> {
+    let seen = *app.record.tail().borrow();
+    Ok((seen, app.record.job_events(id).await?))
 }
 
 impl Frame for StoryStream {
@@ -193,80 +271,112 @@ mod tests {
         StoredEvent { position: Position { offset, index: 0 }, event }
     }
 
-    fn names(events: &[StoredEvent]) -> Vec<&'static str> {
-        events.iter().map(|stored| stored.event.event_type.as_str()).collect()
+    fn names<'a>(events: impl IntoIterator<Item = &'a StoredEvent>) -> Vec<&'static str> {
+        events.into_iter().map(|stored| stored.event.event_type.as_str()).collect()
     }
 
     fn at(offset: u64) -> Position {
         Position { offset, index: 0 }
     }
 
+    /// What a client is told that had the event at `last`.
+    fn after(events: &[StoredEvent], last: Option<Position>) -> Vec<&'static str> {
+        let told = last.and_then(|last| told_by(events, last));
+        names(Story::new(told, events.to_vec()).next.values())
+    }
+
     /// A life whose events came in an order of their own.
-    fn life() -> Story {
+    fn life() -> Vec<StoredEvent> {
         use EventType::{Dead, Retrying, Started, Submitted, Succeeded};
-        Story::new(vec![
+        vec![
             stored(Succeeded, 2, 0, 9),
             stored(Started, 1, 0, 1),
             stored(Submitted, 1, 0, 2),
             stored(Dead, 1, 1, 4),
             stored(Retrying, 1, 0, 5),
             stored(Submitted, 2, 0, 7),
-        ])
+        ]
     }
 
     #[test]
     fn a_story_is_told_in_order_and_goes_on_after_any_of_its_events() {
-        let story = life();
+        let life = life();
         let order = ["submitted", "started", "retrying", "dead", "submitted", "succeeded"];
-        assert_eq!(names(story.after(None)), order);
-        assert!(story.ended());
-        for (index, stored) in story.0.iter().enumerate() {
-            let told = story.told(stored.position);
-            assert_eq!(names(story.after(told)), order[index + 1..], "after {}", stored.position);
+        assert_eq!(after(&life, None), order);
+        let mut story = Story::new(None, life.clone());
+        assert!(story.ended() && !story.is_told());
+        let told = story.tell(100);
+        assert!(story.ended() && story.is_told());
+        for (index, stored) in told.iter().enumerate() {
+            assert_eq!(after(&life, Some(stored.position)), order[index + 1..], "after {}", stored.position);
         }
     }
 
     #[test]
     fn an_id_that_is_not_of_the_story_stands_for_all_before_it() {
-        let story = life();
-        assert_eq!(names(story.after(story.told(at(0)))).len(), 6);
+        let life = life();
+        assert_eq!(after(&life, Some(at(0))).len(), 6);
         // The log had `dead` by then: what ranks below it was told, or is left out.
-        assert_eq!(names(story.after(story.told(at(6)))), ["submitted", "succeeded"]);
-        assert!(story.after(story.told(at(99))).is_empty());
+        assert_eq!(after(&life, Some(at(6))), ["submitted", "succeeded"]);
+        assert!(after(&life, Some(at(99))).is_empty());
     }
 
     #[test]
     fn the_end_of_a_run_that_was_replayed_is_no_end() {
-        let mut events = life().0;
+        let mut events = life();
         events.retain(|stored| stored.event.event_type != EventType::Succeeded);
-        let story = Story::new(events);
-        assert!(!story.ended());
-        let told = story.told(at(4));
-        assert_eq!(names(story.after(told)), ["submitted"], "goes on after the first run's end");
+        assert!(!Story::new(None, events.clone()).ended());
+        assert_eq!(after(&events, Some(at(4))), ["submitted"], "goes on after the first run's end");
     }
 
     #[test]
     fn a_final_event_that_was_replaced_is_followed_by_the_truth() {
         use EventType::{DeliveryLost, Submitted, Succeeded};
         let lost = vec![stored(Submitted, 1, 0, 1), stored(DeliveryLost, 1, 0, 2)];
-        let told = Story::new(lost.clone()).told(at(2));
-        let story = Story::new([lost, vec![stored(Succeeded, 1, 0, 3)]].concat());
-        assert_eq!(names(story.after(told)), ["succeeded"]);
+        let mut story = Story::new(None, lost.clone());
+        story.tell(2);
+        let truth = vec![stored(Succeeded, 1, 0, 3)];
+        assert_eq!(after(&[lost, truth.clone()].concat(), Some(at(2))), ["succeeded"]);
+        story.learn(truth);
+        assert_eq!(names(&story.tell(2)), ["succeeded"]);
     }
 
     #[test]
     fn ends_and_missing_beginnings_wait_for_the_log() {
         use EventType::{Started, Submitted, Succeeded};
-        let story = |events: &[StoredEvent]| Story::new(events.to_vec());
+        let story = |events: &[&StoredEvent]| Story::new(None, events.iter().copied().cloned().collect());
         let (begin, run, end) =
             (stored(Submitted, 1, 0, 3), stored(Started, 1, 0, 1), stored(Succeeded, 1, 0, 2));
-        assert!(story(&[begin.clone(), run.clone()]).is_whole(None));
-        assert!(!story(std::slice::from_ref(&run)).is_whole(None), "no beginning");
-        assert!(!story(&[begin, run, end]).is_whole(None), "the end");
+        assert!(story(&[&begin, &run]).is_whole());
+        assert!(!story(&[&run]).is_whole(), "no beginning");
+        assert!(!story(&[&begin, &run, &end]).is_whole(), "the end");
+        // A beginning that was told already counts.
+        let mut told = story(&[&begin]);
+        told.tell(1);
+        told.learn(vec![run]);
+        assert!(told.is_whole() && !told.next.is_empty());
+    }
+
+    #[test]
+    fn a_long_story_is_held_in_part_and_told_whole() {
+        let mut life = vec![stored(EventType::Submitted, 1, 0, 0)];
+        life.extend((1..3_000).map(|offset| stored(EventType::Progress, 1, 0, offset)));
+        life.push(stored(EventType::Succeeded, 1, 0, 3_000));
+        let (mut story, mut heard) = (Story::new(None, life.clone()), Vec::new());
+        while !story.is_told() {
+            assert!(story.ended() && story.next.len() <= AHEAD);
+            if story.next.is_empty() {
+                story.more = false;
+                story.learn(life.clone());
+            }
+            heard.extend(story.tell(PIECE).iter().map(|stored| stored.position));
+        }
+        assert_eq!(heard, life.iter().map(|stored| stored.position).collect::<Vec<_>>());
     }
 
     proptest! {
-        /// Whatever order the log has, and wherever a stream is cut: no event twice, none out of order, and the end.
+        /// Whatever order the log has, and wherever a stream is cut: no event twice, none out of order, and the end. A
+        /// stream that is not cut, and reads only what is new, tells the same.
         #[test]
         fn cut_anywhere_it_goes_on(
             order in Just((0..6_u64).collect::<Vec<_>>()).prop_shuffle(),
@@ -280,15 +390,20 @@ mod tests {
             let mut known = known;
             known.sort_unstable();
             known.push(all.len());
-            let mut heard: Vec<StoredEvent> = Vec::new();
+            let (mut heard, mut uncut): (Vec<StoredEvent>, Vec<StoredEvent>) = (Vec::new(), Vec::new());
+            let (mut long, mut seen) = (Story::default(), 0);
             for count in known {
                 // Each time another replica, which knows so much of the log.
-                let story = Story::new(all[..count].to_vec());
-                let told = heard.last().and_then(|last| story.told(last.position));
-                heard.extend(story.after(told).to_vec());
+                let told = heard.last().and_then(|last| told_by(&all[..count], last.position));
+                heard.extend(Story::new(told, all[..count].to_vec()).tell(100));
+                long.learn(all[seen..count].to_vec());
+                uncut.extend(long.tell(100));
+                seen = count;
             }
             prop_assert!(heard.windows(2).all(|pair| place(&pair[0]) < place(&pair[1])), "{:?}", names(&heard));
             prop_assert_eq!(heard.last().map(|last| last.event.event_type), Some(Succeeded));
+            prop_assert_eq!(names(&uncut), names(&heard));
+            prop_assert!(long.ended() && long.is_told());
         }
     }
 }

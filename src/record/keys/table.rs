@@ -28,6 +28,9 @@ const CREATE: &str = "
     CREATE INDEX keys_by_age ON keys (created_at);
     PRAGMA user_version = 1;";
 
+/// Finds what makes room. Not part of [`CREATE`]: files that were made without it are good files too.
+const ACCEPTED: &str = "CREATE INDEX IF NOT EXISTS keys_accepted ON keys (created_at) WHERE accepted = 1";
+
 /// What the table has of an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Row {
@@ -42,7 +45,7 @@ pub(super) enum Row {
         /// When it came.
         since: Timestamp,
     },
-    /// It had nothing, and takes no more.
+    /// It had nothing, and has room for no more: what it has may still be on its way.
     Full,
 }
 
@@ -107,8 +110,15 @@ impl Table {
             VERSION => check(&db)?,
             newer => return Err(Failure::Other(format!("made by a newer version ({newer})"))),
         }
+        db.execute_batch(ACCEPTED)?;
         let rows = db.query_row("SELECT count(*) FROM keys", [], |row| row.get(0))?;
         Ok(Self { db, rows, most })
+    }
+
+    #[cfg(test)]
+    pub(super) fn has(&self, id: JobId) -> bool {
+        let count = "SELECT count(*) FROM keys WHERE id = ?1";
+        self.db.query_row(count, params![id.as_bytes()], |row| row.get::<_, i64>(0)) == Ok(1)
     }
 
     /// Does `work` in one transaction of about `size` reservations, which is on disk afterwards. Removes expired ones.
@@ -131,6 +141,10 @@ impl Table {
                 .prepare("INSERT INTO keys (id, digest, accepted, created_at) VALUES (?1, ?2, 0, ?3)")?,
             accept: begun.prepare("UPDATE keys SET accepted = 1 WHERE id = ?1")?,
             remove: begun.prepare("DELETE FROM keys WHERE id = ?1")?,
+            make_room: begun.prepare(
+                "DELETE FROM keys WHERE id IN (SELECT id FROM keys INDEXED BY keys_accepted
+                 WHERE accepted = 1 ORDER BY created_at LIMIT ?1)",
+            )?,
         };
         transaction.sweep(&begun, size.saturating_mul(2).max(SWEEP))?;
         work(&mut transaction)?;
@@ -152,6 +166,7 @@ pub(super) struct Transaction<'a> {
     insert: Statement<'a>,
     accept: Statement<'a>,
     remove: Statement<'a>,
+    make_room: Statement<'a>,
 }
 
 impl Transaction<'_> {
@@ -162,7 +177,7 @@ impl Transaction<'_> {
             Some(_) => self.remove(id)?,
             None => {}
         }
-        if self.rows >= self.most {
+        if self.rows >= self.most && !self.make_room()? {
             return Ok(Row::Full);
         }
         self.insert.execute(params![id.as_bytes(), digest.0, self.now])?;
@@ -180,6 +195,16 @@ impl Transaction<'_> {
         let removed = self.remove.execute(params![id.as_bytes()])?;
         self.rows = self.rows - i64::try_from(removed).unwrap_or(self.rows);
         Ok(())
+    }
+
+    /// Removes the oldest of which it is known that their jobs were accepted; whether there were any. The record knows
+    /// those jobs, by the digests of their requests: a repeat costs a look there.
+    fn make_room(&mut self) -> rusqlite::Result<bool> {
+        // More than one too many where the bound was lowered: then it is come down to in steps.
+        let count = (self.rows - self.most + 1).min(i64::try_from(SWEEP).unwrap_or(i64::MAX));
+        let removed = self.make_room.execute([count])?;
+        self.rows = self.rows - i64::try_from(removed).unwrap_or(self.rows);
+        Ok(removed > 0)
     }
 
     fn find(&mut self, id: JobId) -> rusqlite::Result<Option<(Row, i64)>> {

@@ -60,7 +60,8 @@ pub(super) fn key(event: &Event) -> Key {
     let worker = worker.as_deref().unwrap_or_default();
     let (step, extra) = match (event.event_type, progress) {
         (EventType::Started, _) => (*step, worker.to_owned()),
-        (EventType::Progress, Some(progress)) => (*step, format!("{worker}:{}", progress.n)),
+        // As text it sorts by the number, as the fold does: the newest are found from its end.
+        (EventType::Progress, Some(progress)) => (*step, format!("{:010}:{worker}", progress.n)),
         (EventType::CancelRequested, _) => (0, String::new()),
         _ => (*step, String::new()),
     };

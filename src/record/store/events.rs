@@ -18,7 +18,7 @@ use crate::{
     job::JobId,
     record::{
         fold::Row,
-        model::{Position, Scope, StoredEvent},
+        model::{Position, Scope, StoredEvent, Stretch},
     },
 };
 
@@ -80,10 +80,15 @@ pub(super) fn job_events(
     id: JobId,
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let Some((job, _)) = find_job(tx, id)? else { return Ok(Vec::new()) };
-    let mut events = Vec::new();
-    for what in EventType::ALL {
-        events
-            .extend(events_of(tx, classes, id, job, what, EVENTS_MAX)?.into_iter().map(|(stored, _)| stored));
+    let mut events: Vec<StoredEvent> = Vec::new();
+    // Progress comes last: what there is no room for is the oldest of that, and not the job's beginning.
+    let others = EventType::ALL.into_iter().filter(|what| *what != EventType::Progress);
+    for what in others.chain([EventType::Progress]) {
+        let room = match what {
+            EventType::Progress => EVENTS_MAX.saturating_sub(events.len()),
+            _ => EVENTS_MAX,
+        };
+        events.extend(events_of(tx, classes, id, job, what, room)?.into_iter().map(|(stored, _)| stored));
     }
     events.sort_by_cached_key(|stored| (stored.event.rank(), stored.position));
     let skipped = events.len().saturating_sub(EVENTS_MAX);
@@ -97,12 +102,20 @@ pub(super) fn events(
     scope: &Scope,
     after: Position,
     limit: usize,
-) -> Result<(Vec<StoredEvent>, Position), StoreError> {
+) -> Result<Stretch, StoreError> {
     let after = coding::pack_given(after);
+    let (tail, first): (i64, i64) =
+        tx.query_row("SELECT tail, first FROM meta", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let stretch = |events, searched| Stretch {
+        events,
+        searched: coding::unpack(searched),
+        first: coding::unpack(first),
+        tail: coding::unpack(tail),
+    };
     let job = match scope.job {
         Some(id) => match find_job(tx, id)? {
             Some((job, _)) => Some(job),
-            None => return end_of_search(tx, Vec::new(), after),
+            None => return Ok(stretch(Vec::new(), tail.max(after))),
         },
         None => None,
     };
@@ -117,7 +130,7 @@ pub(super) fn events(
     let (mut found, mut looked, mut last) = (Vec::new(), 0, after);
     while let Some(row) = rows.next()? {
         if found.len() >= limit {
-            return Ok((found, coding::unpack(last)));
+            return Ok(stretch(found, last));
         }
         (looked, last) = (looked + 1, row.get(0)?);
         if in_scope(tx, classes, scope, row)? {
@@ -128,20 +141,9 @@ pub(super) fn events(
             found.push(read_event(tx, classes, id, row)?.0);
         }
     }
-    if looked >= LOOKED_MAX {
-        return Ok((found, coding::unpack(last)));
-    }
-    end_of_search(tx, found, after)
-}
-
-/// Everything that is known was searched.
-fn end_of_search(
-    tx: &Transaction<'_>,
-    found: Vec<StoredEvent>,
-    after: i64,
-) -> Result<(Vec<StoredEvent>, Position), StoreError> {
-    let tail: i64 = tx.query_row("SELECT tail FROM meta", [], |row| row.get(0))?;
-    Ok((found, coding::unpack(tail.max(after))))
+    // Else everything that is known was searched.
+    let searched = if looked >= LOOKED_MAX { last } else { tail.max(after) };
+    Ok(stretch(found, searched))
 }
 
 fn in_scope(

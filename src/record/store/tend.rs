@@ -64,6 +64,9 @@ pub(super) fn expire(
     let before = now.as_millisecond().saturating_sub(retention);
     let tx = writer.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let expired = expire_in(&tx, before, limit)?;
+    if expired < limit {
+        forget_counts(&tx)?;
+    }
     tx.commit()?;
     Ok(expired)
 }
@@ -92,6 +95,13 @@ fn expire_in(tx: &Transaction<'_>, before: i64, limit: usize) -> Result<usize, S
         blocks::forget(tx)?;
     }
     Ok(old.len())
+}
+
+/// Deletes counts of nothing: lists and counts look at all of them, and there is one for each queue, kind and state that
+/// ever was. The class itself stays: events of jobs that have another class by now may name it.
+fn forget_counts(tx: &Transaction<'_>) -> Result<(), StoreError> {
+    tx.prepare_cached("DELETE FROM counts WHERE n = 0")?.execute([])?;
+    Ok(())
 }
 
 /// Deletes all that is known of a job; the position of its last event.
