@@ -15,6 +15,8 @@ use crate::{
 
 /// Pause between two passes.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long the broker is waited for at a time.
+const LOOK: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -108,7 +110,9 @@ impl Drain {
         client.started().map_err(anyhow::Error::msg).context("cannot connect")?;
         let (mut forwarded, mut left) = (0, None);
         while spool.is_holding() {
-            let pass = spool::drain(&spool, &client, |_| {}).await;
+            let look = Instant::now() + LOOK;
+            let patience = deadline.map_or(look, |deadline| deadline.min(look));
+            let pass = spool::drain(&spool, &client, patience, |_| {}).await;
             forwarded += pass.forwarded;
             left = pass.left;
             if left.is_none() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {

@@ -42,7 +42,7 @@ pub(crate) async fn keep_empty(spool: &Spool, client: &Client, forwarded: impl F
         info!(spool.jobs = fill.jobs, spool.bytes = fill.bytes, "the spool holds jobs, to be forwarded");
         let mut count = 0;
         loop {
-            let pass = drain(spool, client, &forwarded).await;
+            let pass = drain(spool, client, Instant::now() + LOOK, &forwarded).await;
             count += pass.forwarded;
             let Some(why) = pass.left else { break };
             tracing::debug!(reason = why, "the spool is not empty yet");
@@ -52,10 +52,11 @@ pub(crate) async fn keep_empty(spool: &Spool, client: &Client, forwarded: impl F
     }
 }
 
-/// Forwards what waits, once: jobs that the broker refuses stay, and so does everything once the broker is away.
-pub async fn drain(spool: &Spool, client: &Client, forwarded: impl Fn(JobId)) -> Drained {
+/// Forwards what waits, once: jobs that the broker refuses stay, and so does everything once the broker is away. A
+/// broker that is away is waited for until `patience`.
+pub async fn drain(spool: &Spool, client: &Client, patience: Instant, forwarded: impl Fn(JobId)) -> Drained {
     let mut drained = Drained::default();
-    if let Err(why) = client.wait_ready(Instant::now() + LOOK).await {
+    if let Err(why) = client.wait_ready(patience).await {
         drained.left = Some(why);
         return drained;
     }
