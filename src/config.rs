@@ -162,8 +162,9 @@ pub struct Worker {
     /// 0: never. Default 3.
     pub isolate_from_delivery: u32,
     /// How long a delivery that may be a repeat is held until an HTTP process has said whether its job has ended.
-    /// Then it is run, and others are not held until one answers again. 0: never ask. At most half the time that a job
-    /// may wait in the worker (5 min, or a quarter of `consumer_timeout`). Default 60 s.
+    /// Then it is run, and others are not held until one answers again. Time during an alarm of the broker does not
+    /// count. 0: never ask. At most half the time that a job may wait in the worker (5 min, or a quarter of
+    /// `consumer_timeout`). Default 60 s.
     #[serde(with = "duration")]
     pub lookup_patience: Duration,
     /// The broker's consumer timeout: a delivery that is unacknowledged for longer closes the channel. Checked
@@ -271,7 +272,7 @@ pub struct Record {
     #[serde(with = "duration")]
     pub retention: Duration,
     /// How long a job may be waiting in a queue that is empty and idle until it counts as lost (its message was
-    /// deleted by hand). Default 10 min.
+    /// deleted by hand). At least 1 min, three times as long as a worker's heartbeat counts. Default 10 min.
     #[serde(with = "duration")]
     pub lost_after: Duration,
 }

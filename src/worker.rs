@@ -15,7 +15,9 @@
 //! | [`known`] | jobs that this process runs or has settled |
 //! | [`work`] | a job whose turn has come, from its start to its settling |
 //! | [`dispatch`] | deliveries waiting for an answer or for their turn |
+//! | [`fence`] | that nothing starts before it is known what was ordered |
 //! | [`lookup`] | asking whether a job has ended already |
+//! | [`silence`] | for how long nobody has answered |
 //! | [`cancel`] | orders to cancel, as far as they concern jobs that are here |
 //! | [`isolate`] | running a suspect job in a child process |
 //! | [`reply`] | telling callers how a run ended |
@@ -33,6 +35,7 @@ mod cpu;
 mod dispatch;
 mod disposition;
 mod executor;
+mod fence;
 mod health;
 mod hold;
 mod isolate;
@@ -43,6 +46,7 @@ mod pause;
 mod registry;
 pub(crate) mod reply;
 mod settle;
+mod silence;
 mod tell;
 mod work;
 
@@ -62,6 +66,7 @@ use self::{
     cancel::Cancels,
     cpu::CpuPool,
     dispatch::QueueShare,
+    fence::Fence,
     health::{Health, QueueHealth},
     lookup::Lookups,
     pause::Taking,
@@ -261,7 +266,8 @@ impl<S: Send + Sync + 'static> Worker<S> {
         let control = live.follow_control(hello, None).clone();
         let stop = CancellationToken::new();
         let lookups = Lookups::start(&client, live, &control, lookup_patience(&config), stop.clone());
-        let shared = Arc::new(share(&config, registry, &client, live, &control, lookups, isolation)?);
+        let fence = Fence::start(&live.consume, &control, stop.clone());
+        let shared = Arc::new(share(&config, registry, &client, live, fence, lookups, isolation)?);
         let running = Running::start(&config, &shared, live, &control, &queues, &stop).await?;
         let broker = live.consume.describe();
         info!(broker, worker = live.instance, queues = ?queues.iter().map(QueueName::as_str).collect::<Vec<_>>(), "worker started");
@@ -288,10 +294,11 @@ fn share(
     registry: Arc<Registry>,
     client: &Client,
     live: &Live,
-    control: &Control,
+    fence: Arc<Fence>,
     lookups: Lookups,
     isolation: bool,
 ) -> Result<Shared, WorkerError> {
+    let control = fence.control().clone();
     let cpu = CpuPool::new(config.worker.cpu_threads)
         .map_err(|source| WorkerError::System { what: "start the CPU pool", source })?;
     let replier = Replier::start(live, &config.worker.reply_queues);
@@ -300,8 +307,9 @@ fn share(
         settler: Settler::new(live, Arc::clone(&teller), replier),
         events: live.events.clone(),
         teller,
-        control: control.clone(),
-        cancels: Cancels::new(control),
+        cancels: Cancels::new(&control),
+        control,
+        fence,
         lookups,
         jobs: live.names.jobs(),
         cancel_grace: config.cancel.grace,

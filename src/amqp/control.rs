@@ -8,9 +8,9 @@
 //! | front | that there are HTTP processes | workers: somebody answers their questions |
 //!
 //! HTTP processes and workers read it, so an order holds for a process that starts later, and for one that was away.
-//! Each writes a record of its own when it starts (a worker its kinds, an HTTP process that it is there): once it has
-//! read that one, it has read all that was written before ([`Control::caught_up`]). A stream has no other mark of its
-//! end.
+//! Each writes a record of its own, its word, when it starts (a worker its kinds, an HTTP process that it is there):
+//! once it has read that one, it has read all that was written before ([`Control::caught_up`]). A stream has no other
+//! mark of its end. Words are numbered; whoever was cut off asks for another one ([`Control::next_word`]).
 //!
 //! What is remembered, and how much of it, is in `state`; the wire in [`record`]; the writing in `teller`.
 
@@ -20,7 +20,10 @@ mod teller;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -60,7 +63,7 @@ pub(crate) struct Control(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
-    caught_up: watch::Sender<bool>,
+    words: Words,
     paused: watch::Sender<Arc<Pauses>>,
     orders: broadcast::Sender<CancelOrder>,
     /// Counts the logs: the stream may be deleted, and declared anew.
@@ -70,9 +73,42 @@ struct Inner {
     stop: CancellationToken,
 }
 
+/// What this process writes of itself, again and again: numbered from 1, in the order of writing.
+struct Words {
+    /// Their ids are this and the number.
+    id: String,
+    /// The last that was begun to be written.
+    begun: AtomicU64,
+    /// The first that was not begun when somebody asked for one: no earlier one will do.
+    wanted: watch::Sender<u64>,
+    /// The last that came back; 0: none yet.
+    read: watch::Sender<u64>,
+}
+
+impl Words {
+    fn new(id: String) -> Self {
+        Self { id, begun: AtomicU64::new(0), wanted: watch::Sender::new(1), read: watch::Sender::new(0) }
+    }
+
+    /// A number for the next one, and its id.
+    fn begin(&self) -> (u64, String) {
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        (number, format!("{}-{number}", self.id))
+    }
+
+    /// Which one a record with this id is.
+    fn number(&self, id: &str) -> Option<u64> {
+        id.strip_prefix(&self.id)?.strip_prefix('-')?.parse().ok()
+    }
+
+    fn are_awaited(&self) -> bool {
+        *self.read.borrow() < *self.wanted.borrow()
+    }
+}
+
 impl Control {
     /// Starts to read the control log over `link`, and to write `hello` to it through `publisher`: now, at each
-    /// connection and every hour. With `retell` (HTTP processes) pauses, and orders that are younger than this, are
+    /// connection, when asked and every hour. With `retell` (HTTP processes) pauses, and orders that are younger than this, are
     /// written again before they leave the log.
     pub(crate) fn start(
         link: &Link,
@@ -83,8 +119,7 @@ impl Control {
     ) -> Self {
         let control = Self::unread();
         let reader = StreamReader::start(link, names.control_log(), None, PREFETCH);
-        let own = hello.message.message_id.clone();
-        link.runtime().spawn(control.clone().read(reader, own));
+        link.runtime().spawn(control.clone().read(reader));
         link.runtime().spawn(tell(publisher.clone(), names.control(), hello, control.clone()));
         if let Some(younger) = retell_younger {
             link.runtime().spawn(retell(publisher, names.control(), younger, control.clone()));
@@ -97,7 +132,7 @@ impl Control {
         let stop = CancellationToken::new();
         Self(Arc::new(Inner {
             state: Mutex::default(),
-            caught_up: watch::Sender::new(false),
+            words: Words::new(JobId::new().to_string()),
             paused: watch::Sender::default(),
             orders: broadcast::Sender::new(ORDERS_AHEAD),
             logs: watch::Sender::new(0),
@@ -136,6 +171,13 @@ impl Control {
         self.state().order(id, run)
     }
 
+    /// Whether a job that was created then may be cancelled although no order is known: there were more than are kept,
+    /// or the log has lost its beginning.
+    #[cfg(feature = "worker")]
+    pub(crate) fn is_blind(&self, created_at: Option<Timestamp>) -> bool {
+        self.state().is_blind(created_at)
+    }
+
     /// Orders to cancel, as they become known.
     ///
     /// Subscribe first and look ([`Control::cancelled`]) then: an order is known before it is told. A subscriber that
@@ -147,14 +189,38 @@ impl Control {
 
     /// Whether everything is known that was written before this process started.
     pub(crate) fn is_caught_up(&self) -> bool {
-        *self.0.caught_up.borrow()
+        self.has_read(1)
     }
 
     /// Waits until everything is known that was written before this process started: without end while the broker is
     /// away, or takes no publishes.
     pub(crate) async fn caught_up(&self) {
         // The sender lives in `self`.
-        let _ = self.0.caught_up.subscribe().wait_for(|caught_up| *caught_up).await;
+        let _ = self.words().wait_for(|read| *read >= 1).await;
+    }
+
+    /// Has a word written that is not under way yet, and says which: once it is read, everything is known that was
+    /// written before now.
+    #[cfg(feature = "worker")]
+    pub(crate) fn next_word(&self) -> u64 {
+        let words = &self.0.words;
+        let next = words.begun.load(Ordering::SeqCst) + 1;
+        words.wanted.send_if_modified(|wanted| {
+            let later = next > *wanted;
+            *wanted = next.max(*wanted);
+            later
+        });
+        next
+    }
+
+    /// Whether a word, or one after it, has come back.
+    pub(crate) fn has_read(&self, word: u64) -> bool {
+        *self.0.words.read.borrow() >= word
+    }
+
+    /// The last word that came back, and each change of that.
+    pub(crate) fn words(&self) -> watch::Receiver<u64> {
+        self.0.words.read.subscribe()
     }
 
     /// A time for an order about `queue` that is given now: later than that of the last one.
@@ -183,7 +249,8 @@ impl Control {
         self.0.stop.cancel();
     }
 
-    async fn read(self, mut reader: StreamReader, own: Option<String>) {
+    async fn read(self, mut reader: StreamReader) {
+        let mut missed = false;
         loop {
             let item = tokio::select! {
                 () = self.0.stop.cancelled() => return,
@@ -191,13 +258,16 @@ impl Control {
             };
             match item {
                 Item::Record(record) => {
-                    self.apply(&record.message);
-                    if record.message.message_id == own && !self.0.caught_up.send_replace(true) {
-                        let (kinds, paused, orders) = self.state().counts();
-                        info!(kinds, paused, orders, "caught up with the control log");
+                    if std::mem::take(&mut missed) {
+                        self.miss_until(&record.message);
                     }
+                    self.apply(&record.message);
+                    self.hear_word(record.message.message_id.as_deref());
                 }
-                Item::Gap { from, to } => debug!(from, to, "records of the control log are gone"),
+                Item::Gap { from, to } => {
+                    debug!(from, to, "records of the control log are gone");
+                    missed = true;
+                }
                 // What is known stays known, and is told to the new log.
                 Item::NewLog => {
                     warn!("the control log was deleted: telling the new one what is known");
@@ -206,6 +276,28 @@ impl Control {
                 }
             }
         }
+    }
+
+    /// A record was taken in: perhaps it is our own.
+    fn hear_word(&self, id: Option<&str>) {
+        let words = &self.0.words;
+        let Some(number) = id.and_then(|id| words.number(id)) else { return };
+        let first = !self.is_caught_up();
+        words.read.send_if_modified(|read| {
+            let later = number > *read;
+            *read = number.max(*read);
+            later
+        });
+        if first && self.is_caught_up() {
+            let (kinds, paused, orders) = self.state().counts();
+            info!(kinds, paused, orders, "caught up with the control log");
+        }
+    }
+
+    /// What was written before this record is gone, and with it perhaps orders.
+    fn miss_until(&self, message: &Message) {
+        let now = record::now();
+        self.state().miss_orders(written_at(message).map_or(now, |at| at.min(now)));
     }
 
     fn apply(&self, message: &Message) {
@@ -221,8 +313,7 @@ impl Control {
             warn!(kind = message.kind, skipped, "entries of a record of the control log cannot be read");
         }
         let now = record::now();
-        let written =
-            message.timestamp.and_then(|second| Timestamp::from_second(second.try_into().ok()?).ok());
+        let written = written_at(message);
         // A clock that is fast must not keep what it wrote from being told again.
         let told = |at: Timestamp| written.unwrap_or(at).min(now).as_second();
         match record {
@@ -262,6 +353,11 @@ impl Control {
         // The state is whole after each of its functions.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// When a record was written, as far as it says.
+fn written_at(message: &Message) -> Option<Timestamp> {
+    message.timestamp.and_then(|second| Timestamp::from_second(second.try_into().ok()?).ok())
 }
 
 #[cfg(test)]

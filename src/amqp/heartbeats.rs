@@ -1,8 +1,8 @@
 //! Heartbeats: what each worker says of itself every few seconds, and who has said so lately.
 //!
 //! Best effort on both sides: a worker publishes on `hopline.events` without confirms, an HTTP process keeps the newest
-//! word of each worker in memory. Nothing is decided by it; it is what people look at. During an alarm of the broker
-//! nothing is published, so all workers seem to be gone.
+//! word of each worker in memory. It is what people look at; and a queue that a worker has jobs of is not looked through
+//! for lost ones. During an alarm of the broker nothing is published, so all workers seem to be gone.
 
 use std::{
     collections::HashMap,
@@ -64,7 +64,7 @@ pub struct WorkerInfo {
     /// When it started.
     #[serde(with = "time")]
     pub since: Timestamp,
-    /// The queues it takes jobs from; the first 100.
+    /// The queues it takes jobs from; at most 100, those with jobs before idle ones.
     pub queues: Vec<WorkerQueue>,
     /// The kinds it runs, aliases too; the first 150.
     pub kinds: Vec<WorkerKind>,
@@ -110,7 +110,7 @@ struct Heartbeat {
 
 /// Publishes a heartbeat, if that is possible now.
 pub(crate) fn publish(outlet: &Outlet, names: &Names, mut info: WorkerInfo, ended: bool) {
-    info.queues.truncate(QUEUES_MAX);
+    keep_busy(&mut info.queues);
     info.kinds.truncate(KINDS_MAX);
     info.jobs.truncate(JOBS_MAX);
     let key = Names::heartbeat_key(&info.worker);
@@ -122,7 +122,16 @@ pub(crate) fn publish(outlet: &Outlet, names: &Names, mut info: WorkerInfo, ende
         body: serde_json::to_vec(&heartbeat).unwrap_or_default().into(),
         ..Message::default()
     };
-    outlet.send(names.events(), key, message);
+    outlet.beat(names.events(), key, message);
+}
+
+/// Leaves out as many queues as have no place: idle ones first. Of a queue that no heartbeat shows, jobs count as lost.
+fn keep_busy(queues: &mut Vec<WorkerQueue>) {
+    if queues.len() > QUEUES_MAX {
+        // Stable: otherwise the first stay.
+        queues.sort_by_key(|share| share.running == 0 && share.waiting == 0);
+        queues.truncate(QUEUES_MAX);
+    }
 }
 
 /// The workers that are there; cheap to clone.
@@ -310,6 +319,31 @@ mod tests {
             workers.learn(&message, now);
         }
         assert!(workers.0.is_empty());
+    }
+
+    #[test]
+    fn queues_with_jobs_are_shown_before_idle_ones() {
+        let share = |n: usize, running, waiting| WorkerQueue {
+            queue: QueueName::parse(format!("q{n}")).unwrap(),
+            concurrency: 1,
+            prefetch: 2,
+            running,
+            waiting,
+            paused: false,
+        };
+        let shown = |queues: &[WorkerQueue]| -> Vec<String> {
+            let mut queues = queues.to_vec();
+            keep_busy(&mut queues);
+            queues.iter().map(|share| share.queue.to_string()).collect()
+        };
+        let mut queues: Vec<_> = (0..QUEUES_MAX).map(|n| share(n, 0, 0)).collect();
+        queues[7].running = 1;
+        let all: Vec<String> = queues.iter().map(|share| share.queue.to_string()).collect();
+        assert_eq!(shown(&queues), all, "in their order, where all have a place");
+        queues.extend([share(500, 0, 0), share(501, 1, 0), share(502, 0, 1)]);
+        let expected = ["q7", "q501", "q502", "q0", "q1"];
+        let shown = shown(&queues);
+        assert_eq!((&shown[..5], shown.len()), (&expected.map(str::to_owned)[..], QUEUES_MAX));
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! Publishing without confirms: for what may be lost. One channel with one owner task; what comes while there is no
 //! connection, or more than the connection takes, is dropped.
 //!
+//! Heartbeats have a place of their own, which is looked at first: a subscriber that is slow fills all others with
+//! events, and a worker without heartbeats seems to be gone, its jobs lost.
+//!
 //! Why apart from [`super::publisher`]: whoever binds a queue to `hopline.events` must not be able to hold up a confirm
 //! (a length limit, a quorum without a majority), nor the connection that jobs are published on (credit flow).
 
+use std::sync::Arc;
+
 use lapin::{Channel, options::BasicPublishOptions};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::sleep,
 };
 use tracing::debug;
@@ -21,6 +26,7 @@ use crate::job::wire::Message;
 /// Messages that wait to be written.
 const WAITING: usize = 1000;
 
+#[derive(Clone)]
 struct Parcel {
     exchange: String,
     key: String,
@@ -37,14 +43,22 @@ enum Request {
 #[derive(Clone)]
 pub(crate) struct Outlet {
     requests: mpsc::Sender<Request>,
+    /// The last heartbeat: only the newest counts.
+    beat: Arc<watch::Sender<Option<Parcel>>>,
 }
 
 impl Outlet {
     /// Starts the owner of one channel on `link`. It ends when the last handle is dropped.
     pub(crate) fn start(link: &Link) -> Self {
-        let (requests, queue) = mpsc::channel(WAITING);
+        let (this, queue) = Self::new();
         link.runtime().spawn(own(link.clone(), queue));
-        Self { requests }
+        this
+    }
+
+    fn new() -> (Self, Queue) {
+        let (requests, waiting) = mpsc::channel(WAITING);
+        let (beat, beats) = watch::channel(None);
+        (Self { requests, beat: Arc::new(beat) }, Queue { requests: waiting, beats })
     }
 
     /// Publishes if that is possible now.
@@ -52,6 +66,11 @@ impl Outlet {
         if self.requests.try_send(Request::Publish(Box::new(Parcel { exchange, key, message }))).is_err() {
             debug!("an event for subscribers is dropped: too many wait");
         }
+    }
+
+    /// Publishes a heartbeat before all else, in place of one that waits.
+    pub(crate) fn beat(&self, exchange: String, key: String, message: Message) {
+        self.beat.send_replace(Some(Parcel { exchange, key, message }));
     }
 
     /// Waits until what was handed over is written, or dropped.
@@ -64,9 +83,30 @@ impl Outlet {
     }
 }
 
-async fn own(link: Link, mut requests: mpsc::Receiver<Request>) {
+/// What waits to be written.
+struct Queue {
+    requests: mpsc::Receiver<Request>,
+    beats: watch::Receiver<Option<Parcel>>,
+}
+
+impl Queue {
+    /// What comes next; `None` when the last handle is dropped.
+    async fn next(&mut self) -> Option<Request> {
+        tokio::select! {
+            biased;
+            // Without a sender there are no handles: the other branch says so.
+            Ok(()) = self.beats.changed() => {
+                let beat = self.beats.borrow_and_update().clone();
+                beat.map(|parcel| Request::Publish(Box::new(parcel)))
+            }
+            request = self.requests.recv() => request,
+        }
+    }
+}
+
+async fn own(link: Link, mut queue: Queue) {
     let (mut pauses, mut channel) = (Pauses::new(), None);
-    while let Some(request) = requests.recv().await {
+    while let Some(request) = queue.next().await {
         let parcel = match request {
             Request::Publish(parcel) => parcel,
             Request::Flush(done) => {
@@ -101,4 +141,36 @@ async fn publish(link: &Link, channel: &mut Option<Channel>, parcel: Parcel) -> 
     let (exchange, key, options) = (short(&exchange), short(&key), BasicPublishOptions::default());
     let written = channel.basic_publish(exchange, key, options, &message.body, properties(&message));
     in_time("publish", written).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn next(queue: &mut Queue) -> Option<String> {
+        match queue.next().await? {
+            Request::Publish(parcel) => Some(parcel.key),
+            Request::Flush(_) => Some("flush".to_owned()),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_heartbeat_goes_before_all_events_and_finds_a_place_however_many_wait() {
+        let (outlet, mut queue) = Outlet::new();
+        let message = Message::default;
+        for n in 0..=WAITING {
+            outlet.send("events".into(), n.to_string(), message());
+        }
+        outlet.beat("events".into(), "old".into(), message());
+        outlet.beat("events".into(), "new".into(), message());
+        assert_eq!(next(&mut queue).await.as_deref(), Some("new"));
+        assert_eq!(next(&mut queue).await.as_deref(), Some("0"));
+        outlet.beat("events".into(), "last".into(), message());
+        drop(outlet);
+        assert_eq!(next(&mut queue).await.as_deref(), Some("last"));
+        for n in 1..WAITING {
+            assert_eq!(next(&mut queue).await, Some(n.to_string()));
+        }
+        assert_eq!(next(&mut queue).await, None);
+    }
 }

@@ -174,7 +174,9 @@ impl Config {
             ("limits.max_delay", self.limits.max_delay, 0, 310 * 86_400),
             ("shutdown.grace", self.shutdown.grace, 0, 86_400),
             ("record.retention", self.record.retention, 60, 3650 * 86_400),
-            ("record.lost_after", self.record.lost_after, 1, 30 * 86_400),
+            // Three times as long as a worker counts as there that has said nothing: a front that has just started, or
+            // was away, must not take its jobs for lost.
+            ("record.lost_after", self.record.lost_after, 60, 30 * 86_400),
             ("cancel.grace", self.cancel.grace, 0, 3600),
             ("worker.lookup_patience", self.worker.lookup_patience, 0, 3600),
             ("worker.patience_initial", self.worker.patience_initial, 0, 86_400),
@@ -301,9 +303,14 @@ mod tests {
 
     #[test]
     fn all_problems_are_reported_at_once() {
-        let toml = "[amqp]\nheartbeat = 0\nurl = \"http://x\"\n[worker]\nconcurrency = 30\nprefetch = 10\n";
+        let toml = "[amqp]\nheartbeat = 0\nurl = \"http://x\"\n[worker]\nconcurrency = 30\nprefetch = 10\n[record]\nlost_after = \"59s\"\n";
         let error = load(toml, &[]).unwrap_err().to_string();
-        for part in ["amqp.heartbeat", "amqp.url", "prefetch (10) must be at least concurrency (30)"] {
+        for part in [
+            "amqp.heartbeat",
+            "amqp.url",
+            "prefetch (10) must be at least concurrency (30)",
+            "record.lost_after must be 60 s to",
+        ] {
             assert!(error.contains(part), "{part} not in {error}");
         }
     }

@@ -31,7 +31,10 @@ use super::{
     work::{Shared, count},
 };
 use crate::{
-    amqp::consumer::{Delivery, Receipt},
+    amqp::{
+        consumer::{Delivery, Receipt},
+        control::Pauses,
+    },
     event::Event,
     job::{
         Envelope, QueueName,
@@ -42,7 +45,7 @@ use crate::{
     record::lookup::{Asked, Known},
 };
 
-/// How often a blocked publishing connection is looked at.
+/// How often it is looked at what keeps jobs from starting and tells nobody when it is over.
 const BLOCKED_LOOK: Duration = Duration::from_millis(200);
 
 /// One queue's part of the process; cheap to clone.
@@ -105,13 +108,17 @@ pub(super) struct Dispatcher {
     /// Told when some of the held have their answer, or get none.
     answered: Arc<Notify>,
     orders: watch::Receiver<u64>,
+    paused: watch::Receiver<Arc<Pauses>>,
+    /// Changes when the fence may have opened.
+    fence: watch::Receiver<u64>,
 }
 
 impl Dispatcher {
     pub(super) fn new(shared: Arc<Shared>, share: QueueShare, stop: CancellationToken) -> Self {
-        let orders = shared.cancels.news();
-        let (waiting, held) = (VecDeque::new(), VecDeque::new());
-        Self { shared, share, stop, waiting, held, answered: Arc::new(Notify::new()), orders }
+        let (orders, paused, fence) =
+            (shared.cancels.news(), shared.control.paused(), shared.fence.changes());
+        let (waiting, held, answered) = (VecDeque::new(), VecDeque::new(), Arc::new(Notify::new()));
+        Self { shared, share, stop, waiting, held, answered, orders, paused, fence }
     }
 
     /// Dispatches until told to stop; then hands back what has not started.
@@ -123,7 +130,7 @@ impl Dispatcher {
                 self.start_runnable();
             }
             self.share.waiting.store(self.waiting.len() + self.held.len(), Ordering::Relaxed);
-            let overdue = self.waiting.front().map(|first| first.arrival.since + self.shared.waiting_max);
+            let overdue = self.oldest().map(|since| since + self.shared.waiting_max);
             let (room, answered) = (Arc::clone(&self.share.room), Arc::clone(&self.answered));
             tokio::select! {
                 () = self.stop.cancelled() => break,
@@ -135,19 +142,17 @@ impl Dispatcher {
                 () = answered.notified() => self.take_answers(),
                 // The sender lives in `shared`.
                 _ = self.orders.changed() => self.cancel_waiting(),
-                () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => self.hand_back_first(),
+                // The sender lives in `shared`.
+                _ = self.fence.changed() => {}
+                () = sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => self.hand_back_overdue(),
                 () = tokio::time::sleep(BLOCKED_LOOK), if blocked => {}
             }
         }
         self.share.waiting.store(0, Ordering::Relaxed);
         deliveries.close();
-        while !self.waiting.is_empty() {
-            self.hand_back_first();
-        }
-        for held in self.held.drain(..) {
-            count(&self.shared.counts.handed_back);
-            held.arrival.receipt.hand_back();
-        }
+        let waiting = self.waiting.drain(..).map(|waiting| waiting.arrival);
+        let held = self.held.drain(..).map(|held| held.arrival);
+        waiting.chain(held).for_each(|arrival| hand_back(&self.shared, arrival));
         // What was delivered but not admitted is handed back as it is dropped.
         while let Ok(delivery) = deliveries.try_recv() {
             count(&self.shared.counts.handed_back);
@@ -155,9 +160,19 @@ impl Dispatcher {
         }
     }
 
-    /// An alarm stops events, retries and dead letters, so nothing is begun that needs them.
+    /// An alarm stops events, retries and dead letters, so nothing is begun that needs them; nor anything before it is
+    /// known what was ordered, nor what is paused: the dispatcher is about to be told to stop.
     fn is_blocked(&self) -> bool {
         self.shared.publish.up().is_ok_and(|up| up.is_blocked())
+            || !self.shared.fence.is_open()
+            || self.paused.borrow().contains_key(&self.share.queue)
+    }
+
+    /// When the oldest came of those that have not started.
+    fn oldest(&self) -> Option<Instant> {
+        let (waiting, held) = (self.waiting.front(), self.held.front());
+        let waiting = waiting.map(|first| first.arrival.since);
+        waiting.into_iter().chain(held.map(|first| first.arrival.since)).min()
     }
 
     /// Drops what the broker has taken back before its turn: it is handed over again, perhaps to another worker. What
@@ -171,12 +186,15 @@ impl Dispatcher {
         }
     }
 
-    fn hand_back_first(&mut self) {
-        if let Some(Waiting { arrival, .. }) = self.waiting.pop_front() {
-            debug!(job.id = %arrival.envelope.id, queue = %self.share.queue, "handed back before its turn");
-            count(&self.shared.counts.handed_back);
-            arrival.receipt.hand_back();
-        }
+    /// Hands back what has been here for too long: the broker would take it back, and everything else with it.
+    fn hand_back_overdue(&mut self) {
+        let (now, longest) = (Instant::now(), self.shared.waiting_max);
+        let is_overdue = |arrival: &Arrival| arrival.since + longest <= now;
+        let waiting = self.waiting.partition_point(|waiting| is_overdue(&waiting.arrival));
+        let held = self.held.partition_point(|held| is_overdue(&held.arrival));
+        let waiting = self.waiting.drain(..waiting).map(|waiting| waiting.arrival);
+        let held = self.held.drain(..held).map(|held| held.arrival);
+        waiting.chain(held).for_each(|arrival| hand_back(&self.shared, arrival));
     }
 
     /// Reads a delivery and decides where it belongs.
@@ -199,9 +217,13 @@ impl Dispatcher {
     }
 
     /// Whether this may be a repeat: the broker says so, or it did not come straight from whoever submitted it (a retry's
-    /// copy can have a twin, the ladder may double it), or its message says so.
+    /// copy can have a twin, the ladder may double it), or its message says so. Or it may be cancelled by an order that
+    /// is not known here any more.
     fn is_suspicious(&self, incoming: &Incoming, envelope: &Envelope) -> bool {
-        incoming.redelivered || incoming.exchange != self.shared.jobs || envelope.unsure
+        incoming.redelivered
+            || incoming.exchange != self.shared.jobs
+            || envelope.unsure
+            || self.shared.control.is_blind(envelope.created_at)
     }
 
     /// Holds a delivery until somebody says whether its job has ended.
@@ -405,4 +427,10 @@ impl Dispatcher {
         let shared = Arc::clone(&self.shared);
         self.shared.attempts.spawn(async move { shared.work(envelope, &entry, hold, returns, slot).await });
     }
+}
+
+fn hand_back(shared: &Shared, arrival: Arrival) {
+    debug!(job.id = %arrival.envelope.id, queue = %arrival.envelope.queue, "handed back before its turn");
+    count(&shared.counts.handed_back);
+    arrival.receipt.hand_back();
 }

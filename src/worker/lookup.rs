@@ -3,13 +3,14 @@
 //! Self-clocking: one question is on its way at a time, and what gathers meanwhile is the next one. A question that is
 //! not answered soon is asked again; also a late answer counts. Nobody is asked where no HTTP process has ever been
 //! there. Where they have all gone silent for `worker.lookup_patience`, jobs are run unasked until one answers again: a
-//! worker does not stand still because nobody can tell it of repeats.
+//! worker does not stand still because nobody can tell it of repeats. Time in which nobody can be asked, without a
+//! connection or during an alarm of the broker, says nothing about them, and does not count.
 //!
 //! Not here: which deliveries are suspicious and where they wait (`dispatch`), and what the record knows.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,7 +23,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::executor::Cancellation;
+use super::{
+    executor::Cancellation,
+    silence::{LOOK, SharedSilence},
+};
 use crate::{
     amqp::{
         Names, PublishError,
@@ -79,33 +83,8 @@ struct Question {
     answer: oneshot::Sender<Known>,
     /// Told when there is an answer, or when there will be none.
     wake: Arc<Notify>,
-    since: Instant,
-}
-
-/// Since when nobody has answered, and on which connection: time without one does not count.
-#[derive(Debug, Default)]
-struct Silence(Mutex<Option<(u64, Instant)>>);
-
-impl Silence {
-    fn begin(&self, epoch: u64) {
-        let mut since = self.lock();
-        if since.is_none_or(|(of, _)| of != epoch) {
-            *since = Some((epoch, Instant::now()));
-        }
-    }
-
-    /// Whether somebody was missed for as long as `patience`.
-    fn end(&self, patience: Duration) -> bool {
-        self.lock().take().is_some_and(|(_, since)| since.elapsed() >= patience)
-    }
-
-    fn lasts(&self, epoch: u64, patience: Duration) -> bool {
-        self.lock().is_some_and(|(of, since)| of == epoch && since.elapsed() >= patience)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(u64, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    /// By the silence's clock.
+    since: Duration,
 }
 
 /// A handle on the task that asks; cheap to clone.
@@ -115,7 +94,7 @@ pub(super) struct Lookups {
     questions: mpsc::UnboundedSender<Question>,
     control: Control,
     publisher: Publisher,
-    silence: Arc<Silence>,
+    silence: SharedSilence,
     patience: Duration,
 }
 
@@ -129,12 +108,12 @@ impl Lookups {
         stop: CancellationToken,
     ) -> Self {
         let (questions, incoming) = mpsc::unbounded_channel();
-        let silence = Arc::new(Silence::default());
+        let silence = SharedSilence::default();
         let desk = Desk {
             client: client.clone(),
             publisher: live.publisher.clone(),
             names: live.names.clone(),
-            silence: Arc::clone(&silence),
+            silence: silence.clone(),
             patience,
             open: BTreeMap::new(),
             next_number: 0,
@@ -150,12 +129,19 @@ impl Lookups {
     /// Asks about a job; `None` where there is nobody to ask. `wake` is told when the answer is there. A receiver that
     /// closes without one: nobody answered in time.
     pub(super) fn ask(&self, asked: Asked, wake: &Arc<Notify>) -> Option<oneshot::Receiver<Known>> {
-        let epoch = self.publisher.link().up().map_or(0, |up| up.epoch);
-        if self.patience.is_zero() || !self.control.has_front() || self.silence.lasts(epoch, self.patience) {
+        if self.patience.is_zero() || !self.control.has_front() {
             return None;
         }
+        let link = self.publisher.link();
+        let epoch = link.up().map_or(0, |up| up.epoch);
+        let silence = self.silence.now(link);
+        if silence.lasts(epoch, self.patience) {
+            return None;
+        }
+        let since = silence.time();
+        drop(silence);
         let (answer, receiver) = oneshot::channel();
-        let question = Question { asked, answer, wake: Arc::clone(wake), since: Instant::now() };
+        let question = Question { asked, answer, wake: Arc::clone(wake), since };
         self.questions.send(question).ok()?;
         Some(receiver)
     }
@@ -169,7 +155,7 @@ struct Desk {
     client: Client,
     publisher: Publisher,
     names: Names,
-    silence: Arc<Silence>,
+    silence: SharedSilence,
     patience: Duration,
     /// What is not answered yet, by age.
     open: BTreeMap<u64, Question>,
@@ -212,7 +198,10 @@ impl Desk {
     /// Who has waited too long gets no answer; and nobody does while all are silent.
     fn give_up_on_the_old(&mut self) {
         let epoch = self.epoch();
-        let silent = epoch.is_some_and(|epoch| self.silence.lasts(epoch, self.patience));
+        let silence = self.silence.now(self.publisher.link());
+        let silent = epoch.is_some_and(|epoch| silence.lasts(epoch, self.patience));
+        let now = silence.time();
+        drop(silence);
         if silent && !self.open.is_empty() {
             warn!(
                 jobs = self.open.len(),
@@ -221,7 +210,8 @@ impl Desk {
         }
         while let Some(oldest) = self.open.first_entry() {
             let question = oldest.get();
-            if !silent && question.since.elapsed() < self.patience && !question.answer.is_closed() {
+            let waited = now.saturating_sub(question.since);
+            if !silent && waited < self.patience && !question.answer.is_closed() {
                 break;
             }
             // Dropped, it tells that there is no answer.
@@ -251,13 +241,18 @@ impl Desk {
                 None => {}
             }
         }
-        let probing = self.silence.lasts(epoch, self.patience);
-        if numbers.is_empty() && !probing {
+        let mut silence = self.silence.now(self.publisher.link());
+        if numbers.is_empty() && !silence.lasts(epoch, self.patience) {
+            if self.open.is_empty() {
+                // Nobody waits for an answer: there is no silence.
+                silence.forget();
+            }
             return;
         }
+        silence.begin(epoch);
+        drop(silence);
         let jobs = numbers.iter().filter_map(|number| self.open.get(number)).map(|question| question.asked);
         let request = LookupRequest { jobs: jobs.collect() };
-        self.silence.begin(epoch);
         self.under_way.push(self.send(&request, numbers.clone()));
         self.current = Some((Instant::now(), numbers));
     }
@@ -276,7 +271,7 @@ impl Desk {
     /// Passes an answer on.
     fn hear(&mut self, numbers: &[u64], answer: Option<LookupAnswer>) {
         let Some(LookupAnswer { jobs }) = answer else { return };
-        if self.silence.end(self.patience) {
+        if self.silence.now(self.publisher.link()).end(self.patience) {
             info!("HTTP processes answer again");
         }
         if self.current.as_ref().is_some_and(|(_, current)| current == numbers) {
@@ -306,10 +301,9 @@ impl Desk {
 
     fn wake_at(&self) -> Option<Instant> {
         let next = self.current.as_ref().map(|(sent, _)| *sent + self.pause());
-        let oldest = self.open.first_key_value().map(|(_, question)| question.since + self.patience);
-        // Without a connection it is looked again soon.
-        let waiting = (next.is_none() && !self.unasked.is_empty()).then(|| Instant::now() + AGAIN / 10);
-        [next, oldest, waiting].into_iter().flatten().min()
+        // Without a connection, or during an alarm, it is looked again soon.
+        let waiting = (!self.open.is_empty()).then(|| Instant::now() + LOOK);
+        [next, waiting].into_iter().flatten().min()
     }
 
     fn epoch(&self) -> Option<u64> {
@@ -399,27 +393,5 @@ mod tests {
             };
             assert_eq!(verdict, expected, "{known}");
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn silence_counts_on_one_connection_only() {
-        let (silence, patience) = (Silence::default(), Duration::from_secs(60));
-        let wait = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
-        silence.begin(1);
-        wait(40).await;
-        silence.begin(1);
-        wait(19).await;
-        assert!(!silence.lasts(1, patience));
-        wait(1).await;
-        assert!(silence.lasts(1, patience) && !silence.lasts(2, patience));
-        silence.begin(2);
-        wait(59).await;
-        assert!(!silence.lasts(2, patience));
-        assert!(!silence.end(patience), "nobody was missed for long");
-        wait(100).await;
-        assert!(!silence.lasts(2, patience));
-        silence.begin(2);
-        wait(60).await;
-        assert!(silence.end(patience));
     }
 }

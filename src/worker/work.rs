@@ -20,6 +20,7 @@ use super::{
     context::{Lost, Slot},
     disposition::{Disposition, decide},
     executor::{Cancellation, Outcome, Strings, Terms, is_expired},
+    fence::Fence,
     hold::Hold,
     isolate,
     known::{Known, Running},
@@ -50,6 +51,7 @@ pub(super) struct Shared {
     pub(super) teller: Arc<Teller>,
     pub(super) control: Control,
     pub(super) cancels: Cancels,
+    pub(super) fence: Arc<Fence>,
     pub(super) lookups: Lookups,
     pub(super) worker: String,
     /// The exchange that deliveries come from which nobody has seen before.

@@ -28,6 +28,7 @@ mod http_record;
 mod http_refusals;
 mod ladder;
 mod layering;
+mod process_cancel;
 mod process_http;
 mod process_ledger;
 mod process_record;

@@ -8,12 +8,14 @@ use std::{
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::support::process::{Answer, Front, KIND, PATIENCE, Stage, say};
+use crate::support::process::{Answer, Front, KIND, PATIENCE, Stage, eventually, say};
 
 /// Jobs in all; `HOPLINE_TEST_JOBS` asks for more.
 const JOBS: usize = 2000;
 /// Items of one submit.
 const BATCH: usize = 500;
+/// How often the replica is killed.
+const KILLS: usize = 6;
 
 /// What a job is meant for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,4 +170,43 @@ async fn records_of_replicas_agree_with_each_other_and_with_the_handlers() {
     assert_eq!(whole_record(&fronts[1]).await, records[0], "rebuilt differently");
     say(format_args!("{} jobs, two replicas and a rebuilt one agree", jobs.len()));
     drop(workers);
+}
+
+/// guarantees: the projector killed in mid-batch. It goes on where its file says: nothing is missing, nothing is counted
+/// twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_killed_again_and_again_while_it_projects_agrees_with_the_other() {
+    let stage = Stage::new();
+    let [front, mut other] = [stage.serve().await, stage.serve().await];
+    let more = [("HOPLINE_WORKER_CONCURRENCY", "20"), ("HOPLINE_WORKER_PREFETCH", "100")];
+    let _worker = stage.ledger_worker(&more);
+    let fates: Vec<Fate> =
+        (0..size()).map(Fate::of).filter(|fate| !matches!(fate, Fate::Cancelled | Fate::Expired)).collect();
+    let submitting = submit(&stage, [&front, &front], &fates);
+    let killing = async {
+        for kill in 1..=KILLS {
+            // In the middle of its work: it has applied some more, and the rest is on its way.
+            let goal = fates.len() * kill / (KILLS + 1);
+            eventually("it projects", async || (all_of(&other).await >= goal).then_some(())).await;
+            other.process.kill9();
+            let record = other.record.clone();
+            other = stage.serve_in(&record, &[]).await;
+        }
+        other
+    };
+    let (jobs, other) = tokio::join!(submitting, killing);
+    for front in [&front, &other] {
+        until_all_ended(front, jobs.len()).await;
+    }
+    assert_eq!(whole_record(&other).await, whole_record(&front).await, "the replicas differ");
+    for path in ["/v1/jobs/counts", &format!("/v1/queues/{}/dead/groups", stage.queue)] {
+        assert_eq!(other.get(path).await.body, front.get(path).await.body, "{path}");
+    }
+}
+
+/// How many jobs a replica counts.
+async fn all_of(front: &Front) -> usize {
+    let counts = front.get("/v1/jobs/counts").await.body["counts"].take();
+    let each = counts.as_object().into_iter().flat_map(|counts| counts.values());
+    each.filter_map(Value::as_u64).filter_map(|count| usize::try_from(count).ok()).sum()
 }

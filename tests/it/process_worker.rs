@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::support::process::{KIND, Process, Stage, free_port, until_status};
 
@@ -60,12 +61,27 @@ async fn a_deploy_under_load_loses_nothing_and_runs_nothing_twice() {
     for worker in [&first, &second] {
         worker.until_logged("worker started", "worker=").await;
     }
-    let jobs = front.submit_all(vec![item(&stage, &json!({ "ms": 60, "stubborn": true })); 5000]).await;
-    stage.ledger().until("end", 1000).await;
-    first.stop().await;
-    let so_far = stage.ledger().count("end").len();
-    assert!(so_far < jobs.len(), "the load was over before the worker was told to stop");
-    let mut third = stage.ledger_worker(&many);
+    // As much as keeps them busy, until the new worker is there: however fast the machine is.
+    let replaced = CancellationToken::new();
+    let submitting = async {
+        let mut jobs = Vec::new();
+        while !replaced.is_cancelled() {
+            let slow = item(&stage, &json!({ "ms": 60, "stubborn": true }));
+            jobs.extend(front.submit_all(vec![slow; 500]).await);
+            let enough = jobs.len().saturating_sub(1000);
+            stage.ledger().until("end", enough).await;
+        }
+        jobs
+    };
+    let replacing = async {
+        stage.ledger().until("end", 1000).await;
+        first.stop().await;
+        let third = stage.ledger_worker(&many);
+        third.until_logged("worker started", "worker=").await;
+        replaced.cancel();
+        third
+    };
+    let (jobs, mut third) = tokio::join!(submitting, replacing);
     stage.ledger().until_all_ended(&jobs).await;
     let lines = stage.ledger().lines();
     for worker in [&first, &second, &third] {

@@ -1,8 +1,15 @@
 //! Coming back: connections that are closed, queues and exchanges that are deleted, while everything runs on.
 
+use hopline::client::CancelTarget;
 use reqwest::Method;
 
-use crate::support::{eventually, front::Front, stage::stage};
+use crate::support::{
+    broker::{Broker, Way},
+    eventually,
+    front::Front,
+    probe::quick,
+    stage::stage,
+};
 
 /// Calls until it works again; any answer in between is a documented refusal or timeout.
 async fn wait_for_calls(front: &Front) {
@@ -58,6 +65,65 @@ async fn a_worker_takes_jobs_again_after_its_connections_were_closed() {
         assert_eq!(log.take(2).await.len(), 2);
         assert!(log.rest().is_empty(), "nothing ran twice");
         assert_eq!(stage.rabbit.count(&stage.work_queue()).await, Some(0));
+    })
+    .await;
+}
+
+/// Its connections are cut, and orders are given meanwhile; then the one that jobs come on is back before all others.
+#[tokio::test]
+async fn a_worker_that_was_cut_off_learns_what_was_ordered_before_it_starts_anything() {
+    stage(async |stage| {
+        let way = Way::to(&Broker::shared()).await;
+        let mut config = stage.config.clone();
+        config.amqp.url = serde_json::from_value(way.broker.amqp.clone().into()).expect("an AMQP address");
+        let (worker, mut log) = stage.probes_with(&config, quick());
+        let front = stage.front().await;
+        front.call("test.probe", "1").await;
+        log.next().await;
+        let wait_depth = async |consumers: u32, ready: u32| {
+            eventually(&format!("{consumers} consumers, {ready} ready"), async || {
+                let depth = front.client.depth(&stage.queue).await.ok().flatten()?;
+                (depth.consumers == consumers && depth.ready == ready).then_some(())
+            })
+            .await;
+        };
+        let cut_off = async || {
+            way.hold(Some(""));
+            way.cut();
+            wait_depth(0, 0).await;
+        };
+
+        cut_off().await;
+        let id = front.submit(r#"{"kind":"test.probe"}"#).await;
+        let target = CancelTarget {
+            id: id.parse().expect("an id"),
+            run: 1,
+            attempt: 1,
+            step: 0,
+            kind: None,
+            queue: stage.queue.clone(),
+            by: None,
+            reason: None,
+        };
+        front.client.request_cancel(vec![target]).await.expect("an order");
+        way.hold(Some(" control"));
+        wait_depth(1, 0).await;
+        assert!(log.rest().is_empty(), "it has the job, and does not know yet");
+        way.hold(None);
+        assert_eq!(front.settled(&id).await["status"], "cancelled");
+
+        cut_off().await;
+        front.submit(r#"{"kind":"test.probe","args":2}"#).await;
+        front.client.pause(&stage.queue, true, None).await.expect("an order");
+        way.hold(Some(" control"));
+        wait_depth(1, 0).await;
+        way.hold(None);
+        wait_depth(0, 1).await;
+        assert!(log.rest().is_empty(), "nothing of a paused queue is started");
+        front.client.pause(&stage.queue, false, None).await.expect("an order");
+        assert_eq!(log.next().await.args, "2");
+        let report = worker.stop().await;
+        assert_eq!((report.succeeded, report.cancelled), (2, 1), "{report:?}");
     })
     .await;
 }

@@ -174,6 +174,35 @@ async fn a_run_that_has_ended_is_settled_without_running() {
     .await;
 }
 
+/// Half a million orders are remembered; the one that is forgotten for them is the record's to know.
+#[tokio::test]
+async fn what_is_cancelled_with_half_a_million_others_is_asked_about() {
+    stage(async |stage| {
+        announce_front(stage).await;
+        let args = serde_json::value::RawValue::from_string("1".to_owned()).expect("JSON");
+        let options = hopline::EnqueueOptions { queue: Some(stage.queue.clone()), ..Default::default() };
+        let id = stage.client().enqueue_with(&Probe(args), options).await.expect("accepted").to_string();
+        let order = async |orders: Vec<Value>| {
+            let properties = BasicProperties::default().with_type("hopline.cancel".into());
+            let body = json!({ "orders": orders }).to_string();
+            stage.rabbit.publish_raw(&stage.names.control(), "cancel", properties, body.as_bytes()).await;
+        };
+        order(vec![json!({"id": id, "run": 1, "at": "2090-01-02T03:04:05Z"})]).await;
+        for _ in 0..50 {
+            let other = || json!({"id": hopline::JobId::new(), "run": 1, "at": "2100-01-02T03:04:05Z"});
+            order((0..10_000).map(|_| other()).collect()).await;
+        }
+        let (_worker, mut starts) = stage.probes_with(&asking(stage, Duration::from_secs(60)), quick());
+        let mut desk = Desk::open(stage).await;
+        let asked = desk.answer(|_| json!({"latest_run": 1, "cancel": {"by": "ops"}})).await;
+        assert_eq!(asked, [json!({"id": id, "run": 1, "step": 0})]);
+        let events = EventLog::of(stage).await.until_end(&id).await;
+        assert!(events.iter().any(|event| event.event_type == EventType::Cancelled), "{events:?}");
+        assert!(starts.rest().is_empty());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn what_is_not_suspicious_is_not_asked_about_and_what_is_goes_together() {
     stage(async |stage| {

@@ -86,6 +86,49 @@ fn a_fast_clock_keeps_nothing_from_being_told_again() {
     control.apply(&Written::cancel(&[order(record::now())]).stamped(far).message);
     control.apply(&Written::cancel(&[order(far)]).message);
     let now = Timestamp::now();
-    let due = |told| told <= now.as_second();
+    let due = |told, _| told <= now.as_second();
     assert_eq!(control.state().to_retell(due, now, Duration::from_secs(86_400)).1.len(), 2);
+}
+
+#[test]
+fn what_left_the_log_leaves_a_doubt_about_jobs_of_its_time() {
+    let second = |second| Timestamp::from_second(second).unwrap();
+    let doubted = |written: Option<Timestamp>, created_at: Timestamp| {
+        let control = Control::unread();
+        let front = Written::front("web-1");
+        let first = written.map_or(front.clone(), |at| front.stamped(at)).message;
+        control.miss_until(&first);
+        control.is_blind(Some(created_at))
+    };
+    let now = record::now();
+    let later = now.checked_add(jiff::SignedDuration::from_hours(1)).unwrap();
+    assert!(doubted(Some(second(1000)), second(1000)) && !doubted(Some(second(1000)), second(2000)));
+    assert!(doubted(None, now), "it does not say when it was written");
+    let fast = second(4_000_000_000);
+    assert!(
+        doubted(Some(fast), now) && !doubted(Some(fast), later),
+        "a clock that is fast doubts nothing to come"
+    );
+}
+
+#[tokio::test]
+async fn a_word_that_is_asked_for_is_one_that_is_not_under_way() {
+    let control = Control::unread();
+    let words = &control.0.words;
+    assert!(!control.is_caught_up());
+    let (first, id) = words.begin();
+    let next = control.next_word();
+    assert!(next > first);
+    control.hear_word(Some(&id));
+    assert!(control.is_caught_up() && !control.has_read(next));
+    // The same for all who ask before it is begun.
+    assert_eq!(control.next_word(), next);
+    let (second, id) = words.begin();
+    assert_eq!(second, next);
+    for other in [None, Some("x-9"), Some(words.id.as_str()), Some("")] {
+        control.hear_word(other);
+        assert!(!control.has_read(next), "{other:?}");
+    }
+    control.hear_word(Some(&id));
+    assert!(control.has_read(next));
 }

@@ -115,6 +115,8 @@ pub(super) fn read(message: &Message) -> Result<Option<(Record, usize)>, serde_j
     }
     #[derive(Deserialize)]
     struct Cancel<'a> {
+        by: Option<String>,
+        reason: Option<String>,
         #[serde(borrow)]
         orders: Vec<&'a RawValue>,
     }
@@ -126,14 +128,25 @@ pub(super) fn read(message: &Message) -> Result<Option<(Record, usize)>, serde_j
             (Record::Kinds { worker: clip(&worker, PROCESS_MAX).to_owned(), kinds }, skipped)
         }
         Some(CANCEL) => {
-            let Cancel { orders } = serde_json::from_slice(body)?;
-            let (orders, skipped) = entries(&orders);
-            (Record::Cancel(orders.into_iter().map(CancelOrder::bounded).collect()), skipped)
+            let Cancel { by, reason, orders } = serde_json::from_slice(body)?;
+            let (orders, skipped) = entries::<CancelOrder>(&orders);
+            let whole = |mut order: CancelOrder| {
+                order.by = order.by.or_else(|| by.clone());
+                order.reason = order.reason.or_else(|| reason.clone());
+                order.bounded()
+            };
+            (Record::Cancel(orders.into_iter().map(whole).collect()), skipped)
         }
         Some(PAUSE) => (Record::Pause(serde_json::from_slice::<PauseOrder>(body)?.bounded()), 0),
         Some(FRONT) => (Record::Front, 0),
         _ => return Ok(None),
     }))
+}
+
+/// The text that all of these orders have, if there is one.
+fn shared(orders: &[CancelOrder], text: impl Fn(&CancelOrder) -> Option<&str>) -> Option<&str> {
+    let first = text(orders.first()?)?;
+    orders.iter().all(|order| text(order) == Some(first)).then_some(first)
 }
 
 fn entries<T: DeserializeOwned>(raw: &[&RawValue]) -> (Vec<T>, usize) {
@@ -182,13 +195,31 @@ impl Written {
         Self::new(format!("front.{instance}"), FRONT, &Body { front: instance })
     }
 
-    /// At most [`ORDERS_MAX`] orders.
+    /// At most [`ORDERS_MAX`] orders. Texts that all of them have are written once: in each of half a million orders a
+    /// long reason would fill the log, and push out what still holds.
     pub(crate) fn cancel(orders: &[CancelOrder]) -> Self {
         #[derive(Serialize)]
         struct Body<'a> {
-            orders: &'a [CancelOrder],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            by: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            reason: Option<&'a str>,
+            orders: Vec<CancelOrder>,
         }
-        Self::new("cancel".to_owned(), CANCEL, &Body { orders })
+        let by = shared(orders, |order| order.by.as_deref());
+        let reason = shared(orders, |order| order.reason.as_deref());
+        let rest = |order: &CancelOrder| CancelOrder {
+            id: order.id,
+            run: order.run,
+            by: order.by.clone().filter(|_| by.is_none()),
+            reason: order.reason.clone().filter(|_| reason.is_none()),
+            at: order.at,
+        };
+        Self::new(
+            "cancel".to_owned(),
+            CANCEL,
+            &Body { by, reason, orders: orders.iter().map(rest).collect() },
+        )
     }
 
     pub(crate) fn pause(order: &PauseOrder) -> Self {
@@ -262,6 +293,38 @@ mod tests {
         let worker = "w-1".to_owned();
         assert_eq!(read(&written.message).unwrap(), Some((Record::Kinds { worker, kinds }, 0)));
         assert_eq!(read(&Written::front("web").message).unwrap(), Some((Record::Front, 0)));
+    }
+
+    #[test]
+    fn texts_of_all_orders_are_written_once() {
+        let with = |by: Option<&str>, reason: Option<&str>| CancelOrder {
+            by: by.map(str::to_owned),
+            reason: reason.map(str::to_owned),
+            ..order(1)
+        };
+        // orders -> how often "ops" and "why" are written
+        for (orders, ops, why) in [
+            (vec![with(Some("ops"), Some("why")), with(Some("ops"), Some("why"))], 1, 1),
+            (vec![with(Some("ops"), Some("why")), with(Some("ops"), None)], 1, 1),
+            (vec![with(Some("ops"), Some("why")), with(Some("dev"), Some("why"))], 1, 1),
+            (vec![with(Some("ops"), None), with(None, None), with(Some("ops"), None)], 2, 0),
+            (vec![with(None, None)], 0, 0),
+            (vec![], 0, 0),
+        ] {
+            let written = Written::cancel(&orders).message;
+            let text = String::from_utf8(written.body.to_vec()).unwrap();
+            assert_eq!((text.matches("ops").count(), text.matches("why").count()), (ops, why), "{text}");
+            assert_eq!(read(&written).unwrap(), Some((Record::Cancel(orders), 0)), "{text}");
+        }
+        // An order's own text counts; earlier versions wrote no other.
+        let good = serde_json::to_string(&with(Some("dev"), None)).unwrap();
+        let body = format!(r#"{{"by":"ops","reason":"{}","orders":[{good}]}}"#, "r".repeat(2000));
+        let (record, _) = read(&message(CANCEL, &body)).unwrap().unwrap();
+        let Record::Cancel(orders) = record else { panic!("{record:?}") };
+        assert_eq!(
+            (orders[0].by.as_deref(), orders[0].reason.as_deref().map(str::len)),
+            (Some("dev"), Some(REASON_MAX))
+        );
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! records read: to write one again changes nothing.
 //!
 //! Bounded: [`KINDS_MAX`] kinds, [`PAUSES_MAX`] queues, [`ORDERS_KEPT`] orders. What is over is forgotten, the oldest
-//! first: with more than half a million cancelled runs the oldest of them may run after all, if they have not ended
-//! by then.
+//! first. Of orders it is remembered up to when some of them are not known, forgotten here or gone from the log: a job
+//! from before then may be cancelled without being known to be ([`State::is_blind`]), so it is asked about.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::record::{Announced, CancelOrder, PauseOrder};
 use crate::job::{JobId, Kind, QueueName};
@@ -25,6 +25,8 @@ const KINDS_MAX: usize = 100_000;
 const PAUSES_MAX: usize = 10_000;
 /// Most orders remembered, about 120 MB of them.
 pub(super) const ORDERS_KEPT: usize = 500_000;
+/// By how much the clocks of who submits a job and of who cancels it may differ.
+const SKEW: SignedDuration = SignedDuration::from_secs(60);
 
 /// Where a kind goes, by its newest announcement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub(super) struct State {
     kinds: BTreeMap<Kind, Route>,
     pauses: BTreeMap<QueueName, Told<PauseOrder>>,
     orders: Orders,
+    /// When the last order was given that is not known any more, if there may be one.
+    blind_before: Option<Timestamp>,
     has_front: bool,
 }
 
@@ -67,16 +71,22 @@ struct Told<T> {
 
 impl Default for State {
     fn default() -> Self {
-        Self {
-            kinds: BTreeMap::new(),
-            pauses: BTreeMap::new(),
-            orders: Orders::new(ORDERS_KEPT),
-            has_front: false,
-        }
+        Self::with_orders(ORDERS_KEPT)
     }
 }
 
 impl State {
+    /// Nothing is known yet, and at most so many orders ever.
+    fn with_orders(limit: usize) -> Self {
+        Self {
+            kinds: BTreeMap::new(),
+            pauses: BTreeMap::new(),
+            orders: Orders::new(limit),
+            blind_before: None,
+            has_front: false,
+        }
+    }
+
     pub(super) fn learn_front(&mut self) {
         self.has_front = true;
     }
@@ -139,30 +149,47 @@ impl State {
     /// A time for the next order about `queue`, later than that of the last one whatever the clocks say.
     pub(super) fn pause_time(&self, queue: &QueueName, now: Timestamp) -> Timestamp {
         let known = self.pauses.get(queue).map(|told| told.what.at);
-        let after = known.and_then(|at| at.checked_add(jiff::SignedDuration::from_millis(1)).ok());
+        let after = known.and_then(|at| at.checked_add(SignedDuration::from_millis(1)).ok());
         after.map_or(now, |after| after.max(now))
     }
 
     /// Whether the run was not known to be cancelled.
     pub(super) fn learn_order(&mut self, order: &CancelOrder, told: i64) -> bool {
-        self.orders.insert(order, told)
+        let (new, forgotten) = self.orders.insert(order, told);
+        self.blind_before = self.blind_before.max(forgotten);
+        new
+    }
+
+    /// Orders may be missing that were given until then.
+    pub(super) fn miss_orders(&mut self, until: Timestamp) {
+        self.blind_before = self.blind_before.max(Some(until));
+    }
+
+    /// Whether a job of that time may be cancelled although no order for it is known.
+    pub(super) fn is_blind(&self, created_at: Option<Timestamp>) -> bool {
+        self.blind_before.is_some_and(|until| {
+            // Saturating: at the end of time nothing is later.
+            let until = until.checked_add(SKEW).unwrap_or(Timestamp::MAX);
+            created_at.is_none_or(|at| at <= until)
+        })
     }
 
     pub(super) fn order(&self, id: JobId, run: u32) -> Option<CancelOrder> {
         self.orders.get(id, run)
     }
 
-    /// What is to be written again, if it was written last at a time that is `due` (in seconds since 1970): pauses
-    /// (those that are over, too, or an old record of their beginning would outlive that of their end), and orders
-    /// that are younger than `max_age`.
+    /// What is to be written again, if it was written last at a time that is `due` (in seconds since 1970, and whether
+    /// it is a pause in force): pauses (those that are over, too, or an old record of their beginning would outlive
+    /// that of their end), and orders that are younger than `max_age`.
     pub(super) fn to_retell(
         &self,
-        due: impl Fn(i64) -> bool,
+        due: impl Fn(i64, bool) -> bool,
         now: Timestamp,
         max_age: Duration,
     ) -> (Vec<PauseOrder>, Vec<CancelOrder>) {
-        let pauses = self.pauses.values().filter(|told| due(told.at)).map(|told| told.what.clone());
-        (pauses.collect(), self.orders.to_retell(due, now, max_age))
+        let pauses = self.pauses.values().filter(|told| due(told.at, told.what.paused));
+        let pauses = pauses.map(|told| told.what.clone());
+        (pauses.collect(), self.orders.to_retell(|told| due(told, false), now, max_age))
     }
 
     /// Everything is to be written again: the log that it was written to is gone.
@@ -209,7 +236,8 @@ impl Orders {
         Self { known: HashMap::new(), by_age: BTreeSet::new(), last: [None, None], limit }
     }
 
-    fn insert(&mut self, order: &CancelOrder, told: i64) -> bool {
+    /// Whether the run was not known to be cancelled, and when the order was given that was forgotten for this one.
+    fn insert(&mut self, order: &CancelOrder, told: i64) -> (bool, Option<Timestamp>) {
         let key = (order.id, order.run);
         let rank = |at, by: Option<&str>, reason: Option<&str>| {
             (at, by.map(str::to_owned), reason.map(str::to_owned))
@@ -225,19 +253,15 @@ impl Orders {
                 self.by_age.remove(&(known.at, order.id, order.run));
                 self.put(order, told);
             }
-            return false;
-        }
-        if self.known.len() >= self.limit {
-            match self.by_age.first().copied() {
-                Some(oldest) if oldest < (order.at, order.id, order.run) => {
-                    self.by_age.remove(&oldest);
-                    self.known.remove(&(oldest.1, oldest.2));
-                }
-                _ => return false,
-            }
+            return (false, None);
         }
         self.put(order, told);
-        true
+        let forgotten = if self.known.len() > self.limit { self.by_age.pop_first() } else { None };
+        if let Some((_, id, run)) = forgotten {
+            self.known.remove(&(id, run));
+        }
+        // Told even if it is itself the oldest: what runs here is to hear of it.
+        (true, forgotten.map(|(at, ..)| at))
     }
 
     fn put(&mut self, order: &CancelOrder, told: i64) {

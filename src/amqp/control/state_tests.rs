@@ -87,17 +87,47 @@ fn orders_name_a_run() {
 }
 
 #[test]
-fn the_oldest_orders_are_forgotten_first() {
-    let mut orders = Orders::new(3);
+fn the_oldest_orders_are_forgotten_first_and_jobs_of_their_time_are_doubted() {
+    let mut state = State::with_orders(3);
     let ids: Vec<JobId> = (0..5).map(|_| JobId::new()).collect();
     for (second, id) in (10..).zip(&ids[..3]) {
-        assert!(orders.insert(&order(*id, 1, "ops", second), 1));
+        assert!(state.learn_order(&order(*id, 1, "ops", second), 1));
     }
-    assert!(!orders.insert(&order(ids[3], 1, "ops", 9), 1), "older than all that are kept");
-    assert!(orders.insert(&order(ids[4], 1, "ops", 11), 1));
-    let kept: Vec<bool> = ids.iter().map(|id| orders.get(*id, 1).is_some()).collect();
+    assert!(!state.is_blind(Some(at(0))) && !state.is_blind(None), "all that was ordered is known");
+    assert!(state.learn_order(&order(ids[3], 1, "ops", 9), 1), "what runs is told even so");
+    assert_eq!(state.blind_before, Some(at(9)));
+    assert!(state.learn_order(&order(ids[4], 1, "ops", 11), 1));
+    assert_eq!(state.blind_before, Some(at(10)));
+    assert!(!state.learn_order(&order(ids[4], 1, "ops", 11), 2));
+    let kept: Vec<bool> = ids.iter().map(|id| state.order(*id, 1).is_some()).collect();
     assert_eq!(kept, [false, true, true, false, true]);
-    assert_eq!(orders.by_age.len(), 3);
+    assert_eq!(state.orders.by_age.len(), 3);
+    assert!(ids.iter().all(|id| state.order(*id, 1).is_some() || state.is_blind(Some(at(9)))));
+}
+
+#[test]
+fn who_may_be_cancelled_without_our_knowing() {
+    let blind = |missed: &[i64]| {
+        let mut state = State::default();
+        missed.iter().for_each(|second| state.miss_orders(at(*second)));
+        state
+    };
+    // orders missed until, created at -> doubted
+    for (missed, created_at, expected) in [
+        (&[][..], None, false),
+        (&[], Some(0), false),
+        (&[1000], None, true),
+        (&[1000], Some(1000), true),
+        (&[1000], Some(1060), true),
+        (&[1000], Some(1061), false),
+        (&[1000, 10], Some(1000), true),
+        (&[10, 1000], Some(1000), true),
+    ] {
+        assert_eq!(blind(missed).is_blind(created_at.map(at)), expected, "{missed:?} {created_at:?}");
+    }
+    let mut end = State::default();
+    end.miss_orders(Timestamp::MAX);
+    assert!(end.is_blind(Some(Timestamp::MAX)));
 }
 
 #[test]
@@ -125,8 +155,14 @@ fn what_fades_is_told_again_as_it_was() {
     state.learn_pause(pause("a", true, "ops", day), 50 * day);
     state.learn_pause(pause("b", false, "ops", day), 50 * day);
     state.learn_pause(pause("c", true, "ops", day), 95 * day);
-    let (pauses, orders) = state.to_retell(|told| told < 80 * day, now, Duration::from_secs(30 * 86_400));
+    let month = Duration::from_secs(30 * 86_400);
+    let (pauses, orders) = state.to_retell(|told, _| told < 80 * day, now, month);
     assert_eq!(pauses, [pause("a", true, "ops", day), pause("b", false, "ops", day)]);
+    // Those in force may be due sooner.
+    let sooner = |told, in_force| told < if in_force { 99 * day } else { 40 * day };
+    let (pauses, none) = state.to_retell(sooner, now, month);
+    assert_eq!(pauses, [pause("a", true, "ops", day), pause("c", true, "ops", day)]);
+    assert!(none.is_empty());
     assert_eq!(orders, [order(young, 1, "ops", 79 * day)]);
 }
 

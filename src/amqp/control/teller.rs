@@ -21,12 +21,15 @@ const UNSEEN: Duration = Duration::from_secs(5);
 /// How often a process says its own on a connection that lasts: what it said may have left the log (its age, a
 /// policy), and a front that starts then would send the kinds to `default`.
 const REPEAT: Duration = Duration::from_secs(3600);
-/// How often it is looked at what is about to leave the log, and how soon again where that failed.
-const LOOK: Duration = Duration::from_secs(86_400);
-const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+/// How often it is looked at what is to be written again, and how soon again where that failed.
+const LOOK: Duration = Duration::from_secs(3600);
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
 /// What was written longer ago than this is written again: a third of the log's age of 60 days, so that nothing is
 /// lost if no HTTP process runs for a month.
 const FADING: Duration = Duration::from_secs(20 * 86_400);
+/// Pauses in force are written again much sooner. There are few; the log's size may push one out within hours, and a
+/// worker that starts then would work on a paused queue.
+const PAUSES_FADING: Duration = LOOK;
 
 /// What was written so long before a connection was seen to be lost may be lost with the broker's power: streams are
 /// not fsynced, and a broker that is gone is noticed late.
@@ -39,21 +42,27 @@ async fn write(publisher: &Publisher, exchange: &str, record: Written) -> Result
     publisher.publish_patiently(target, message, Instant::now() + PATIENCE).await
 }
 
-/// Says `hello` at each connection, to each new log and every hour, until told to be quiet.
+/// Says `hello` at each connection, to each new log, when asked and every hour, until told to be quiet.
 pub(super) async fn tell(publisher: Publisher, exchange: String, hello: Written, control: Control) {
+    let words = &control.0.words;
     let (mut state, mut logs) = (publisher.link().watch(), control.0.logs.subscribe());
+    let mut wanted = words.wanted.subscribe();
     let mut told = None;
     loop {
         state.borrow_and_update();
         let log = *logs.borrow_and_update();
+        let due = *wanted.borrow_and_update();
         let pause = match publisher.link().up() {
             Ok(up) => {
                 let place = (up.epoch, log);
-                let still = still(told, place, control.is_caught_up());
+                let still = still(told, place, due, words.are_awaited());
                 if still.is_zero() {
-                    match write(&publisher, &exchange, hello.clone()).await {
+                    let (number, id) = words.begin();
+                    let mut word = hello.clone();
+                    word.message.message_id = Some(id);
+                    match write(&publisher, &exchange, word).await {
                         Ok(()) => {
-                            told = Some((place, Instant::now()));
+                            told = Some((place, number, Instant::now()));
                             continue;
                         }
                         Err(error) => {
@@ -70,8 +79,9 @@ pub(super) async fn tell(publisher: Publisher, exchange: String, hello: Written,
         tokio::select! {
             () = control.0.quiet.cancelled() => return,
             changed = state.changed() => if changed.is_err() { return },
-            // The sender lives in `control`.
+            // The senders live in `control`.
             _ = logs.changed() => {}
+            _ = wanted.changed() => {}
             () = sleep(pause) => {}
         }
     }
@@ -80,17 +90,16 @@ pub(super) async fn tell(publisher: Publisher, exchange: String, hello: Written,
 /// Which connection, and which log.
 type Place = (u64, u64);
 
-/// How long a word still holds that was said at `told.0` at `told.1`; zero: it is due.
-fn still(told: Option<(Place, Instant)>, place: Place, seen: bool) -> Duration {
-    let lasts = if seen { REPEAT } else { UNSEEN };
+/// How long the last word still holds: said where, which and when. Zero: another one is due, `wanted` or a later one.
+fn still(told: Option<(Place, u64, Instant)>, place: Place, wanted: u64, awaited: bool) -> Duration {
+    let lasts = if awaited { UNSEEN } else { REPEAT };
     match told {
-        Some((at, when)) if at == place => lasts.saturating_sub(when.elapsed()),
+        Some((at, number, when)) if at == place && number >= wanted => lasts.saturating_sub(when.elapsed()),
         _ => Duration::ZERO,
     }
 }
 
-/// Writes again what still holds and is about to leave the log, each day; to a new log all of it; and after a
-/// connection was lost what was written shortly before, in case the broker lost it with its power. Idempotent: what is
+/// Writes again what still holds and is about to leave the log; to a new log all of it; and after a connection was lost what was written shortly before, in case the broker lost it with its power. Idempotent: what is
 /// written has its first time, so several processes may do it at once.
 pub(super) async fn retell(publisher: Publisher, exchange: String, younger: Duration, control: Control) {
     let (mut state, mut logs) = (publisher.link().watch(), control.0.logs.subscribe());
@@ -134,6 +143,14 @@ pub(super) async fn retell(publisher: Publisher, exchange: String, younger: Dura
     }
 }
 
+/// Whether what was last written at `told` is to be written again: it is about to leave the log, or may never have been
+/// synced.
+fn is_due(told: i64, is_pause: bool, now: Timestamp, unsynced: Option<Timestamp>) -> bool {
+    let lasts = if is_pause { PAUSES_FADING } else { FADING };
+    let fading = now.checked_sub(lasts).unwrap_or(Timestamp::MIN).as_second();
+    told < fading || unsynced.is_some_and(|since| told >= since.as_second())
+}
+
 /// How many records were written.
 async fn retell_once(
     publisher: &Publisher,
@@ -143,9 +160,7 @@ async fn retell_once(
     control: &Control,
 ) -> Result<usize, PublishError> {
     let now = now();
-    let fading = now.checked_sub(FADING).unwrap_or(Timestamp::MIN).as_second();
-    let unsynced = unsynced.map_or(i64::MAX, Timestamp::as_second);
-    let due = |told| told < fading || told >= unsynced;
+    let due = |told, is_pause| is_due(told, is_pause, now, unsynced);
     let (pauses, orders) = control.state().to_retell(due, now, younger);
     let cancels = orders.chunks(ORDERS_MAX).map(Written::cancel);
     let mut count = 0;
@@ -160,15 +175,37 @@ async fn retell_once(
 mod tests {
     use super::*;
 
+    #[test]
+    fn pauses_are_written_again_every_hour_and_orders_before_they_fade() {
+        let (hour, day) = (3600, 86_400);
+        let now = Timestamp::from_second(100 * day).unwrap();
+        let lost = now.checked_sub(Duration::from_secs(60)).unwrap();
+        // written so many seconds ago, a pause in force, connection lost -> due
+        for (ago, is_pause, unsynced, due) in [
+            (hour - 1, true, None, false),
+            (hour + 1, true, None, true),
+            (hour + 1, false, None, false),
+            (20 * day - 1, false, None, false),
+            (20 * day + 1, false, None, true),
+            (30, false, Some(lost), true),
+            (60, true, Some(lost), true),
+            (61, true, Some(lost), false),
+        ] {
+            let told = now.as_second() - ago;
+            assert_eq!(is_due(told, is_pause, now, unsynced), due, "{ago} {is_pause} {unsynced:?}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_word_is_said_on_each_connection_to_each_log_and_every_hour() {
-        let told = Some(((1, 0), Instant::now()));
-        assert_eq!(still(None, (1, 0), true), Duration::ZERO);
-        assert_eq!(still(told, (2, 0), true), Duration::ZERO);
-        assert_eq!(still(told, (1, 1), true), Duration::ZERO);
-        assert_eq!(still(told, (1, 0), true), REPEAT);
-        assert_eq!(still(told, (1, 0), false), UNSEEN, "sooner as long as it has not come back");
+    async fn a_word_is_said_on_each_connection_to_each_log_when_asked_and_every_hour() {
+        let told = Some(((1, 0), 3, Instant::now()));
+        assert_eq!(still(None, (1, 0), 1, true), Duration::ZERO);
+        assert_eq!(still(told, (2, 0), 3, false), Duration::ZERO);
+        assert_eq!(still(told, (1, 1), 3, false), Duration::ZERO);
+        assert_eq!(still(told, (1, 0), 4, true), Duration::ZERO);
+        assert_eq!(still(told, (1, 0), 3, false), REPEAT);
+        assert_eq!(still(told, (1, 0), 3, true), UNSEEN, "sooner as long as it has not come back");
         tokio::time::advance(REPEAT).await;
-        assert_eq!(still(told, (1, 0), true), Duration::ZERO);
+        assert_eq!(still(told, (1, 0), 3, false), Duration::ZERO);
     }
 }

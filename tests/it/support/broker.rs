@@ -12,14 +12,17 @@ use lapin::{
     Channel, Connection, ConnectionProperties,
     message::BasicGetMessage,
     options::{
-        BasicGetOptions, BasicNackOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+        BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
+        ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
     },
     types::FieldTable,
     uri::AMQPUri,
 };
 use serde_json::Value;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinSet,
 };
 
@@ -101,6 +104,36 @@ impl Broker {
         seen
     }
 
+    /// Moves the message of this id from `queue` to `exchange`, with its own routing key: what the broker does with a
+    /// message on the delay ladder when its time has come.
+    pub(crate) async fn release(&self, queue: &str, id: &str, exchange: &str) {
+        let (_connection, channel) = self.channel().await;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
+        let mut others = None;
+        loop {
+            let got = channel.basic_get(queue.into(), BasicGetOptions::default()).await.expect("readable");
+            let BasicGetMessage { delivery, .. } = got.unwrap_or_else(|| panic!("{id} is not in {queue}"));
+            if delivery.properties.message_id().as_ref().is_none_or(|found| found.as_str() != id) {
+                others = Some(delivery.delivery_tag);
+                continue;
+            }
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            let key = delivery.routing_key.clone();
+            let sent =
+                channel.basic_publish(exchange.into(), key, options, &delivery.data, delivery.properties);
+            let confirm = sent.await.expect("written").await.expect("confirmed");
+            assert!(confirm.is_ack() && confirm.take_message().is_none(), "no queue took {id}");
+            channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await.expect("acknowledged");
+            break;
+        }
+        if let Some(last) = others {
+            let back = BasicNackOptions { multiple: true, requeue: true };
+            channel.basic_nack(last, back).await.expect("nack");
+        }
+        // The channel's end may not overtake what was sent on it.
+        channel.close(200, "done".into()).await.expect("closed");
+    }
+
     /// Removes what a prefix has: exchanges, and the queues of `queue`.
     pub(crate) async fn remove(&self, prefix: &str, queue: &str) {
         let Ok(connection) = Connection::connect(&self.amqp, ConnectionProperties::default()).await else {
@@ -122,10 +155,12 @@ impl Broker {
     }
 }
 
-/// A way to a broker that can be cut: all connections on it at once, as a network does it.
+/// A way to a broker that can be cut: all connections on it at once, as a network does it. Which of those that are made
+/// anew get through may be chosen.
 pub(crate) struct Way {
     pub(crate) broker: Broker,
     connections: Arc<Mutex<JoinSet<()>>>,
+    held: watch::Sender<Option<&'static str>>,
 }
 
 impl Way {
@@ -140,17 +175,24 @@ impl Way {
         };
         let connections = Arc::new(Mutex::new(JoinSet::new()));
         let passing = Arc::clone(&connections);
+        let (held, holding) = watch::channel(None);
         tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let target = (host.clone(), port);
+            while let Ok((near, _)) = listener.accept().await {
+                let (target, holding) = ((host.clone(), port), holding.clone());
                 passing.lock().unwrap_or_else(PoisonError::into_inner).spawn(async move {
-                    if let Ok(mut far) = TcpStream::connect(target).await {
-                        let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                    if let Ok(far) = TcpStream::connect(target).await {
+                        let _ = pass(near, far, holding).await;
                     }
                 });
             }
         });
-        Self { broker, connections }
+        Self { broker, connections, held }
+    }
+
+    /// From now on whoever says `word` on the way there gets no further: a connection says its name at its beginning.
+    /// An empty word stops all, `None` nobody.
+    pub(crate) fn hold(&self, word: Option<&'static str>) {
+        self.held.send_replace(word);
     }
 
     /// Cuts all connections; how many there were.
@@ -160,6 +202,32 @@ impl Way {
         let count = connections.len();
         connections.abort_all();
         count
+    }
+}
+
+async fn pass(
+    near: TcpStream,
+    far: TcpStream,
+    mut holding: watch::Receiver<Option<&'static str>>,
+) -> std::io::Result<()> {
+    let ((mut from_near, mut to_near), (mut from_far, mut to_far)) = (near.into_split(), far.into_split());
+    let there = async {
+        let mut bytes = vec![0; 64 << 10];
+        loop {
+            let count = from_near.read(&mut bytes).await?;
+            if count == 0 {
+                return Ok(());
+            }
+            let said = String::from_utf8_lossy(&bytes[..count]);
+            let free = holding.wait_for(|word| word.is_none_or(|word| !said.contains(word))).await;
+            drop(free.map_err(std::io::Error::other)?);
+            to_far.write_all(&bytes[..count]).await?;
+        }
+    };
+    let back = tokio::io::copy(&mut from_far, &mut to_near);
+    tokio::select! {
+        there = there => there,
+        back = back => back.map(drop),
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Stage {
     pub(crate) broker: Broker,
     pub(crate) prefix: String,
     pub(crate) queue: String,
-    ladder: &'static str,
+    pub(crate) ladder: &'static str,
     pub(crate) dir: PathBuf,
 }
 
