@@ -30,6 +30,7 @@ mod queues;
 mod say;
 mod serve;
 mod shown;
+mod spool;
 mod sse;
 mod table;
 pub mod up;
@@ -72,6 +73,9 @@ enum Command {
     Kinds(kinds::Command),
     /// Serve HTTP: jobs are submitted and called here.
     Serve,
+    /// Look at a spool that no process serves, and forward what waits in it.
+    #[command(subcommand)]
+    Spool(spool::Command),
     /// Start all of Hopline on this machine: a private RabbitMQ node, the HTTP front, the workers.
     Up(up::Arguments),
     /// End what `hopline up` started.
@@ -97,6 +101,7 @@ pub fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match command {
             Command::Serve => Box::pin(serve::run()).await,
+            Command::Spool(command) => Box::pin(spool::run(command)).await,
             Command::Jobs(command) => Box::pin(jobs::run(command)).await,
             Command::Dead(command) => Box::pin(dead::run(command)).await,
             Command::Queues(command) => Box::pin(queues::run(command)).await,

@@ -62,18 +62,30 @@ pub struct Submission {
     pub delay: Duration,
     /// Digest of the request, where its submitter chose the job's id or gave a key: kept in the record.
     pub request: Option<String>,
+    /// Nobody named its queue: it was chosen from what is known of its kind. Where the job waits before it is published,
+    /// that may be known better later.
+    pub routed: bool,
 }
 
 impl Submission {
     /// A job to be queued after `delay`.
     #[must_use]
     pub fn new(envelope: Envelope, delay: Duration) -> Self {
-        Self { envelope, delay, request: None }
+        Self { envelope, delay, request: None, routed: false }
+    }
+
+    /// What is left of the delay.
+    #[cfg(feature = "server")]
+    fn remaining(&self, now: Timestamp) -> Duration {
+        let since = self.envelope.created_at.map_or(Duration::ZERO, |created| {
+            Duration::try_from(now.duration_since(created)).unwrap_or_default()
+        });
+        self.delay.saturating_sub(since)
     }
 
     /// The event that says so: what is in the record before any worker has seen the job.
     fn event(&self, source: &str, max_inline: usize, private: bool) -> Event {
-        let Self { envelope, delay, request } = self;
+        let Self { envelope, delay, request, .. } = self;
         let now = Timestamp::now();
         let mut event = Event::of(EventType::Submitted, envelope, source, now);
         event.data.run_at = Some(*delay)
@@ -373,6 +385,51 @@ impl Client {
         live.publish_job(envelope, ticks, patience).await?;
         let telling = live.untold.begin(envelope.id, &live.events);
         confirmed();
+        if self.tell(live, &job, deadline).await {
+            telling.done();
+        }
+        Ok(())
+    }
+
+    /// Waits until a job can be published, and it is known which queue its kind goes to.
+    ///
+    /// # Errors
+    /// A sentence: what is missing at the deadline.
+    #[cfg(feature = "server")]
+    pub(crate) async fn wait_ready(&self, deadline: Instant) -> Result<(), String> {
+        let live = self.live()?;
+        let up = live.publisher.link().wait_up(deadline).await.map_err(|down| down.0)?;
+        if up.is_blocked() {
+            return Err(SubmitError::Blocked.to_string());
+        }
+        match live.known.get() {
+            Some(known) if !known.is_caught_up() => Err("the control log is not read yet".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Publishes a job that was accepted some time ago, when its time has come or on its way there, and waits for the
+    /// confirm until `give_up`. Its limits were checked then. If its queue does not exist any more, the job takes the way
+    /// of one that is due in such a queue: it is offered again for a while, and ends dead, `unroutable`.
+    ///
+    /// # Errors
+    /// [`SubmitError`], except `UnknownQueue`, `DelayTooLong` and `TooLarge`.
+    #[cfg(feature = "server")]
+    pub(crate) async fn forward(&self, job: &Submission, give_up: Instant) -> Result<(), SubmitError> {
+        let mut job = job.clone();
+        if job.routed {
+            job.envelope.queue = self.queue_of(&job.envelope.kind);
+        }
+        let live = self.live().map_err(SubmitError::Unavailable)?;
+        let deadline = Instant::now() + self.inner.config.amqp.confirm_timeout;
+        let patience = Patience { room: Some(deadline), confirm: give_up };
+        let ticks = delay::ticks_capped(job.remaining(Timestamp::now()));
+        match live.publish_job(&job.envelope, ticks, patience).await {
+            // The ladder takes it for any queue.
+            Err(SubmitError::UnknownQueue(_)) => live.publish_job(&job.envelope, 1, patience).await?,
+            other => other?,
+        }
+        let telling = live.untold.begin(job.envelope.id, &live.events);
         if self.tell(live, &job, deadline).await {
             telling.done();
         }

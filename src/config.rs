@@ -35,6 +35,8 @@ pub struct Config {
     pub shutdown: Shutdown,
     /// The record of every job.
     pub record: Record,
+    /// Accepting jobs while the broker is away.
+    pub spool: Spool,
     /// Cancelling jobs.
     pub cancel: Cancel,
     /// Logs.
@@ -287,6 +289,26 @@ impl Default for Record {
             max_keys: 1_000_000,
             lost_after: Duration::from_secs(600),
         }
+    }
+}
+
+/// `[spool]`: accepting jobs while the broker is away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Spool {
+    /// Folder of an HTTP process's spool; each process needs its own, and locks it. It must survive the process, on a
+    /// disk as safe as the broker's: accepted jobs lie there until they are forwarded. Absent: there is no spool, and
+    /// submits are refused while the broker is away. Default none.
+    pub path: Option<PathBuf>,
+    /// Most jobs in it. 1 to 10,000,000. Default 100,000.
+    pub max_jobs: usize,
+    /// Most bytes of jobs in it. Default 1 GiB.
+    pub max_bytes: usize,
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self { path: None, max_jobs: 100_000, max_bytes: 1 << 30 }
     }
 }
 

@@ -29,6 +29,7 @@ pub mod problem;
 mod queues;
 mod rpc;
 mod server;
+mod spooling;
 mod sse;
 mod stall;
 mod submission;
@@ -53,6 +54,7 @@ use self::{
     body::BodyMemory,
     guard::{Guard, is_loopback},
     problem::{Code, Problem},
+    spooling::Taken,
 };
 use crate::{
     amqp::Names,
@@ -63,6 +65,7 @@ use crate::{
         Record, RecordError,
         keys::{Claim, Keys},
     },
+    spool::{self, Spool, SpoolError},
 };
 
 /// Why the HTTP front cannot be served.
@@ -88,6 +91,9 @@ pub enum ServeError {
     /// The ids and keys that clients chose cannot be kept.
     #[error(transparent)]
     Keys(#[from] RecordError),
+    /// The spool cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
 }
 
 /// What all requests share.
@@ -98,6 +104,7 @@ struct Shared {
     client: Client,
     record: Record,
     keys: Keys,
+    spool: Option<Spool>,
     http: config::Http,
     limits: config::Limits,
     /// The queue of acts.
@@ -133,12 +140,19 @@ impl std::ops::Deref for App {
 }
 
 impl App {
-    fn new(config: &Config, client: Client, record: Record, keys: Keys, stopping: Stopping) -> Self {
+    fn new(
+        config: &Config,
+        client: Client,
+        record: Record,
+        (keys, spool): (Keys, Option<Spool>),
+        stopping: Stopping,
+    ) -> Self {
         let places = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
         Self(Arc::new(Shared {
             client,
             record,
             keys,
+            spool,
             http: config.http.clone(),
             limits: config.limits.clone(),
             acts: Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix).acts(),
@@ -163,8 +177,8 @@ impl App {
         })
     }
 
-    /// Submits a job, within its claim if it has one: accepted only after the broker's confirm. `held` is dropped
-    /// then, and `accepted` told.
+    /// Submits a job, within its claim if it has one: accepted only after the broker's confirm, or when it is in the
+    /// spool. `held` is dropped then, and `accepted` told.
     ///
     /// Goes on when the client goes away: half of it would be a job whose record does not know what was asked for.
     async fn submit(
@@ -173,12 +187,12 @@ impl App {
         claim: Option<Claim>,
         held: impl Send + 'static,
         accepted: Option<oneshot::Sender<()>>,
-    ) -> Result<(), Problem> {
+    ) -> Result<Taken, Problem> {
         let (id, named, place) = (job.envelope.id, claim.is_some(), self.enter()?);
         let app = self.clone();
         let submitting = tokio::spawn(async move {
             let result = keyed::submit(&app, job, claim, false, (place, held)).await;
-            if let (Ok(()), Some(accepted)) = (&result, accepted) {
+            if let (Ok(_), Some(accepted)) = (&result, accepted) {
                 // The client may be gone.
                 let _ = accepted.send(());
             }
@@ -238,13 +252,27 @@ pub async fn serve_on(
     tracing::info!(http.address = %address, "listening");
     let stopping = Stopping::default();
     let keys = Keys::open(&config.record.path, config.record.max_keys)?;
-    let app = App::new(config, client, record, keys.clone(), stopping.clone());
+    let spool = Spool::open(&config.spool)?;
+    let app = App::new(config, client, record, (keys.clone(), spool.clone()), stopping.clone());
+    let forwarding = spool.clone().map(|spool| {
+        let app = app.clone();
+        tokio::spawn(async move {
+            spool::keep_empty(&spool, &app.client, |id| app.record.touch(id)).await;
+        })
+    });
     let settings = server::Settings {
         read_timeout: config.http.read_timeout,
         max_connections: config.http.max_connections,
         grace: config.shutdown.grace,
     };
     server::run(listener, router(app), settings, &stopping, shutdown).await;
+    if let Some(forwarding) = forwarding {
+        // What is on its way stays in the spool, too.
+        forwarding.abort();
+    }
+    if let Some(spool) = spool {
+        spool.close().await;
+    }
     keys.close().await;
     Ok(())
 }

@@ -17,6 +17,8 @@ pub mod record;
 pub mod retry;
 #[cfg(feature = "worker")]
 pub mod shutdown;
+#[cfg(feature = "server")]
+pub mod spool;
 #[cfg(feature = "worker")]
 pub mod telemetry;
 #[cfg(feature = "worker")]

@@ -10,8 +10,8 @@ use serde_json::Value;
 const REFERENCE: &str = include_str!("../config/hopline.toml");
 /// Tables that are empty by default: the reference shows an example, which is none of the defaults.
 const EXAMPLES: [&str; 2] = ["routes", "worker.queues"];
-/// Has no value by default, which TOML cannot write.
-const ABSENT: &str = "worker.health";
+/// Have no value by default, which TOML cannot write.
+const ABSENT: [&str; 2] = ["worker.health", "spool.path"];
 
 fn load(name: &str, toml: &str) -> Config {
     let file: PathBuf = std::env::temp_dir().join(format!("hopline-{name}-{}.toml", std::process::id()));
@@ -59,7 +59,7 @@ fn as_it_stands_it_changes_nothing() {
 fn every_value_is_the_default() {
     let toml: String = values()
         .into_iter()
-        .filter(|(table, key, _)| !is_example(table) && format!("{table}.{key}") != ABSENT)
+        .filter(|(table, key, _)| !is_example(table) && !ABSENT.contains(&format!("{table}.{key}").as_str()))
         .map(|(table, key, value)| format!("{table}.{key} = {value}\n"))
         .collect();
     assert_eq!(load("defaults", &toml), Config::default());

@@ -152,6 +152,8 @@ impl Config {
             within("http.max_streams", self.http.max_streams, 0, 1_000_000),
             within("limits.args", self.limits.args, 1 << 10, 16 << 20),
             within("limits.output", self.limits.output, 0, 16 << 20),
+            within("spool.max_jobs", self.spool.max_jobs, 1, 10_000_000),
+            within("spool.max_bytes", self.spool.max_bytes, 1 << 20, 1 << 40),
             within("record.max_inline", self.record.max_inline, 0, 1 << 20),
             within("record.max_keys", self.record.max_keys, 1, 1_000_000_000),
             within("worker.cpu_threads", self.worker.cpu_threads, 0, 1024),

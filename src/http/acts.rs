@@ -198,8 +198,8 @@ pub(super) async fn start<A: Job>(app: &App, act: &A, ticket: Ticket) -> Result<
     check_args(args.len(), &app.limits)?;
     let job = submission::<A>(app, Bytes::from(args), ticket.named)?;
     let accepted = Accepted::new(&job);
-    app.submit(job, ticket.claim, (), None).await?;
-    Ok(accepted.response())
+    let taken = app.submit(job, ticket.claim, (), None).await?;
+    Ok(accepted.taken(taken).response())
 }
 
 fn submission<A: Job>(app: &App, args: Bytes, named: Option<Named>) -> Result<Submission, Problem> {

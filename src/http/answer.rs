@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::spooling::Taken;
 use crate::{
     client::Submission,
     event::{AttemptOutcome, EventError, time_text as time},
@@ -89,6 +90,14 @@ impl Accepted {
             created_at: envelope.created_at.map(time),
             run_at: run_at.and_then(|at| at.checked_add(job.delay).ok()).map(time),
             links: Links { output: format!("{link}/output"), events: format!("{link}/events"), this: link },
+        }
+    }
+
+    /// The answer for whoever has the job now.
+    pub(super) fn taken(self, taken: Taken) -> Self {
+        match taken {
+            Taken::Broker => self,
+            Taken::Spool => Self { status: JobStatus::Spooled.as_str(), ..self },
         }
     }
 

@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use tokio::task::coop::unconstrained;
 
 use super::{
     App,
@@ -22,6 +23,7 @@ use super::{
     keyed::{self, Begun},
     naming::{self, Choice, Named},
     problem::{Code, Problem},
+    spooling::Taken,
     submission::{Draft, ERRORS_MAX, ITEM_ERRORS_MAX, trace_context},
 };
 use crate::{
@@ -31,7 +33,7 @@ use crate::{
         json::{self, JsonError},
         wire::Headers,
     },
-    record::keys::Claim,
+    record::{keys::Claim, model::JobStatus},
 };
 
 /// What an item takes in memory beside its bytes, roughly, in bytes.
@@ -285,15 +287,18 @@ impl Batch {
                     let submitted = keyed::submit(&app, job, claim, true, held);
                     async move { (place, submitted.await.map_err(|error| keyed::problem(&error, id, named))) }
                 });
-                let results = join_all(each).await;
+                // In the items' order: see `spool::drain`.
+                let results = unconstrained(join_all(each)).await;
                 drop(entered);
                 (results, rest)
             });
             let (results, rest) = finished(submitting.await)?;
             *room = rest;
             for (place, result) in results {
-                if let Err(problem) = result {
-                    self.fail(place, problem);
+                match result {
+                    Ok(Taken::Broker) => {}
+                    Ok(Taken::Spool) => self.answers[place].status = Some(JobStatus::Spooled.as_str()),
+                    Err(problem) => self.fail(place, problem),
                 }
             }
         }

@@ -20,9 +20,10 @@ use tokio::{
 use super::{
     App,
     problem::{Code, Problem},
+    spooling::Taken,
 };
 use crate::{
-    client::Submission,
+    client::{Submission, WaitError},
     event::EventError,
     job::{Envelope, JobId, Reply, Status},
     record::{
@@ -58,7 +59,7 @@ impl App {
     }
 
     /// Submits a job and waits for the end of its run: none at the deadline, or when the server must end before.
-    /// `held` is dropped when the broker has the job; `accepted` is told then.
+    /// `held` is dropped when the job is accepted; `accepted` is told then.
     pub(super) async fn call(
         &self,
         mut job: Submission,
@@ -66,15 +67,27 @@ impl App {
         deadline: Instant,
         held: impl Send + 'static,
         accepted: Option<oneshot::Sender<()>>,
-    ) -> Result<Option<End>, Problem> {
+    ) -> Result<(Taken, Option<End>), Problem> {
         let id = job.envelope.id;
         let _place = self.enter_wait()?;
-        let waiter = self.client.expect_reply(id).await.map_err(|error| Problem::wait(&error))?;
         let watch = self.record.watch_job(id);
-        job.envelope.reply_to = Some(waiter.reply_to().to_owned());
-        job.envelope.correlation_id = Some(id.to_string());
-        self.submit(job, claim, held, accepted).await?;
-        Ok(self.end_of(id, watch, waiter.reply(deadline), deadline).await)
+        let waiter = match self.client.expect_reply(id).await {
+            // The record tells the end, too.
+            Err(WaitError::Unavailable(_)) if self.can_spool() => None,
+            waiter => Some(waiter.map_err(|error| Problem::wait(&error))?),
+        };
+        if let Some(waiter) = &waiter {
+            job.envelope.reply_to = Some(waiter.reply_to().to_owned());
+            job.envelope.correlation_id = Some(id.to_string());
+        }
+        let taken = self.submit(job, claim, held, accepted).await?;
+        let end = match waiter {
+            Some(waiter) if taken == Taken::Broker => {
+                self.end_of(id, watch, waiter.reply(deadline), deadline).await
+            }
+            _ => self.end_of(id, watch, pending(), deadline).await,
+        };
+        Ok((taken, end))
     }
 
     /// Waits for the end of the present run of a job that was submitted before, whether the record knows of it yet or
@@ -128,6 +141,9 @@ impl App {
     /// # Errors
     /// The problem, when the job is unknown and the record is behind the log, or the log is behind what was accepted here.
     pub(super) async fn look_up(&self, id: JobId) -> Result<Option<JobRecord>, Problem> {
+        if let Some(job) = self.spooled(id).await {
+            return Ok(Some(job));
+        }
         // Before the record is asked: what is told meanwhile may be missing there.
         let is_untold = self.client.is_untold(id);
         match self.record.job(id, CATCH_UP).await {

@@ -80,15 +80,15 @@ async fn submit_new(
 ) -> Result<Response, Problem> {
     let accepted = Accepted::new(&job);
     let Some(deadline) = deadline else {
-        app.submit(job, claim, room, None).await?;
-        return Ok(accepted.response());
+        let taken = app.submit(job, claim, room, None).await?;
+        return Ok(accepted.taken(taken).response());
     };
     let envelope = job.envelope.clone();
     // Kept with the args: for the answer of a wait to its end.
     let room = Arc::new(room);
     match app.call(job, claim, deadline, Arc::clone(&room), None).await? {
-        None => Ok(accepted.response()),
-        Some(end) => Ok(answer::record(StatusCode::OK, &app.record_of(&envelope, end).await)),
+        (taken, None) => Ok(accepted.taken(taken).response()),
+        (_, Some(end)) => Ok(answer::record(StatusCode::OK, &app.record_of(&envelope, end).await)),
     }
 }
 

@@ -31,6 +31,7 @@ use super::{
     fields::FieldError,
     naming::Named,
     problem::{Code, Problem},
+    spooling::{Refusal, Taken},
 };
 use crate::{
     client::{Submission, SubmitError},
@@ -40,6 +41,7 @@ use crate::{
         keys::{Claim, KeysError, Reserved},
         model::JobRecord,
     },
+    spool::SpoolError,
 };
 
 /// The answer's header that says that nothing new was submitted.
@@ -82,7 +84,12 @@ pub(super) async fn begin(
         Weighed::Repeat(repeat) => return Ok(Begun::Repeat(repeat)),
         Weighed::Claim(claim) => claim,
     };
-    let known = app.look_up(named.id).await?;
+    let known = match app.look_up(named.id).await {
+        // While the broker is away nobody knows what other processes took. The job is marked unsure, so a second one is
+        // recognised.
+        Err(problem) if problem.code == Code::RecordBehind && app.can_spool() => None,
+        known => known?,
+    };
     compare(claim, known.as_ref(), named, kind, too_late).await
 }
 
@@ -97,6 +104,8 @@ pub(super) async fn begin_all(
         names.iter().zip(reserved).map(|((id, _), reserved)| weigh(*id, reserved)).collect();
     let unknown = reserved.iter().any(|reserved| matches!(reserved, Ok(Weighed::Claim(_))));
     let behind = if unknown { app.record.catch_up(Instant::now() + CATCH_UP).await.err() } else { None };
+    // See [`begin`].
+    let behind = behind.filter(|error| !(matches!(error, RecordError::Behind(_)) && app.can_spool()));
     let mut begun = Vec::with_capacity(reserved.len());
     let mut each = reserved.into_iter().zip(asked);
     loop {
@@ -206,15 +215,36 @@ pub(super) async fn submit(
     claim: Option<Claim>,
     patient: bool,
     held: impl Send + 'static,
-) -> Result<(), SubmitError> {
+) -> Result<Taken, Refusal> {
     let id = job.envelope.id;
     let deadline = Instant::now() + app.confirm_timeout;
     let result = match claim {
         Some(claim) => submit_claimed(app, job, claim, patient, held, deadline).await,
-        None => app.client.submit_watched(job, patient, deadline, || {}).await,
+        None => hand_over(app, job, patient, deadline, || {}).await,
     };
-    app.record.touch(id);
+    if matches!(result, Ok(Taken::Broker)) {
+        app.record.touch(id);
+    }
     result
+}
+
+/// Hands a job to the broker, or to the spool where that is due. `confirmed` is told when the broker has it.
+async fn hand_over(
+    app: &App,
+    job: Submission,
+    patient: bool,
+    give_up: Instant,
+    confirmed: impl FnOnce() + Send,
+) -> Result<Taken, Refusal> {
+    if app.spools_now() {
+        return app.spool(&job).await;
+    }
+    let kept = app.can_spool().then(|| job.clone());
+    match (app.client.submit_watched(job, patient, give_up, confirmed).await, kept) {
+        (Ok(()), _) => Ok(Taken::Broker),
+        (Err(error), Some(job)) => app.spool_after(error, &job).await,
+        (Err(error), None) => Err(error.into()),
+    }
 }
 
 async fn submit_claimed(
@@ -224,34 +254,37 @@ async fn submit_claimed(
     patient: bool,
     held: impl Send + 'static,
     deadline: Instant,
-) -> Result<(), SubmitError> {
-    let client = app.client.clone();
+) -> Result<Taken, Refusal> {
+    let app = app.clone();
     let confirmed = Arc::new(AtomicBool::new(false));
     let confirm = Arc::clone(&confirmed);
     claim.publishing();
     let task = tokio::spawn(async move {
         let _held = held;
         let confirm = || confirm.store(true, Ordering::Release);
-        let result = client.submit_watched(job, patient, Instant::now() + FATE, confirm).await;
+        let result = hand_over(&app, job, patient, Instant::now() + FATE, confirm).await;
         match &result {
-            Ok(()) => claim.confirm().await,
+            Ok(_) => claim.confirm().await,
             // It may be stored.
-            Err(SubmitError::Timeout | SubmitError::Lost(_)) => drop(claim),
+            Err(
+                Refusal::Submit(SubmitError::Timeout | SubmitError::Lost(_))
+                | Refusal::Spool(SpoolError::Unavailable(_)),
+            ) => drop(claim),
             Err(_) => claim.refused(),
         }
         result
     });
     match timeout_at(deadline, task).await {
-        Ok(done) => done.unwrap_or_else(|_| Err(SubmitError::Lost("it broke off here".to_owned()))),
+        Ok(done) => done.unwrap_or_else(|_| Err(SubmitError::Lost("it broke off here".to_owned()).into())),
         // The broker has the job, and its event is on its way.
-        Err(_) if confirmed.load(Ordering::Acquire) => Ok(()),
-        Err(_) => Err(SubmitError::Timeout),
+        Err(_) if confirmed.load(Ordering::Acquire) => Ok(Taken::Broker),
+        Err(_) => Err(SubmitError::Timeout.into()),
     }
 }
 
 /// Why `job` was not accepted, or may not have been.
-pub(super) fn problem(error: &SubmitError, job: JobId, named: bool) -> Problem {
-    let problem = Problem::submit(error, job);
+pub(super) fn problem(refusal: &Refusal, job: JobId, named: bool) -> Problem {
+    let problem = refusal.problem(job);
     match problem.code {
         Code::ConfirmTimeout | Code::ConfirmLost if named => Problem {
             detail: "the job may still run: repeat this request to learn what became of it".into(),
@@ -261,8 +294,11 @@ pub(super) fn problem(error: &SubmitError, job: JobId, named: bool) -> Problem {
     }
 }
 
-/// The status of a job, if the record knows it now.
+/// The status of a job, if it is known now.
 pub(super) async fn status_now(app: &App, id: JobId) -> Option<&'static str> {
+    if let Some(job) = app.spooled(id).await {
+        return Some(job.summary.status.as_str());
+    }
     let known = app.record.job(id, Duration::ZERO).await.ok().flatten()?;
     Some(known.summary.status.as_str())
 }

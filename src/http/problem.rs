@@ -143,6 +143,10 @@ codes! {
     KeysFull = SERVICE_UNAVAILABLE "keys_full" "Too many ids and keys are kept";
     /// Idempotency keys cannot be written.
     KeysUnavailable = SERVICE_UNAVAILABLE "keys_unavailable" "Ids and keys cannot be kept";
+    /// The broker is away, and the spool holds as much as it may.
+    SpoolFull = SERVICE_UNAVAILABLE "spool_full" "The spool is full";
+    /// The broker is away, and the spool cannot be written.
+    SpoolUnavailable = SERVICE_UNAVAILABLE "spool_unavailable" "The spool cannot be written";
     /// The broker did not confirm in time: the job may still run.
     ConfirmTimeout = GATEWAY_TIMEOUT "confirm_timeout" "The broker did not confirm the job in time";
     /// The connection broke before the confirm: the job may still run.

@@ -29,6 +29,7 @@ use super::{
     keyed::{self, Begun},
     naming::{self, Choice},
     problem::{self, Code, Problem},
+    spooling::Taken,
     submission::{self, Draft, ERRORS_MAX, trace_context},
     wait::{Prefer, Wait},
 };
@@ -107,13 +108,13 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let replayed = matches!(begun, Begun::Repeat(_));
     let (accepted_now, is_accepted) = oneshot::channel();
     let mut abandoned = asked.cancel.then(|| Abandoned::new(app, &envelope, is_accepted));
-    let end = match begun {
+    let (taken, end) = match begun {
         Begun::New(claim) => app.call(job, claim, deadline, received.room, Some(accepted_now)).await?,
         Begun::Repeat(_) => {
             drop((job, received.room));
             // Nobody listens unless it is to be cancelled.
             let _ = accepted_now.send(());
-            app.attach(envelope.id, deadline).await?
+            (Taken::Broker, app.attach(envelope.id, deadline).await?)
         }
     };
     let (answered, later) = match end {
@@ -121,7 +122,7 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
             abandoned.as_mut().map(Abandoned::done);
             (ended(&record_of(app, &envelope, end)), false)
         }
-        None if respond_async => (Ok(accepted.response()), true),
+        None if respond_async => (Ok(accepted.taken(taken).response()), true),
         None => {
             let became = match &mut abandoned {
                 Some(abandoned) => abandoned.give_up().await,

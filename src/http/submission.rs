@@ -137,6 +137,7 @@ impl Draft {
 
     /// The job to be submitted, in its queue.
     pub(super) fn into_submission(self, client: &Client, trace: &Headers, now: Timestamp) -> Submission {
+        let routed = self.queue.is_none();
         let queue = self.queue.unwrap_or_else(|| client.queue_of(&self.kind));
         let mut envelope = Envelope::new(self.kind, queue, self.args);
         envelope.created_at = Some(now);
@@ -148,7 +149,7 @@ impl Draft {
         envelope.app_id = Some(APP_ID.to_owned());
         envelope.extra = trace.clone();
         let delay = self.run_at.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
-        let mut job = Submission::new(envelope, delay.unwrap_or_default());
+        let mut job = Submission { routed, ..Submission::new(envelope, delay.unwrap_or_default()) };
         if let Some(named) = self.named {
             named.put_on(&mut job);
         }

@@ -34,10 +34,13 @@ pub enum JobStatus {
     Cancelled,
     /// Final.
     Expired,
+    /// Accepted, and on the disk of the HTTP process that took it, because the broker is away. Only that process knows
+    /// it: it is in no record.
+    Spooled,
 }
 
 impl JobStatus {
-    /// All, in the order of a job's life.
+    /// All that are in the record, in the order of a job's life.
     pub const ALL: [Self; 8] = [
         Self::Scheduled,
         Self::Queued,
@@ -61,6 +64,7 @@ impl JobStatus {
             Self::Dead => "dead",
             Self::Cancelled => "cancelled",
             Self::Expired => "expired",
+            Self::Spooled => "spooled",
         }
     }
 
@@ -272,7 +276,7 @@ impl Counts {
     /// How many are in `status`.
     #[must_use]
     pub fn of(&self, status: JobStatus) -> u64 {
-        self.by_status[status as usize]
+        self.by_status.get(status as usize).copied().unwrap_or_default()
     }
 }
 

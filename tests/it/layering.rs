@@ -123,6 +123,15 @@ fn acts_know_neither_http_nor_the_command_line() {
 }
 
 #[test]
+fn the_spool_knows_only_the_client() {
+    forbid(|path| is_part(path, "spool"), &["axum", "record::", "crate::http", "crate::cli", "crate::acts"]);
+    forbid(
+        |path| ["acts", "client", "record", "worker"].iter().any(|part| is_part(path, part)),
+        &["crate::spool", "spool::"],
+    );
+}
+
+#[test]
 fn attempt_and_disposition_know_no_broker() {
     forbid(|path| ["worker/executor.rs", "worker/disposition.rs"].contains(&path), &["lapin", "amqp"]);
 }

@@ -42,6 +42,7 @@ mod reconciler;
 mod record;
 mod recovery;
 mod routing;
+mod spool;
 mod sse;
 mod support;
 mod worker;

@@ -344,6 +344,15 @@ impl Front {
         answer(self.client.post(format!("{}{path}", self.url)).json(body).send().await).await
     }
 
+    /// As [`Front::post`], with headers.
+    pub(crate) async fn post_with(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Answer {
+        let mut request = self.client.post(format!("{}{path}", self.url)).json(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        answer(request.send().await).await
+    }
+
     /// Submits one job of the ledger worker; its id.
     pub(crate) async fn submit(&self, stage: &Stage, args: Value) -> String {
         let answer =

@@ -1,0 +1,181 @@
+//! The spool, as the calls see it: which submits go there, and what is known of a job that waits there.
+
+use super::{
+    App,
+    problem::{Code, Problem},
+};
+use crate::{
+    client::{Submission, SubmitError},
+    job::{Envelope, JobId},
+    record::model::{JobRecord, JobStatus, Position, Summary},
+    spool::SpoolError,
+};
+
+/// Who has a job that was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// The broker.
+    Broker,
+    /// The spool.
+    Spool,
+}
+
+/// Why a job was not accepted, or not surely.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// What the broker, or the way to it, says.
+    Submit(SubmitError),
+    /// The broker is away, or others wait in the spool already; and the spool takes no more.
+    Spool(SpoolError),
+}
+
+impl From<SubmitError> for Refusal {
+    fn from(error: SubmitError) -> Self {
+        Self::Submit(error)
+    }
+}
+
+impl Refusal {
+    /// The problem to answer with, about `job`.
+    pub(super) fn problem(&self, job: JobId) -> Problem {
+        match self {
+            Self::Submit(error) => Problem::submit(error, job),
+            Self::Spool(SpoolError::Full) => Problem::new(
+                Code::SpoolFull,
+                "the broker is away and the spool is full (spool.max_jobs, spool.max_bytes); the job was not accepted",
+            ),
+            Self::Spool(error) => {
+                let detail = format!("the broker is away, and {error}; the job was not accepted; try again");
+                Problem::new(Code::SpoolUnavailable, detail)
+            }
+        }
+    }
+}
+
+/// Whether a submit that failed so may go to the spool: it is surely not on its way to the broker any more.
+fn may_be_spooled(error: &SubmitError) -> bool {
+    // After a loss the broker may have it: what is forwarded is marked unsure. A time-out says nothing: the publish may
+    // still be carried out, beside the forwarded one.
+    matches!(error, SubmitError::Unavailable(_) | SubmitError::Blocked | SubmitError::Lost(_))
+}
+
+impl App {
+    /// Whether submits have to queue up behind others in the spool.
+    pub(super) fn spools_now(&self) -> bool {
+        self.spool.as_ref().is_some_and(crate::spool::Spool::is_holding)
+    }
+
+    /// Whether a submit goes to the spool when the broker does not take it.
+    pub(super) fn can_spool(&self) -> bool {
+        self.spool.is_some()
+    }
+
+    /// Puts a job into the spool after the broker did not take it.
+    ///
+    /// # Errors
+    /// Why it was not accepted, or not surely.
+    pub(super) async fn spool_after(&self, error: SubmitError, job: &Submission) -> Result<Taken, Refusal> {
+        if self.can_spool() && may_be_spooled(&error) { self.spool(job).await } else { Err(error.into()) }
+    }
+
+    /// Puts a job into the spool, which there is.
+    pub(super) async fn spool(&self, job: &Submission) -> Result<Taken, Refusal> {
+        let Some(spool) = &self.spool else {
+            return Err(SubmitError::Unavailable("there is no spool".to_owned()).into());
+        };
+        spool.put(job).await.map(|()| Taken::Spool).map_err(Refusal::Spool)
+    }
+
+    /// The job's record as far as its spool tells; none if it is not there.
+    pub(super) async fn spooled(&self, id: JobId) -> Option<JobRecord> {
+        let spool = self.spool.as_ref().filter(|spool| spool.is_holding())?;
+        match spool.find(id).await {
+            Ok(job) => job.map(|job| record_of(&job)),
+            Err(error) => {
+                tracing::warn!(job.id = %id, %error, "the spool does not say whether it has this job");
+                None
+            }
+        }
+    }
+}
+
+fn record_of(job: &Submission) -> JobRecord {
+    let Envelope { id, kind, queue, args, max_attempts, tags, created_at, expires_at, .. } =
+        job.envelope.clone();
+    let run_at = created_at.filter(|_| !job.delay.is_zero()).and_then(|at| at.checked_add(job.delay).ok());
+    JobRecord {
+        summary: Summary {
+            id,
+            position: Position::default(),
+            kind: Some(kind),
+            queue,
+            status: JobStatus::Spooled,
+            run: 1,
+            attempt: 0,
+            step: 0,
+            max_attempts,
+            tags,
+            created_at,
+            run_at,
+            started_at: None,
+            finished_at: None,
+            expires_at,
+            worker: None,
+            error: None,
+            reason: None,
+            by: None,
+            fingerprint: None,
+            cancel: None,
+            purged: false,
+            request: job.request.clone(),
+        },
+        args: serde_json::from_slice(&args).ok(),
+        args_omitted: false,
+        output: None,
+        output_omitted: false,
+        attempts: Vec::new(),
+        progress: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::answer::tests::envelope;
+
+    #[test]
+    fn only_what_cannot_be_on_its_way_goes_to_the_spool() {
+        let why = || "away".to_owned();
+        for (error, expected) in [
+            (SubmitError::Unavailable(why()), true),
+            (SubmitError::Blocked, true),
+            (SubmitError::Lost(why()), true),
+            (SubmitError::Timeout, false),
+            (SubmitError::Refused, false),
+            (SubmitError::Full, false),
+            (SubmitError::DelayTooLong, false),
+        ] {
+            assert_eq!(may_be_spooled(&error), expected, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_spooled_job_has_a_record() {
+        let mut job = Submission::new(envelope("[1.50]"), std::time::Duration::from_secs(9));
+        job.envelope.created_at = Some(jiff::Timestamp::UNIX_EPOCH);
+        let record = record_of(&job);
+        assert_eq!(record.summary.status.as_str(), "spooled");
+        assert!(!record.summary.status.is_final());
+        assert_eq!(record.args.map(|args| args.get().to_owned()).as_deref(), Some("[1.50]"));
+        assert_eq!(record.summary.run_at.map(jiff::Timestamp::as_second), Some(9));
+        for (refusal, code) in [
+            (Refusal::Spool(SpoolError::Full), Code::SpoolFull),
+            (Refusal::Spool(SpoolError::Unavailable("x".into())), Code::SpoolUnavailable),
+            (Refusal::Submit(SubmitError::Blocked), Code::BrokerBlocked),
+        ] {
+            let problem = refusal.problem(job.envelope.id);
+            assert_eq!(problem.code, code);
+            assert!(problem.retry_after.is_some() && problem.job.is_none());
+        }
+    }
+}

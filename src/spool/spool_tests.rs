@@ -1,0 +1,178 @@
+use std::{fs, path::PathBuf};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use tokio::task::coop::unconstrained;
+
+use super::*;
+use crate::job::{Envelope, Kind, QueueName, envelope::RetryOverrides, wire::HeaderValue};
+
+/// A folder of the test's own, removed in the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("hopline-spool-{}", JobId::new())))
+    }
+
+    fn open(&self, max_jobs: usize, max_bytes: usize) -> Result<Spool, SpoolError> {
+        let config = config::Spool { path: Some(self.0.clone()), max_jobs, max_bytes };
+        Spool::open(&config).map(Option::unwrap)
+    }
+
+    /// What a process that is killed now leaves behind.
+    fn snapshot(&self) -> Self {
+        let copy = Self::new();
+        fs::create_dir_all(&copy.0).unwrap();
+        for entry in fs::read_dir(&self.0).unwrap().map(Result::unwrap) {
+            fs::copy(entry.path(), copy.0.join(entry.file_name())).unwrap();
+        }
+        copy
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn job(args: &'static str) -> Submission {
+    let (kind, queue) = (Kind::parse("a.b").unwrap(), QueueName::parse("q").unwrap());
+    Submission::new(Envelope::new(kind, queue, Bytes::from_static(args.as_bytes())), Duration::ZERO)
+}
+
+/// A job with everything that a submit can say.
+fn full() -> Submission {
+    let mut job = job("{\"a\": 1.50}");
+    let envelope = &mut job.envelope;
+    envelope.created_at = Timestamp::from_millisecond(1_900_000_000_123).ok();
+    envelope.expires_at = Timestamp::from_millisecond(1_900_000_900_000).ok();
+    envelope.timeout = Some(Duration::from_millis(1500));
+    envelope.max_attempts = Some(7);
+    envelope.retry = RetryOverrides {
+        initial: Some(Duration::from_millis(250)),
+        factor: Some(1.5),
+        max: Some(Duration::from_secs(60)),
+        jitter: Some(0.1),
+    };
+    envelope.tags = vec!["x".to_owned(), "y z".to_owned()];
+    envelope.app_id = Some("hopline-http".to_owned());
+    envelope.extra.insert("traceparent".to_owned(), HeaderValue::Text("00-1-2-01".to_owned()));
+    (job.delay, job.request, job.routed) = (Duration::from_millis(2500), Some("abc".to_owned()), true);
+    job
+}
+
+async fn places(spool: &Spool) -> Vec<JobId> {
+    let entries = spool.next(0, 1000).await.unwrap();
+    entries.into_iter().map(|entry| entry.job.envelope.id).collect()
+}
+
+#[tokio::test]
+async fn a_job_comes_out_as_it_went_in_and_is_unsure() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    let job = full();
+    spool.put(&job).await.unwrap();
+    let found = spool.find(job.envelope.id).await.unwrap().unwrap();
+    let mut expected = job.clone();
+    expected.envelope.unsure = true;
+    // The delay is rounded up to whole ms, so as not to come early.
+    expected.delay = found.delay;
+    assert!((job.delay..=job.delay + Duration::from_millis(1)).contains(&found.delay));
+    assert_eq!(found, expected);
+    assert_eq!(spool.find(JobId::new()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn what_was_confirmed_survives_a_kill_in_its_order() {
+    let folder = Folder::new();
+    let spool = folder.open(1000, 1 << 20).unwrap();
+    let jobs: Vec<Submission> = (0..50).map(|_| job("1")).collect();
+    for job in &jobs {
+        spool.put(job).await.unwrap();
+    }
+    let many: Vec<Submission> = (0..200).map(|_| job("2")).collect();
+    let put = unconstrained(join_all(many.iter().map(|job| spool.put(job)))).await;
+    assert!(put.into_iter().all(|put| put.is_ok()));
+    let expected: Vec<JobId> = jobs.iter().chain(&many).map(|job| job.envelope.id).collect();
+    let killed = folder.snapshot();
+    let again = killed.open(1000, 1 << 20).unwrap();
+    assert_eq!(places(&again).await, expected);
+    assert_eq!(again.fill().jobs, 250);
+    assert_eq!(again.fill().bytes, spool.fill().bytes);
+
+    let first = again.next(0, 100).await.unwrap();
+    again.remove(first).await.unwrap();
+    assert_eq!(places(&again).await, expected[100..]);
+    assert_eq!(again.next(0, 1).await.unwrap().len(), 1);
+    again.close().await;
+    // Places go on: what comes later is later.
+    let again = killed.open(1000, 1 << 20).unwrap();
+    let last = job("3");
+    again.put(&last).await.unwrap();
+    assert_eq!(places(&again).await.last(), Some(&last.envelope.id));
+}
+
+#[tokio::test]
+async fn it_is_bounded_by_jobs_and_by_bytes() {
+    let folder = Folder::new();
+    let spool = folder.open(3, 1 << 20).unwrap();
+    let jobs: Vec<Submission> = (0..8).map(|_| job("1")).collect();
+    let put = join_all(jobs.iter().map(|job| spool.put(job))).await;
+    assert_eq!(put.iter().filter(|put| put.is_ok()).count(), 3);
+    assert!(put.iter().all(|put| matches!(put, Ok(()) | Err(SpoolError::Full))));
+    assert!(!spool.fill().has_room_for(0));
+    // What is there already takes no room, and is no second one.
+    let first = spool.next(0, 1).await.unwrap();
+    spool.remove(first.clone()).await.unwrap();
+    spool.put(&first[0].job).await.unwrap();
+    assert_eq!((spool.fill().jobs, places(&spool).await.len()), (3, 3));
+    spool.close().await;
+
+    let small = Folder::new();
+    let spool = small.open(1000, 2000).unwrap();
+    let mut taken = 0;
+    while spool.put(&job("[1,2,3]")).await.is_ok() {
+        taken += 1;
+    }
+    let fill = spool.fill();
+    assert!(taken > 5 && fill.jobs == taken && fill.bytes <= 2000 && fill.bytes > 1500, "{fill:?}");
+    let all = spool.next(0, 1000).await.unwrap();
+    spool.remove(all).await.unwrap();
+    assert_eq!((spool.fill().jobs, spool.fill().bytes), (0, 0));
+}
+
+#[tokio::test]
+async fn one_process_has_it_and_what_cannot_be_read_is_left_alone() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    assert!(matches!(folder.open(10, 1 << 20), Err(SpoolError::Locked(_))));
+    spool.put(&job("1")).await.unwrap();
+    spool.close().await;
+    assert!(matches!(spool.put(&job("1")).await, Err(SpoolError::Unavailable(_))), "closed");
+
+    let file = folder.0.join(FILE);
+    let bytes: Vec<u8> = fs::read(&file).unwrap().iter().map(|byte| byte ^ 0x55).collect();
+    fs::write(&file, &bytes).unwrap();
+    assert!(matches!(folder.open(10, 1 << 20), Err(SpoolError::Unavailable(_))));
+    assert_eq!(fs::read(&file).unwrap(), bytes, "it may hold accepted jobs");
+    assert!(Spool::open(&config::Spool::default()).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn whoever_waits_for_jobs_is_told() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    let waiting = tokio::spawn({
+        let spool = spool.clone();
+        async move { spool.filled().await }
+    });
+    tokio::task::yield_now().await;
+    spool.put(&job("1")).await.unwrap();
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
+    spool.close().await;
+    let again = folder.open(10, 1 << 20).unwrap();
+    tokio::time::timeout(PATIENCE, again.filled()).await.unwrap();
+}
