@@ -340,8 +340,8 @@ impl Record {
         self.0.shared.touched().add(id, barriers.asked());
     }
 
-    /// A job's record. Catches up, for at most `patience`, when the job is unknown or was touched; without patience, it
-    /// is what is known now.
+    /// A job's record. Catches up, for at most `patience`, when the job is unknown or was touched, or has not ended as far
+    /// as a record knows that is still being read; without patience, it is what is known now.
     ///
     /// # Errors
     /// [`RecordError::Behind`] when it is unknown and catching up took too long; [`RecordError::Storage`].
@@ -354,6 +354,7 @@ impl Record {
         let wanted = shared.touched().of(id);
         if wanted.is_none_or(|asked| shared.barriers.answered() > asked)
             && let Some(job) = fetch().await?
+            && (self.is_caught_up() || job.summary.status.is_final())
         {
             return Ok(Some(job));
         }
