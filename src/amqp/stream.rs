@@ -287,6 +287,23 @@ async fn ends_before(link: &Link, queue: &str, place: u64) -> Result<bool, LinkD
     Ok(highest.is_some_and(|highest| highest < place))
 }
 
+/// The first record that a stream has; none in an empty one.
+#[cfg(feature = "server")]
+pub(crate) async fn first(link: &Link, queue: &str) -> Result<Option<Place>, LinkDown> {
+    let channel = link.up()?.channel().await?;
+    in_time("set the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert(OFFSET.into(), AMQPValue::LongString("first".into()));
+    let consumed = channel.basic_consume(short(queue), "".into(), BasicConsumeOptions::default(), arguments);
+    let mut consumer = in_time("consume", consumed).await?;
+    let first = timeout(CHUNK_PAUSE, consumer.next()).await;
+    drop(timeout(CHUNK_PAUSE, channel.close(200, "seen".into())).await);
+    let Ok(Some(Ok(delivery))) = first else { return Ok(None) };
+    let message = incoming(delivery).message;
+    let record = offset_of(&message).map(|offset| Record { offset, message });
+    Ok(record.map(|record| Place { offset: record.offset, mark: record.mark() }))
+}
+
 fn offset_of(message: &Message) -> Option<u64> {
     match message.headers.get(OFFSET) {
         Some(HeaderValue::Int(offset)) => u64::try_from(*offset).ok(),

@@ -257,10 +257,10 @@ impl Record {
             let link = live.links.start("record");
             let new = Projector::new(Arc::clone(shared), &link, names.log(), place.clone());
             let consuming = new.consuming();
-            projector = Some(new);
+            projector = Some((new, link.clone()));
             Following { link, consuming }
         });
-        let Some(projector) = projector else { return Ok(()) };
+        let Some((projector, link)) = projector else { return Ok(()) };
         let rounds = projector.rounds();
         tasks.spawn(projector.run(stop.clone()));
         tasks.spawn(shared.barriers.clone().write(publisher.clone(), names.clone(), rounds, stop.clone()));
@@ -274,6 +274,7 @@ impl Record {
         let upkeep = upkeep::Upkeep {
             shared: Arc::clone(shared),
             retention: config.retention,
+            link,
             publisher: publisher.clone(),
             names: names.clone(),
         };

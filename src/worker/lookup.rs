@@ -139,6 +139,7 @@ impl Lookups {
             open: BTreeMap::new(),
             next_number: 0,
             unasked: VecDeque::new(),
+            later: VecDeque::new(),
             current: None,
             under_way: FuturesUnordered::new(),
         };
@@ -176,6 +177,8 @@ struct Desk {
     next_number: u64,
     /// What is to be asked, or asked again, in this order.
     unasked: VecDeque<u64>,
+    /// What an answer said nothing about: asked again when its time comes, the earliest first.
+    later: VecDeque<(Instant, u64)>,
     /// What was asked last, and is neither answered nor overdue.
     current: Option<(Instant, Vec<u64>)>,
     /// At most as many as fit in [`LATE`], one each [`AGAIN`], and those that were answered at once.
@@ -233,6 +236,8 @@ impl Desk {
 
     /// Sends the next question, unless one is on its way.
     fn ask_if_due(&mut self) {
+        let due = self.later.partition_point(|(at, _)| *at <= Instant::now());
+        self.unasked.extend(self.later.drain(..due).map(|(_, number)| number));
         if self.current.as_ref().is_some_and(|(sent, _)| sent.elapsed() < self.pause()) {
             return;
         }
@@ -294,8 +299,8 @@ impl Desk {
                         wake.notify_one();
                     }
                 }
-                // Not a word about this one: it is asked again.
-                None => self.unasked.push_back(*number),
+                // Whoever answered does not know. Another process may, and is as likely to be asked the next time.
+                None => self.later.push_back((Instant::now() + AGAIN, *number)),
             }
         }
     }
@@ -309,7 +314,8 @@ impl Desk {
         let oldest = self.open.first_key_value().map(|(_, question)| question.since + self.patience);
         // Without a connection it is looked again soon.
         let waiting = (next.is_none() && !self.unasked.is_empty()).then(|| Instant::now() + AGAIN / 10);
-        [next, oldest, waiting].into_iter().flatten().min()
+        let later = self.later.front().map(|(at, _)| *at);
+        [next, oldest, waiting, later].into_iter().flatten().min()
     }
 
     fn epoch(&self) -> Option<u64> {

@@ -19,7 +19,7 @@ use crate::job::{Kind, QueueName};
 const APPLICATION_ID: i32 = 0x484f_504c;
 /// Changes with the schema and with the shape of what is stored as JSON. Older files are not converted: the log has it
 /// all.
-const SCHEMA_VERSION: i32 = 1;
+const SCHEMA_VERSION: i32 = 2;
 /// Connections that read.
 const READERS: usize = 4;
 /// How long a reader is waited for.
