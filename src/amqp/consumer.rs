@@ -19,7 +19,7 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
-    Channel,
+    Channel, ErrorKind,
     options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
     types::FieldTable,
 };
@@ -41,6 +41,8 @@ use crate::job::wire::Incoming;
 const STRAGGLE: Duration = Duration::from_millis(50);
 /// How long a consumer may get nothing before its source doubts that the broker still knows it.
 const QUIET: Duration = Duration::from_secs(30);
+/// How long a consumer whose channel is gone is asked why.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A message and the right to settle it.
 #[derive(Debug)]
@@ -262,8 +264,17 @@ pub(crate) trait Source: Send + 'static {
     /// The consumer is registered.
     fn started(&mut self) {}
 
-    /// The consumer is gone.
-    fn ended(&mut self) {}
+    /// The consumer is gone, or there was none: the broker refused it, or was away.
+    fn ended(&mut self, _: Ending) {}
+}
+
+/// How an epoch went that failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Ending {
+    /// Its connection ended with something that lapin cannot parse.
+    pub(crate) unparsable: bool,
+    /// What came before.
+    pub(crate) delivered: u64,
 }
 
 /// A queue that the topology declares.
@@ -304,12 +315,13 @@ pub(crate) async fn consume(consuming: Consuming, mut source: impl Source) {
     while !stop.is_cancelled() {
         rounds += 1;
         let began = Instant::now();
-        let ended = one_epoch(&consuming, &mut source, rounds).await;
+        let mut ending = Ending::default();
+        let ended = one_epoch(&consuming, &mut source, rounds, &mut ending).await;
         if matches!(ended, Ok(Ended::Renewed)) {
             continue;
         }
         consuming.consuming.store(false, Ordering::Relaxed);
-        source.ended();
+        source.ended(ending);
         match ended {
             Ok(_) => break,
             Err(LinkDown(why)) if why != last_error => {
@@ -336,6 +348,12 @@ pub(crate) async fn consume(consuming: Consuming, mut source: impl Source) {
     }
 }
 
+/// Whether the connection ended because lapin could not parse what came. All other errors say nothing of what was to
+/// come: the channel or the consumer was refused, or the connection was cut.
+fn is_unparsable(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ParsingError(_))
+}
+
 /// Why an epoch ended that did not fail.
 enum Ended {
     /// Told to stop.
@@ -345,7 +363,12 @@ enum Ended {
 }
 
 /// One channel's consuming.
-async fn one_epoch(consuming: &Consuming, source: &mut impl Source, round: u64) -> Result<Ended, LinkDown> {
+async fn one_epoch(
+    consuming: &Consuming,
+    source: &mut impl Source,
+    round: u64,
+    ending: &mut Ending,
+) -> Result<Ended, LinkDown> {
     let Consuming { link, prefetch, deliveries, stop, .. } = consuming;
     let up = tokio::select! {
         () = stop.cancelled() => return Ok(Ended::Told),
@@ -365,14 +388,25 @@ async fn one_epoch(consuming: &Consuming, source: &mut impl Source, round: u64) 
     let ended = loop {
         tokio::select! {
             () = stop.cancelled() => break Ended::Told,
-            () = epoch.over.cancelled() => return Err(LinkDown("the channel is gone".to_owned())),
+            () = epoch.over.cancelled() => {
+                // The consumer may know more, behind what it still holds.
+                while let Ok(Some(left)) = timeout(LAST_WORDS, consumer.next()).await {
+                    match left {
+                        Ok(_) => ending.delivered += 1,
+                        Err(error) => ending.unparsable = is_unparsable(&error),
+                    }
+                }
+                return Err(LinkDown("the channel is gone".to_owned()));
+            }
             next = consumer.next(), if buffer.is_none() => match next {
                 Some(Ok(delivery)) => {
+                    ending.delivered += 1;
                     quiet = Instant::now() + QUIET;
                     let receipt = epoch.receipt(delivery.delivery_tag);
                     buffer = Some(Delivery { incoming: incoming(delivery), receipt });
                 }
                 Some(Err(error)) => {
+                    ending.unparsable = is_unparsable(&error);
                     epoch.over.cancel();
                     return Err(LinkDown(error.to_string()));
                 }

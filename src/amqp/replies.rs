@@ -24,7 +24,7 @@ use tracing::debug;
 
 use super::{
     connection::{Link, LinkDown, in_time},
-    consumer::{Consuming, Source, consume},
+    consumer::{Consuming, Ending, Source, consume},
     message::short,
     names::Names,
 };
@@ -301,7 +301,7 @@ impl Source for ResultQueue {
         self.inner.address.send_replace(Some(self.queue.clone()));
     }
 
-    fn ended(&mut self) {
+    fn ended(&mut self, _: Ending) {
         self.inner.address.send_replace(None);
     }
 }

@@ -12,8 +12,9 @@
 //! for it, at each change of [`StreamReader::rounds`] once more.
 //!
 //! A record that lapin cannot parse (a property that is not UTF-8) costs the connection each time it is delivered,
-//! so a reader has a connection of its own. When reading ends at once, at the same place, several times in a row, the
-//! record there is skipped: a gap like any other.
+//! so a reader has a connection of its own. When connections end so several times in a row, at the same place, the
+//! record there is skipped: a gap like any other. A broker that refuses the consumer, or is away, says nothing about
+//! records.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
@@ -37,16 +38,14 @@ use tracing::{debug, warn};
 
 use super::{
     connection::{Link, LinkDown, in_time},
-    consumer::{Consuming, Delivery, Source, consume},
+    consumer::{Consuming, Delivery, Ending, Source, consume},
     message::{incoming, short},
 };
 use crate::job::wire::{HeaderValue, Message};
 
 /// Header with a record's place in its stream.
 const OFFSET: &str = "x-stream-offset";
-/// Reading that ends within this time has met something that it cannot read.
-const AT_ONCE: Duration = Duration::from_secs(2);
-/// How often, in a row, until that is skipped.
+/// How often, in a row, a record costs the connection until it is skipped.
 const STUCK: u32 = 3;
 /// How long nothing may come from a place where something lies.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -288,6 +287,23 @@ async fn ends_before(link: &Link, queue: &str, place: u64) -> Result<bool, LinkD
     Ok(highest.is_some_and(|highest| highest < place))
 }
 
+/// The first record that a stream has; none in an empty one.
+#[cfg(feature = "server")]
+pub(crate) async fn first(link: &Link, queue: &str) -> Result<Option<Place>, LinkDown> {
+    let channel = link.up()?.channel().await?;
+    in_time("set the prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
+    let mut arguments = FieldTable::default();
+    arguments.insert(OFFSET.into(), AMQPValue::LongString("first".into()));
+    let consumed = channel.basic_consume(short(queue), "".into(), BasicConsumeOptions::default(), arguments);
+    let mut consumer = in_time("consume", consumed).await?;
+    let first = timeout(CHUNK_PAUSE, consumer.next()).await;
+    drop(timeout(CHUNK_PAUSE, channel.close(200, "seen".into())).await);
+    let Ok(Some(Ok(delivery))) = first else { return Ok(None) };
+    let message = incoming(delivery).message;
+    let record = offset_of(&message).map(|offset| Record { offset, message });
+    Ok(record.map(|record| Place { offset: record.offset, mark: record.mark() }))
+}
+
 fn offset_of(message: &Message) -> Option<u64> {
     match message.headers.get(OFFSET) {
         Some(HeaderValue::Int(offset)) => u64::try_from(*offset).ok(),
@@ -336,9 +352,17 @@ impl State {
         self.listens = Some(Instant::now());
     }
 
-    fn ended(&mut self) {
-        self.listens = None;
-        self.attempt.end();
+    fn ended(&mut self, ending: Ending) {
+        let listened = self.listens.take().is_some();
+        // What comes first is the record that was read last, where it was attached there.
+        let read_nothing = ending.delivered <= u64::from(self.attached.is_some());
+        self.attempt.end(if ending.unparsable && read_nothing {
+            Last::Stuck
+        } else if listened {
+            Last::Lived
+        } else {
+            Last::Refused
+        });
     }
 
     /// The place that a consumer was attached at which has delivered nothing.
@@ -377,36 +401,52 @@ impl State {
     }
 }
 
-/// Where reading was begun last, and how often it has ended there at once.
+/// Where reading was begun last, and how often it could not get beyond.
 #[derive(Debug, Default)]
 struct Attempt {
     from: Option<u64>,
-    began: Option<Instant>,
-    ended_at_once: bool,
+    /// Whether it was begun, and has not ended.
+    began: bool,
+    last: Last,
     failures: u32,
+}
+
+/// How an attempt went.
+#[derive(Debug, Default)]
+enum Last {
+    /// It could read, whether there was something or not.
+    #[default]
+    Lived,
+    /// It could not begin to read.
+    Refused,
+    /// The record that it was to read cannot be parsed.
+    Stuck,
 }
 
 impl Attempt {
     /// Which record is to be read first, given the one after the last that was read.
     fn begin(&mut self, next: Option<u64>) -> Option<u64> {
-        self.began = Some(Instant::now());
+        self.began = true;
         let read_nothing = next.is_none_or(|next| self.from.is_some_and(|from| next <= from));
-        if !(std::mem::take(&mut self.ended_at_once) && read_nothing) {
-            (self.from, self.failures) = (next, 0);
-            return next;
-        }
-        self.failures += 1;
-        if self.failures >= STUCK {
-            let skipped = self.from.unwrap_or(0);
-            warn!(offset = skipped, "a record of a stream cannot be read and is skipped");
-            self.from = Some(skipped + 1);
+        match std::mem::take(&mut self.last) {
+            Last::Stuck if read_nothing => {
+                self.failures += 1;
+                if self.failures >= STUCK {
+                    let skipped = self.from.unwrap_or(0);
+                    warn!(offset = skipped, "a record of a stream cannot be read and is skipped");
+                    self.from = Some(skipped + 1);
+                }
+            }
+            Last::Refused if read_nothing => {}
+            _ => (self.from, self.failures) = (next, 0),
         }
         self.from
     }
 
-    fn end(&mut self) {
-        if let Some(began) = self.began.take() {
-            self.ended_at_once = began.elapsed() < AT_ONCE;
+    fn end(&mut self, how: Last) {
+        // Where there was no connection, nothing was attempted.
+        if std::mem::take(&mut self.began) {
+            self.last = how;
         }
     }
 }
@@ -443,8 +483,8 @@ impl Source for StreamSource {
         self.rounds.send_modify(|rounds| *rounds += 1);
     }
 
-    fn ended(&mut self) {
-        lock(&self.state).ended();
+    fn ended(&mut self, ending: Ending) {
+        lock(&self.state).ended(ending);
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
     event::EventError,
     job::{Envelope, JobId, Reply, Status},
     record::{
-        JobWatch,
+        JobWatch, RecordError,
         keys::Claim,
         model::{JobRecord, JobStatus, Position, Summary},
     },
@@ -177,13 +177,15 @@ impl App {
                     // At the deadline; or it is lost, and the record will tell.
                     None => replied = true,
                 },
-                () = self.stopping.hurry.cancelled() => return self.ended(id).await,
+                () = self.stopping.hurry.cancelled() => return self.ended(id).await.ok().flatten(),
                 () = sleep_until(looking.min(deadline)) => {
-                    let end = self.ended(id).await;
-                    if end.is_some() || Instant::now() >= deadline {
-                        return end;
+                    let ended = self.ended(id).await;
+                    look = next_look(&ended, Instant::now());
+                    match ended {
+                        Ok(Some(end)) => return Some(end),
+                        _ if Instant::now() >= deadline => return None,
+                        _ => {}
                     }
-                    look = None;
                 }
                 () = watch.changed(), if look.is_none() => look = Some(Instant::now() + PAUSE),
             }
@@ -191,10 +193,9 @@ impl App {
     }
 
     /// The end of the job's present run, if the record knows one now.
-    async fn ended(&self, id: JobId) -> Option<End> {
-        // A record that cannot be read now is looked at again: the deadline bounds that.
-        let known = self.record.job(id, Duration::ZERO).await.ok().flatten();
-        known.filter(|job| job.summary.status.is_final()).map(|job| End::Record(Box::new(job)))
+    async fn ended(&self, id: JobId) -> Result<Option<End>, RecordError> {
+        let known = self.record.job(id, Duration::ZERO).await?;
+        Ok(known.filter(|job| job.summary.status.is_final()).map(|job| End::Record(Box::new(job))))
     }
 
     /// The record of a job whose run has ended so, as its submitter may see it.
@@ -217,6 +218,12 @@ impl App {
             _ => told(job, &reply),
         }
     }
+}
+
+/// When the record is looked at again without a change. One that could not be read may have known the end, and no other
+/// change may come.
+fn next_look(ended: &Result<Option<End>, RecordError>, now: Instant) -> Option<Instant> {
+    ended.is_err().then_some(now + PAUSE)
 }
 
 /// Completes a record with what was left out of it and is known here all the same.
@@ -292,6 +299,13 @@ pub(super) fn told(job: &Envelope, reply: &Reply) -> JobRecord {
 mod tests {
     use super::*;
     use crate::http::answer::tests::{envelope, reply};
+
+    #[test]
+    fn a_record_that_could_not_be_read_is_looked_at_again() {
+        let now = Instant::now();
+        assert_eq!(next_look(&Ok(None), now), None);
+        assert_eq!(next_look(&Err(RecordError::Busy), now), Some(now + PAUSE));
+    }
 
     #[test]
     fn what_the_record_left_out_is_filled_in_from_what_is_known() {

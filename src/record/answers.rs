@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -42,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(250);
 /// Most bytes of outputs in one answer: RabbitMQ 4 takes no message over 16 MiB.
 const OUTPUTS_MAX: usize = 8 << 20;
+/// Answers made at the same time: each may be that large.
+const TOGETHER: usize = 4;
 
 /// Answers questions.
 pub(super) struct Desk {
@@ -72,6 +74,8 @@ impl Desk {
             let open = stop.child_token();
             let mut deliveries = self.open(open.clone());
             tokio::select! {
+                // In this order: an answer that was made while the record was begun anew does not go out.
+                biased;
                 () = stop.cancelled() => return,
                 _ = caught_up.wait_for(|caught_up| !caught_up) => {}
                 () = self.serve(&mut deliveries) => {}
@@ -108,7 +112,8 @@ impl Desk {
                 sleep(AGAIN).await;
                 continue;
             }
-            join_all(questions.into_iter().map(|question| self.answer(question))).await;
+            let answers = questions.into_iter().map(|question| self.answer(question));
+            stream::iter(answers).buffer_unordered(TOGETHER).collect::<()>().await;
         }
     }
 
@@ -118,6 +123,10 @@ impl Desk {
             // The projector finds out what is wrong with the file. Dropped, the question is handed back.
             return;
         };
+        if !*self.shared.barriers.caught_up().borrow() {
+            // Begun anew meanwhile: it may have known nothing.
+            return;
+        }
         let message = Message {
             message_id: Some(JobId::new().to_string()),
             kind: Some(ANSWER.to_owned()),
@@ -161,12 +170,15 @@ fn question(delivery: Delivery) -> Option<Question> {
     }
 }
 
-/// What is known of these runs, in the order asked.
+/// What is known of these runs, in the order asked. Those that may have ended without this record's knowledge are left
+/// out: another process may know more.
 fn look_up(store: &Store, asked: &[Asked]) -> Result<Vec<Known>, StoreError> {
     let runs: Vec<(JobId, u32)> = asked.iter().map(|asked| (asked.id, asked.run)).collect();
     let found = store.lookup(&runs)?;
     let mut room = OUTPUTS_MAX;
-    Ok(asked.iter().zip(found).map(|(asked, found)| known(asked, found, &mut room)).collect())
+    // That a later step exists is certain, too.
+    let sure = asked.iter().zip(found).filter(|(asked, found)| found.sure || found.step > asked.step);
+    Ok(sure.map(|(asked, found)| known(asked, found, &mut room)).collect())
 }
 
 fn known(asked: &Asked, found: Found, room: &mut usize) -> Known {

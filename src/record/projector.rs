@@ -32,8 +32,8 @@ use crate::{
     event::batch,
 };
 
-/// Records read ahead, each a batch of events.
-const PREFETCH: u16 = 256;
+/// Records read ahead, each a batch of events of up to 1 MiB.
+const PREFETCH: u16 = 64;
 /// Most records, and about most bytes, of one transaction.
 const RECORDS_MAX: usize = 512;
 const BYTES_MAX: usize = 4 << 20;
@@ -208,11 +208,15 @@ impl Projector {
     /// Sets the damaged file aside and reads the log from its beginning.
     async fn start_over(&mut self) {
         self.shared.barriers.lose();
-        let aside = self.insist(Store::start_over).await;
-        if let Some(aside) = aside {
-            warn!(aside = %aside.display(), "the record was damaged and is rebuilt from the event log");
-        }
-        // Others may have found the same damage.
+        let aside = loop {
+            match self.insist(Store::start_over).await {
+                Some(aside) => break aside,
+                // Half done there is no file at all: nothing else can go on.
+                None => sleep(CALM).await,
+            }
+        };
+        warn!(aside = %aside.display(), "the record was damaged and is rebuilt from the event log");
+        // Others may have found the same damage, and trying may have found it again.
         let _ = self.shared.damaged.notified().now_or_never();
         self.reader.restart(None);
         if let Some(tail) = self.insist(Store::tail).await {

@@ -259,10 +259,10 @@ impl Record {
             let link = live.links.start("record");
             let new = Projector::new(Arc::clone(shared), &link, names.log(), place.clone());
             let consuming = new.consuming();
-            projector = Some(new);
+            projector = Some((new, link.clone()));
             Following { link, consuming }
         });
-        let Some(projector) = projector else { return Ok(()) };
+        let Some((projector, link)) = projector else { return Ok(()) };
         let rounds = projector.rounds();
         tasks.spawn(projector.run(stop.clone()));
         tasks.spawn(shared.barriers.clone().write(publisher.clone(), names.clone(), rounds, stop.clone()));
@@ -276,6 +276,7 @@ impl Record {
         let upkeep = upkeep::Upkeep {
             shared: Arc::clone(shared),
             retention: config.retention,
+            link,
             publisher: publisher.clone(),
             names: names.clone(),
         };
@@ -342,8 +343,8 @@ impl Record {
         self.0.shared.touched().add(id, barriers.asked());
     }
 
-    /// A job's record. Catches up, for at most `patience`, when the job is unknown or was touched; without patience, it
-    /// is what is known now.
+    /// A job's record. Catches up, for at most `patience`, when the job is unknown or was touched, or has not ended as far
+    /// as a record knows that is still being read; without patience, it is what is known now.
     ///
     /// # Errors
     /// [`RecordError::Behind`] when it is unknown and catching up took too long; [`RecordError::Storage`].
@@ -356,6 +357,7 @@ impl Record {
         let wanted = shared.touched().of(id);
         if wanted.is_none_or(|asked| shared.barriers.answered() > asked)
             && let Some(job) = fetch().await?
+            && (self.is_caught_up() || job.summary.status.is_final())
         {
             return Ok(Some(job));
         }

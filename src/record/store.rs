@@ -45,8 +45,8 @@ use rusqlite::{Connection, ErrorCode, ffi};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-pub(super) use self::file::set_aside;
 use self::file::{Readers, Writer, hold};
+pub(super) use self::{apply::written_at, file::set_aside};
 use super::model::{
     CancelRequest, Counts, Filter, Group, JobRecord, JobStatus, Page, Position, QueueRecord, Scope,
     StoredEvent, Stretch, Summary,
@@ -149,6 +149,8 @@ pub(crate) struct Found {
     pub(crate) end: Option<Ended>,
     /// Whether the cancellation of the asked run was asked for.
     pub(crate) cancel: Option<CancelRequest>,
+    /// Whether the run would be known to have ended. Not so where that may have been said in a gap of the log.
+    pub(crate) sure: bool,
 }
 
 /// How a run ended.
@@ -241,7 +243,8 @@ impl Store {
     }
 
     /// The log does not have what lies between the last batch applied and `offset` any more: [`Store::first`] moves to
-    /// `offset`. (The first batch ever applied to an empty record, or in a new epoch, does this by itself.)
+    /// `offset`. (The first batch ever applied to an empty record, or in a new epoch, does this by itself.) Of jobs from
+    /// before the batch there, what this record does not know is not certain: see [`Found::sure`].
     pub(crate) fn missing_before(&self, offset: u64) -> Result<(), StoreError> {
         let writer = hold(&self.writer);
         let base: i64 = writer.db.query_row("SELECT base FROM meta", [], |row| row.get(0))?;
@@ -334,7 +337,7 @@ impl Store {
     }
 
     /// Jobs of `queue` that have been queued, or running without news, since before `before`: the oldest first, at most
-    /// `limit`.
+    /// `limit`. Not those that were last heard of before a gap in the log.
     pub(crate) fn waiting_since(
         &self,
         queue: &QueueName,
@@ -344,15 +347,16 @@ impl Store {
         self.readers.read(|tx, _| read::waiting_since(tx, queue, before, limit, Timestamp::now()))
     }
 
-    /// Jobs without an end of which the log has said nothing since `before` (by the log's own time: the latest that a batch
-    /// or an event had at that place), at most `limit`, in no order; each with the events that tell its record, args included,
-    /// at most 100. Writing these once more keeps them from leaving with the log's old end; they change no record.
-    pub(crate) fn stale_live(
+    /// Jobs without an end, and dead ones that can be replayed, of which the log has said nothing since `before` (by the
+    /// log's own time: the latest that a batch or an event had at that place), at most `limit`, in no order; each with the
+    /// events that tell its record, args included, at most 100. Writing these once more keeps them from leaving with the
+    /// log's old end; they change no record. Not those that were last heard of before a gap in the log.
+    pub(crate) fn stale(
         &self,
         before: Timestamp,
         limit: usize,
     ) -> Result<Vec<(JobId, Vec<Event>)>, StoreError> {
-        self.readers.read(|tx, classes| events::stale_live(tx, classes, before, limit))
+        self.readers.read(|tx, classes| events::stale(tx, classes, before, limit))
     }
 
     fn position(&self, column: &str) -> Result<Position, StoreError> {

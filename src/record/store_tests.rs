@@ -406,19 +406,123 @@ fn live_jobs_that_the_log_forgets_are_told_again() {
     };
     store.apply(vec![batch(0, [submitted(1), submitted(2)])]).unwrap();
     store.apply(vec![batch(1, [submitted(3), of(1, event(EventType::Succeeded, 1, 0, 50))])]).unwrap();
-    let stale = store.stale_live(at(3), 10).unwrap();
+    let stale = store.stale(at(3), 10).unwrap();
     assert_eq!(stale.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id(2)]);
     let told = stale.into_iter().next().unwrap().1;
     assert_eq!(told[0].data.args.as_ref().unwrap().get(), "[1]");
     assert!(!told[0].data.args_omitted);
     let again = store.apply(vec![batch(2, told)]).unwrap();
     assert!(again.news.is_empty(), "they are copies");
-    assert!(store.stale_live(at(3), 10).unwrap().is_empty(), "but the log has them");
+    assert!(store.stale(at(3), 10).unwrap().is_empty(), "but the log has them");
     // In a quiet system nothing tells the time but the batch itself.
-    let told = store.stale_live(Timestamp::now(), 10).unwrap().remove(0).1;
+    let told = store.stale(Timestamp::now(), 10).unwrap().remove(0).1;
     let before = Timestamp::now();
     store.apply(vec![LogBatch { message_id: JobId::new().to_string(), ..batch(3, told) }]).unwrap();
-    assert_eq!(store.stale_live(before, 10).unwrap().len(), 1, "the other one");
+    assert_eq!(store.stale(before, 10).unwrap().len(), 1, "the other one");
+}
+
+/// A message id with a time in it, in seconds; and an event's time.
+fn written(seconds: u64) -> String {
+    uuid::Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, seconds, 0)).to_string()
+}
+
+fn seconds(seconds: i64) -> Timestamp {
+    Timestamp::from_second(seconds).unwrap()
+}
+
+/// A job that was made then, in seconds, and its first event.
+fn made(at: u64) -> (JobId, Event) {
+    let id: JobId = written(at).parse().unwrap();
+    let mut submitted = with(EventType::Submitted, 1, 0, 0, |_| {});
+    (submitted.job, submitted.time) = (id, seconds(i64::try_from(at).unwrap()));
+    submitted.data.created_at = Some(submitted.time);
+    (id, submitted)
+}
+
+#[test]
+fn who_missed_a_part_of_the_log_is_not_sure_of_what_was_before() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let at_second = |offset, second, events: Vec<Event>| {
+        store.apply(vec![LogBatch { message_id: written(second), ..batch(offset, events) }]).unwrap();
+    };
+    let sure = |jobs: &[(JobId, u32)]| -> Vec<bool> {
+        store.lookup(jobs).unwrap().iter().map(|found| found.sure).collect()
+    };
+    let waiting = |before| store.waiting_since(&media(), seconds(before), 10).unwrap().len();
+    let stale = |before| store.stale(seconds(before), 10).unwrap().len();
+    let end = |id, at| {
+        let mut end = event(EventType::Succeeded, 1, 0, 0);
+        (end.job, end.time) = (id, seconds(at));
+        end
+    };
+    let ((ended, one), (live, two), (again, three)) = (made(100), made(101), made(102));
+    let foreign = id(7);
+    at_second(0, 103, vec![one, two, three, end(ended, 103)]);
+    at_second(1, 104, vec![]);
+    let (unknown, later) = (made(105).0, made(301));
+    assert_eq!(sure(&[(ended, 1), (live, 1), (unknown, 1), (foreign, 1)]), [true; 4], "it knows it all");
+    assert_eq!((waiting(1000), stale(1000)), (2, 2));
+
+    store.missing_before(50).unwrap();
+    let mut replayed = made(102).1;
+    (replayed.job, replayed.time, replayed.data.run) = (again, seconds(300), 2);
+    at_second(50, 300, vec![replayed]);
+    at_second(51, 302, vec![later.1]);
+    assert_eq!(sure(&[(ended, 1), (live, 1), (unknown, 1), (foreign, 1)]), [true, false, false, false]);
+    let later_unknown = made(303).0;
+    assert_eq!(sure(&[(later.0, 1), (later_unknown, 1)]), [true, true], "from behind the gap");
+    assert_eq!(sure(&[(again, 1), (again, 2)]), [true, false], "a later run is certain");
+    assert_eq!((waiting(1000), stale(1000)), (2, 2), "not the one that was last heard of before the gap");
+    let mut copy = made(101).1;
+    copy.job = live;
+    at_second(52, 304, vec![copy]);
+    assert_eq!((waiting(1000), stale(1000)), (3, 3), "another process knows that it lives");
+    assert_eq!(sure(&[(live, 1)]), [false], "a late copy may say so, too");
+}
+
+#[test]
+fn a_record_that_begins_in_the_middle_of_the_log_has_a_gap() {
+    for (offset, is_sure) in [(0, true), (1, false)] {
+        let folder = Folder::new();
+        let store = folder.open();
+        let (known, submitted) = made(100);
+        let first = LogBatch { message_id: written(200), ..batch(offset, [submitted]) };
+        store.apply(vec![first.clone()]).unwrap();
+        // Read once more, later, it is no other gap.
+        store.apply(vec![LogBatch { message_id: written(300), ..batch(offset + 1, []) }]).unwrap();
+        store.apply(vec![first]).unwrap();
+        let found = store.lookup(&[(known, 1), (made(150).0, 1), (made(200).0, 1)]).unwrap();
+        let sure: Vec<_> = found.iter().map(|found| found.sure).collect();
+        assert_eq!(sure, [is_sure, is_sure, true], "{offset}");
+        assert_eq!(store.waiting_since(&media(), seconds(1000), 9).unwrap().len(), 1, "heard of behind it");
+    }
+}
+
+#[test]
+fn dead_jobs_are_told_again_until_they_are_purged() {
+    let folder = Folder::new();
+    let store = folder.open();
+    store.apply(vec![batch(0, [failed(1, "odd", "odd"), failed(2, "odd", "odd")])]).unwrap();
+    store.apply(vec![batch(1, [of(2, event(EventType::Purged, 1, 0, 1100))])]).unwrap();
+    let told = store.stale(at(1050), 10).unwrap();
+    assert_eq!(told.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [id(1)]);
+    let copies = told.into_iter().next().unwrap().1;
+    store.apply(vec![batch(2, [event(EventType::Submitted, 1, 0, 2000)]), batch(3, copies)]).unwrap();
+    assert!(store.stale(at(1050), 10).unwrap().is_empty(), "the log has it again");
+    assert_eq!(store.stale(at(2001), 10).unwrap().len(), 2, "and will lose it again, and the live one");
+    assert_eq!(store.stale(at(2001), 1).unwrap().len(), 1, "in steps");
+}
+
+#[test]
+fn a_dead_job_that_is_purged_after_long_stays_for_a_while() {
+    let folder = Folder::new();
+    let store = folder.open();
+    store.apply(vec![batch(0, [failed(1, "odd", "odd")])]).unwrap();
+    store.apply(vec![batch(1, [of(1, event(EventType::Purged, 1, 0, 90_000))])]).unwrap();
+    let retention = Duration::from_secs(10);
+    assert_eq!(store.expire(at(99_000), retention, 10).unwrap(), 0);
+    assert_eq!(store.expire(at(100_001), retention, 10).unwrap(), 1);
 }
 
 #[test]

@@ -26,7 +26,8 @@ struct Inner {
 pub struct JobWatch {
     /// Whose place; none for one that is woken by every change.
     id: Option<JobId>,
-    changes: watch::Receiver<()>,
+    /// Taken only when it is dropped.
+    changes: Option<watch::Receiver<()>>,
     watching: Watching,
 }
 
@@ -34,9 +35,10 @@ impl Watching {
     pub(super) fn watch(&self, id: JobId) -> JobWatch {
         let mut jobs = self.jobs();
         if jobs.len() >= WATCHED_MAX && !jobs.contains_key(&id) {
-            return JobWatch { id: None, changes: self.0.any.subscribe(), watching: self.clone() };
+            let changes = Some(self.0.any.subscribe());
+            return JobWatch { id: None, changes, watching: self.clone() };
         }
-        let changes = jobs.entry(id).or_default().subscribe();
+        let changes = Some(jobs.entry(id).or_default().subscribe());
         drop(jobs);
         JobWatch { id: Some(id), changes, watching: self.clone() }
     }
@@ -68,8 +70,10 @@ impl Watching {
 impl JobWatch {
     /// Completes when the record of the job may have changed since the watch was made or this completed last.
     pub async fn changed(&mut self) {
-        // The sender lives as long as this watch does.
-        let _ = self.changes.changed().await;
+        if let Some(changes) = &mut self.changes {
+            // The sender lives as long as this watch does.
+            let _ = changes.changed().await;
+        }
     }
 }
 
@@ -77,8 +81,9 @@ impl Drop for JobWatch {
     fn drop(&mut self) {
         let Some(id) = self.id else { return };
         let mut jobs = self.watching.jobs();
-        // This one is still counted.
-        if jobs.get(&id).is_some_and(|sender| sender.receiver_count() <= 1) {
+        // Under the lock, or each of two that go at the same time takes the other one for one that stays.
+        drop(self.changes.take());
+        if jobs.get(&id).is_some_and(|sender| sender.receiver_count() == 0) {
             jobs.remove(&id);
         }
     }
@@ -105,6 +110,23 @@ mod tests {
         drop(first);
         assert_eq!(watching.jobs().len(), 1);
         drop(second);
+        assert_eq!(watching.jobs().len(), 0);
+    }
+
+    #[test]
+    fn watches_that_go_at_the_same_time_leave_no_place_behind() {
+        let watching = Watching::default();
+        for _ in 0..200 {
+            let id = JobId::new();
+            let watches = [(); 8].map(|()| watching.watch(id));
+            std::thread::scope(|scope| {
+                let held = watching.jobs();
+                watches.map(|watch| scope.spawn(|| drop(watch)));
+                // They come one right behind the other when they wait for the lock, as most do by then.
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                drop(held);
+            });
+        }
         assert_eq!(watching.jobs().len(), 0);
     }
 

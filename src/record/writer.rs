@@ -208,7 +208,7 @@ impl Task {
                             // The log is gone: someone deleted it. The next try finds a new one.
                             let _ = self.publisher.link().repair().await;
                         }
-                        pending.push(message);
+                        pending.push(again(message));
                     }
                 }
             }
@@ -230,8 +230,8 @@ impl Task {
         if first || self.unsynced.is_empty() {
             return;
         }
-        let again = self.unsynced.iter().map(|(_, message)| message.clone());
-        let sent: Vec<_> = again.map(|message| publish(&self.publisher, &self.names, message)).collect();
+        let copies = self.unsynced.iter().map(|(_, message)| again(message.clone()));
+        let sent: Vec<_> = copies.map(|message| publish(&self.publisher, &self.names, message)).collect();
         let results = join_all(sent).await;
         if results.iter().any(|(_, result)| result.is_err()) {
             // Lost once more on the way: the next connection has them again.
@@ -308,9 +308,23 @@ fn message(body: Bytes) -> Message {
     }
 }
 
+/// A batch to be written once more. Under an id of its own: a reader tells by the id whether a record is the one that was
+/// read at its place, and in a log that lost its end the copy may come to lie at the place of the first.
+fn again(message: Message) -> Message {
+    Message { message_id: Some(JobId::new().to_string()), ..message }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_has_an_id_of_its_own() {
+        let first = message(Bytes::from_static(b"[]"));
+        let copy = again(first.clone());
+        assert_ne!(first.message_id, copy.message_id);
+        assert_eq!(Message { message_id: first.message_id.clone(), ..copy }, first);
+    }
 
     #[test]
     fn batches_stay_within_their_bounds() {

@@ -118,6 +118,7 @@ impl Lookups {
             open: BTreeMap::new(),
             next_number: 0,
             unasked: VecDeque::new(),
+            later: VecDeque::new(),
             current: None,
             under_way: FuturesUnordered::new(),
         };
@@ -162,6 +163,8 @@ struct Desk {
     next_number: u64,
     /// What is to be asked, or asked again, in this order.
     unasked: VecDeque<u64>,
+    /// What an answer said nothing about: asked again when its time comes, the earliest first.
+    later: VecDeque<(Instant, u64)>,
     /// What was asked last, and is neither answered nor overdue.
     current: Option<(Instant, Vec<u64>)>,
     /// At most as many as fit in [`LATE`], one each [`AGAIN`], and those that were answered at once.
@@ -223,6 +226,8 @@ impl Desk {
 
     /// Sends the next question, unless one is on its way.
     fn ask_if_due(&mut self) {
+        let due = self.later.partition_point(|(at, _)| *at <= Instant::now());
+        self.unasked.extend(self.later.drain(..due).map(|(_, number)| number));
         if self.current.as_ref().is_some_and(|(sent, _)| sent.elapsed() < self.pause()) {
             return;
         }
@@ -289,8 +294,8 @@ impl Desk {
                         wake.notify_one();
                     }
                 }
-                // Not a word about this one: it is asked again.
-                None => self.unasked.push_back(*number),
+                // Whoever answered does not know. Another process may, and is as likely to be asked the next time.
+                None => self.later.push_back((Instant::now() + AGAIN, *number)),
             }
         }
     }
@@ -303,7 +308,8 @@ impl Desk {
         let next = self.current.as_ref().map(|(sent, _)| *sent + self.pause());
         // Without a connection, or during an alarm, it is looked again soon.
         let waiting = (!self.open.is_empty()).then(|| Instant::now() + LOOK);
-        [next, waiting].into_iter().flatten().min()
+        let later = self.later.front().map(|(at, _)| *at);
+        [next, waiting, later].into_iter().flatten().min()
     }
 
     fn epoch(&self) -> Option<u64> {

@@ -428,6 +428,106 @@ async fn what_retention_removed_meanwhile_is_marked() {
 }
 
 #[tokio::test]
+async fn what_may_have_ended_in_a_gap_is_left_out_of_an_answer() {
+    stage(async |stage| {
+        segments(stage, json!({ "max-length-bytes": 500_000, "stream-max-segment-size-bytes": 100_000 }))
+            .await;
+        let folder = Folder::new();
+        let (record, client) = follow(stage, &folder).await;
+        let (waiting, ended) = (life(stage, 2), life(stage, 0));
+        write(stage, &[waiting.1, ended.1].concat()).await;
+        catch_up(&record).await;
+        record.close().await;
+        write_much(stage).await;
+        let (after, events) = life(stage, 2);
+        write(stage, &events).await;
+        let jobs = |ids: &[JobId]| -> Vec<Value> {
+            ids.iter().map(|id| json!({ "id": id, "run": 1, "step": 0 })).collect()
+        };
+        let known = async |ids: &[JobId]| -> Vec<JobId> {
+            let answer = ask(stage, &json!({ "jobs": jobs(ids) })).await;
+            let known = answer["jobs"].as_array().expect("a list").clone();
+            known.into_iter().map(|job| serde_json::from_value(job["id"].clone()).expect("an id")).collect()
+        };
+        let (record, _) = follow(stage, &folder).await;
+        let unknown = JobId::new();
+        assert_eq!(known(&[waiting.0, ended.0, after, unknown]).await, [ended.0, after, unknown]);
+        record.close().await;
+        // From the beginning of what there is.
+        let (record, _) = follow(stage, &Folder::new()).await;
+        assert_eq!(known(&[waiting.0, ended.0, after, unknown]).await, [after, unknown]);
+        record.close().await;
+        client.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn jobs_that_live_or_can_be_replayed_do_not_leave_with_the_logs_old_end() {
+    stage(async |stage| {
+        segments(stage, json!({ "max-length-bytes": 500_000, "stream-max-segment-size-bytes": 100_000 }))
+            .await;
+        let folder = Folder::new();
+        let (record, client) = follow(stage, &folder).await;
+        // Succeeded, dead, waiting.
+        let ids = write_lives(stage, 0, 3).await;
+        write_much(stage).await;
+        catch_up(&record).await;
+        // But for their places in the log, which are new.
+        let shown = async |record: &Record| {
+            let mut shown = Vec::new();
+            for id in &ids[1..] {
+                let mut job = record.job(*id, PATIENCE).await.expect("an answer").expect("a record");
+                job.summary.position = Position::default();
+                shown.push(format!("{job:?}"));
+            }
+            let groups = record.groups(stage.queue.clone()).await.expect("groups");
+            (shown, groups.into_iter().map(|group| (group.count, group.latest)).collect::<Vec<_>>())
+        };
+        let before = shown(&record).await;
+        let (other, _) = follow(stage, &Folder::new()).await;
+        for id in &ids {
+            assert!(other.job(*id, PATIENCE).await.expect("an answer").is_none(), "the log has lost it");
+        }
+        record.close().await;
+        // It looks at the log as soon as it has read all of it.
+        let (record, _) = follow(stage, &folder).await;
+        eventually("they are told again", async || {
+            let known = ids[1..].iter().map(|id| other.job(*id, Duration::ZERO));
+            let known = futures_util::future::join_all(known).await;
+            known.into_iter().all(|job| job.is_ok_and(|job| job.is_some())).then_some(())
+        })
+        .await;
+        assert_eq!(shown(&other).await, before);
+        record.close().await;
+        client.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_that_ended_while_nobody_read_is_read_up_on_first() {
+    stage(async |stage| {
+        let folder = Folder::new();
+        let (record, client) = follow(stage, &folder).await;
+        let job = envelope(stage);
+        write(stage, &[event(&job, EventType::Submitted)]).await;
+        catch_up(&record).await;
+        record.close().await;
+        write(stage, &[event(&job, EventType::Succeeded)]).await;
+        let record = Record::open(&folder.config(stage)).expect("a record");
+        let known = record.job(job.id, Duration::ZERO).await.expect("an answer").expect("a record");
+        assert_eq!(known.summary.status, JobStatus::Queued, "what is known now");
+        record.follow(&client).expect("a client that works");
+        let known = record.job(job.id, PATIENCE).await.expect("an answer").expect("a record");
+        assert_eq!(known.summary.status, JobStatus::Succeeded);
+        record.close().await;
+        client.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn catching_up_is_exact() {
     stage(async |stage| {
         let (one, other) = (Folder::new(), Folder::new());

@@ -26,15 +26,12 @@ use crate::{
 /// Applies batches; see [`super::Store::apply`].
 pub(super) fn apply(writer: &mut Writer, batches: Vec<LogBatch>) -> Result<Applied, StoreError> {
     let tx = writer.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let applied = apply_in(&tx, &mut writer.classes, writer.full_block, batches);
-    let committed = applied.and_then(|applied| {
-        tx.commit()?;
-        Ok(applied)
-    });
-    if committed.is_err() {
-        writer.classes.clear();
-    }
-    committed
+    // Numbers that were made in a transaction that fails, or panics, are none.
+    let mut classes = std::mem::take(&mut writer.classes);
+    let applied = apply_in(&tx, &mut classes, writer.full_block, batches)?;
+    tx.commit()?;
+    writer.classes = classes;
+    Ok(applied)
 }
 
 fn apply_in(
@@ -66,13 +63,14 @@ struct LogPlace {
     tail: i64,
     first: i64,
     clock: i64,
+    gap: i64,
     now: i64,
 }
 
 impl LogPlace {
     fn read(tx: &Transaction<'_>) -> Result<Self, StoreError> {
         let place =
-            tx.query_row("SELECT base, offset, message_id, tail, first, clock FROM meta", [], |row| {
+            tx.query_row("SELECT base, offset, message_id, tail, first, clock, gap FROM meta", [], |row| {
                 let offset: Option<i64> = row.get(1)?;
                 let message_id: Option<String> = row.get(2)?;
                 Ok(Self {
@@ -81,24 +79,28 @@ impl LogPlace {
                     tail: row.get(3)?,
                     first: row.get(4)?,
                     clock: row.get(5)?,
+                    gap: row.get(6)?,
                     now: Timestamp::now().as_millisecond(),
                 })
             })?;
         Ok(place)
     }
 
-    /// Moves over a batch and gives the number that its positions begin with.
-    fn enter(&mut self, offset: u64, message_id: String, last_index: u16) -> Result<(), StoreError> {
+    /// Moves over a batch; whether it is the first one behind a gap.
+    fn enter(&mut self, offset: u64, message_id: String, last_index: u16) -> Result<bool, StoreError> {
         let position = self.position(offset, 0)?;
         self.tick(written_at(&message_id));
         if self.last.is_none() {
             self.first = self.first.max(position);
         }
+        // Nothing is missing before the first record of a log.
+        let behind_gap =
+            offset > 0 && position == self.first && self.last.as_ref().is_none_or(|(last, _)| *last < offset);
         if self.last.as_ref().is_none_or(|(last, _)| *last <= offset) {
             self.last = Some((offset, message_id));
         }
         self.tail = self.tail.max(self.position(offset, last_index)?);
-        Ok(())
+        Ok(behind_gap)
     }
 
     fn position(&self, offset: u64, index: u16) -> Result<i64, StoreError> {
@@ -114,22 +116,30 @@ impl LogPlace {
 
     fn write(&self, tx: &Transaction<'_>) -> Result<(), StoreError> {
         let (offset, message_id) = self.last.as_ref().map(|(offset, id)| (offset, id.as_str())).unzip();
-        tx.prepare_cached("UPDATE meta SET offset = ?, message_id = ?, tail = ?, first = ?, clock = ?")?
-            .execute(params![
-                offset.map(|offset| offset.cast_signed()),
-                message_id,
-                self.tail,
-                self.first,
-                self.clock
-            ])?;
+        tx.prepare_cached(
+            "UPDATE meta SET offset = ?, message_id = ?, tail = ?, first = ?, clock = ?, gap = ?",
+        )?
+        .execute(params![
+            offset.map(|offset| offset.cast_signed()),
+            message_id,
+            self.tail,
+            self.first,
+            self.clock,
+            self.gap
+        ])?;
         Ok(())
     }
 }
 
 /// When a batch was written, in ms: its message's id is a UUID that has the time in it. Events that are written once
 /// more say when they happened and not when that was.
-fn written_at(message_id: &str) -> Option<i64> {
-    let time = Uuid::try_parse(message_id).ok()?.get_timestamp()?;
+pub(in crate::record) fn written_at(message_id: &str) -> Option<i64> {
+    made_at(Uuid::try_parse(message_id).ok()?)
+}
+
+/// When a UUID was made, in ms, if that is in it.
+pub(super) fn made_at(id: Uuid) -> Option<i64> {
+    let time = id.get_timestamp()?;
     let (seconds, nanoseconds) = time.to_unix();
     i64::try_from(seconds.saturating_mul(1000).saturating_add(u64::from(nanoseconds) / 1_000_000)).ok()
 }
@@ -147,7 +157,7 @@ fn gather(place: &mut LogPlace, batches: Vec<LogBatch>) -> Result<Vec<Gathered>,
     let mut known: HashMap<JobId, usize> = HashMap::new();
     for LogBatch { offset, message_id, events } in batches {
         let last_index = events.iter().map(|(index, _)| *index).max().unwrap_or_default();
-        place.enter(offset, message_id, last_index)?;
+        let behind_gap = place.enter(offset, message_id, last_index)?;
         for (index, event) in events {
             let position = place.position(offset, index)?;
             let heard = place.tick(Some(event.time.as_millisecond()));
@@ -159,6 +169,9 @@ fn gather(place: &mut LogPlace, batches: Vec<LogBatch>) -> Result<Vec<Gathered>,
                 }
                 None => jobs.push(Gathered { id: event.job, heard, events: vec![(position, event)] }),
             }
+        }
+        if behind_gap {
+            place.gap = place.clock;
         }
     }
     Ok(jobs)
@@ -322,13 +335,13 @@ impl<'a> Work<'a> {
         if let Some((old, index)) = &before
             && *old == row
         {
-            return self.store_heard(position, heard, index.state);
+            return self.store_heard(position, heard, index);
         }
         let class = match row.queue() {
             Some(queue) => class_number(self.tx, self.classes, queue, &row.kind().cloned())?,
             None => 0,
         };
-        let index = Index::of(row, class);
+        let index = Index::of(row, class, heard);
         let body = serde_json::to_string(row)
             .map_err(|error| StoreError::Corrupt(format!("a row cannot be written: {error}")))?;
         if before.is_some() {
@@ -370,8 +383,8 @@ impl<'a> Work<'a> {
     }
 
     /// Copies say nothing new, but that the log still tells of the job.
-    fn store_heard(&mut self, position: i64, heard: i64, state: u8) -> Result<(), StoreError> {
-        if state < super::row::FIRST_FINAL {
+    fn store_heard(&mut self, position: i64, heard: i64, index: &Index) -> Result<(), StoreError> {
+        if index.state < super::row::FIRST_FINAL || index.died.is_some() {
             self.tx
                 .prepare_cached("UPDATE jobs SET heard = ? WHERE position = ?")?
                 .execute([heard, position])?;

@@ -173,22 +173,26 @@ fn id_of(tx: &Transaction<'_>, position: i64) -> Result<JobId, StoreError> {
     Ok(JobId::from_bytes(id))
 }
 
-/// Live jobs that the log has not told of for long; see [`super::Store::stale_live`].
-pub(super) fn stale_live(
+/// Jobs that the log has not told of for long; see [`super::Store::stale`].
+pub(super) fn stale(
     tx: &Transaction<'_>,
     classes: &mut Classes,
     before: Timestamp,
     limit: usize,
 ) -> Result<Vec<(JobId, Vec<Event>)>, StoreError> {
-    let mut select = tx.prepare_cached(
-        "SELECT id, position, body FROM jobs INDEXED BY jobs_live WHERE state < 4 AND heard < ? LIMIT ?",
-    )?;
-    let mut rows = select.query(params![before.as_millisecond(), coding::rows(limit)])?;
+    // One that was not heard of since a gap may have ended in it.
     let mut jobs = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (id, job) = (JobId::from_bytes(row.get(0)?), row.get(1)?);
-        let body = row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?;
-        jobs.push((id, snapshot(tx, classes, id, job, &read_row(body)?)?));
+    for which in ["jobs_live WHERE state < 4", "jobs_dead WHERE died IS NOT NULL"] {
+        let mut select = tx.prepare_cached(&format!(
+            "SELECT id, position, body FROM jobs INDEXED BY {which}
+             AND heard < ? AND heard >= (SELECT gap FROM meta) LIMIT ?"
+        ))?;
+        let mut rows = select.query(params![before.as_millisecond(), coding::rows(limit - jobs.len())])?;
+        while let Some(row) = rows.next()? {
+            let (id, job) = (JobId::from_bytes(row.get(0)?), row.get(1)?);
+            let body = row.get_ref(2)?.as_str().map_err(rusqlite::Error::from)?;
+            jobs.push((id, snapshot(tx, classes, id, job, &read_row(body)?)?));
+        }
     }
     Ok(jobs)
 }

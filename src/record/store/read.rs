@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params};
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use super::{
     Ended, Found, StoreError,
-    apply::find_job,
+    apply::{find_job, made_at},
     coding,
     events::{events_of, read_event},
     file::{Class, read_class},
@@ -83,7 +84,8 @@ pub(super) fn lookup(
     asked: &[(JobId, u32)],
     now: Timestamp,
 ) -> Result<Vec<Found>, StoreError> {
-    asked.iter().map(|(id, run)| look_up(tx, classes, *id, *run, now)).collect()
+    let gap = tx.query_row("SELECT gap FROM meta", [], |row| row.get(0))?;
+    asked.iter().map(|(id, run)| look_up(tx, classes, *id, *run, gap, now)).collect()
 }
 
 fn look_up(
@@ -91,18 +93,25 @@ fn look_up(
     classes: &mut Classes,
     id: JobId,
     run: u32,
+    gap: i64,
     now: Timestamp,
 ) -> Result<Found, StoreError> {
-    let Some((position, row)) = find_job(tx, id)? else { return Ok(Found::default()) };
+    // A job from before a gap may have ended in it.
+    let is_behind = |created: i64| gap == 0 || created >= gap;
+    let Some((position, row)) = find_job(tx, id)? else {
+        let sure = made_at(Uuid::from_bytes(*id.as_bytes())).map_or(gap == 0, is_behind);
+        return Ok(Found { sure, ..Found::default() });
+    };
     let latest_run = row.run();
+    let sure = is_behind(row.created()) || latest_run > run;
     let row = if latest_run == run { row } else { fold_run(tx, classes, id, position, run)? };
-    let mut found = Found { latest_run, step: row.step(run), cancel: row.cancel(run), end: None };
+    let mut found = Found { latest_run, step: row.step(run), cancel: row.cancel(run), end: None, sure };
     if row.run() != run {
         return Ok(found);
     }
     let Some(summary) = row.summary(id, coding::unpack(position), now) else { return Ok(found) };
     if summary.status.is_final() {
-        found.end = Some(end(tx, position, run, summary)?);
+        (found.end, found.sure) = (Some(end(tx, position, run, summary)?), true);
     }
     Ok(found)
 }
@@ -305,7 +314,8 @@ pub(super) fn waiting_since(
         .collect::<Result<Vec<(i64, u8)>, _>>()?;
     let mut select = tx.prepare_cached(
         "SELECT at, position FROM jobs INDEXED BY jobs_live
-         WHERE state < 4 AND class = ? AND state = ? AND at < ? ORDER BY at LIMIT ?",
+         WHERE state < 4 AND class = ? AND state = ? AND at < ? AND heard >= (SELECT gap FROM meta)
+         ORDER BY at LIMIT ?",
     )?;
     let mut found: Vec<(i64, i64)> = Vec::new();
     for (class, state) in streams {

@@ -22,7 +22,8 @@ pub(super) struct Index {
 }
 
 impl Index {
-    pub(super) fn of(row: &Row, class: i64) -> Self {
+    /// `heard`: the log's clock where the job was heard of last.
+    pub(super) fn of(row: &Row, class: i64, heard: i64) -> Self {
         let Some((status, at)) = row.state() else {
             // It may go when what is known of it is old: nothing is counted by it.
             let (at, created) = (row.last_heard(), row.created());
@@ -43,7 +44,8 @@ impl Index {
             class,
             state: status as u8,
             at,
-            ended: (status.is_final() && !replayable).then_some(at),
+            // A dead one that is purged stays as long as one that has just ended: its end is news to whoever reads.
+            ended: (status.is_final() && !replayable).then_some(at.max(heard)),
             failed: row.error().map(|_| 1),
             fingerprint: row.fingerprint().as_deref().and_then(pack_fingerprint),
             died: replayable.then_some(at),

@@ -7,9 +7,10 @@ CREATE TABLE meta (
     message_id TEXT,               -- of its message
     tail       INTEGER NOT NULL,   -- the last position applied
     first      INTEGER NOT NULL,   -- from here on no event is missing
-    clock      INTEGER NOT NULL    -- the latest time of a batch or an event
+    clock      INTEGER NOT NULL,   -- the latest time of a batch or an event
+    gap        INTEGER NOT NULL    -- the clock behind the last gap in the log; 0: there was none
 );
-INSERT INTO meta (one, base, tail, first, clock) VALUES (1, 0, 0, 0, 0);
+INSERT INTO meta (one, base, tail, first, clock, gap) VALUES (1, 0, 0, 0, 0, 0);
 
 -- A queue and a kind ('': none): what is counted and listed together.
 CREATE TABLE classes (
@@ -26,7 +27,7 @@ CREATE TABLE jobs (
     state       INTEGER NOT NULL,      -- by JobStatus::ALL's order; 8: not shown
     at          INTEGER NOT NULL,      -- scheduled, retrying: due; queued, running: since; ended: when
     heard       INTEGER NOT NULL,      -- the log's clock where it was heard of last
-    ended       INTEGER,               -- when it ended, if it may be deleted
+    ended       INTEGER,               -- when it ended, or was heard of last, if it may be deleted
     failed      INTEGER,               -- 1: it has an error
     fingerprint INTEGER,               -- if it is dead
     died        INTEGER,               -- when it died, if it can be replayed
@@ -37,11 +38,12 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_class ON jobs (class, state);
 CREATE INDEX jobs_alike ON jobs (fingerprint) WHERE fingerprint IS NOT NULL;
 CREATE INDEX jobs_failed ON jobs (failed) WHERE failed IS NOT NULL;
--- And these answer what comes due and waits longest (and has what tells who was not heard of), what may be deleted, and
--- what died together:
+-- And these answer what comes due and waits longest (and has what tells who was not heard of), what may be deleted,
+-- what died together, and of which dead ones nothing was heard for long:
 CREATE INDEX jobs_live ON jobs (class, state, at, heard) WHERE state < 4;
 CREATE INDEX jobs_ended ON jobs (ended) WHERE ended IS NOT NULL;
 CREATE INDEX jobs_group ON jobs (class, fingerprint, died) WHERE died IS NOT NULL;
+CREATE INDEX jobs_dead ON jobs (heard) WHERE died IS NOT NULL;
 
 CREATE TABLE counts (
     class INTEGER NOT NULL,
