@@ -355,7 +355,7 @@ fn of_much_progress_the_newest_is_kept_in_sight() {
     let events: Vec<Event> = events.into_iter().map(|stored| stored.event).collect();
     assert_eq!(events[0].event_type, EventType::Submitted, "the beginning is not dropped for it");
     assert_eq!((events.len(), told(&events)), (10_000, (503..=10_500).collect()));
-    let (_, again) = store.stale_live(Timestamp::MAX, 10).unwrap().remove(0);
+    let (_, again) = store.stale(Timestamp::MAX, 10).unwrap().remove(0);
     assert_eq!(told(&again), [10_500]);
 }
 
