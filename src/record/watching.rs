@@ -121,7 +121,9 @@ mod tests {
             let watches = [(); 8].map(|()| watching.watch(id));
             std::thread::scope(|scope| {
                 let held = watching.jobs();
-                watches.map(|watch| scope.spawn(|| drop(watch)));
+                for watch in watches {
+                    scope.spawn(|| drop(watch));
+                }
                 // They come one right behind the other when they wait for the lock, as most do by then.
                 std::thread::sleep(std::time::Duration::from_millis(1));
                 drop(held);
