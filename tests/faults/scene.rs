@@ -23,7 +23,7 @@ use crate::{
     proxy::{Mode, Proxy},
     support::{
         broker::Broker,
-        process::{Front, Process, Stage, free_port},
+        process::{Front, Process, Stage, free_port, new_folder},
     },
     verdict::{self, Expected, Figures},
 };
@@ -68,7 +68,7 @@ impl Scale {
         Pace {
             jobs: self.jobs,
             batch: self.of(20, 10),
-            pause: Duration::from_millis(self.of(20, 100)),
+            pause: Duration::from_millis(self.of(20, 60)),
             open_max: self.of(3000, 400),
         }
     }
@@ -79,6 +79,8 @@ impl Scale {
 pub(crate) struct Cast {
     pub(crate) fronts: usize,
     pub(crate) workers: usize,
+    /// The prefix of the ladder is that of all else, so that what falls off it is taken up: for rows that are alone.
+    pub(crate) own_ladder: bool,
     /// For all processes.
     pub(crate) variables: &'static [(&'static str, &'static str)],
 }
@@ -87,6 +89,7 @@ pub(crate) struct Cast {
 pub(crate) const USUAL: Cast = Cast {
     fronts: 2,
     workers: 3,
+    own_ladder: false,
     variables: &[("HOPLINE_AMQP_HEARTBEAT", "2"), ("HOPLINE_RECORD_LOST_AFTER", "10m")],
 };
 
@@ -140,7 +143,8 @@ impl Scene {
         cast: Cast,
         extra: impl Fn(bool, usize) -> Vec<(&'static str, String)>,
     ) -> Self {
-        let stage = Stage::over(site.broker.clone());
+        let broker = site.broker.clone();
+        let stage = if cast.own_ladder { Stage::private(broker, new_folder()) } else { Stage::over(broker) };
         let common = |is_worker, number| {
             let mut all: Variables = vec![("HOPLINE_LOG_LEVEL".into(), LOG_LEVEL.into())];
             all.extend(cast.variables.iter().map(|(name, value)| ((*name).into(), (*value).into())));
@@ -233,6 +237,10 @@ impl Scene {
     /// Asks a process to end, and waits until it has, within the patience.
     pub(crate) async fn stop(process: &mut Process, patience: Duration) {
         process.signal(Signal::TERM);
+        Self::ended(process, patience).await;
+    }
+
+    async fn ended(process: &mut Process, patience: Duration) {
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = process.status() {
@@ -281,6 +289,14 @@ impl Scene {
         let connection = self.site.broker.connect().await;
         let channel = connection.create_channel().await.expect("a channel");
         (connection, channel)
+    }
+
+    /// Ends the workers in good order: what they held unsettled is in the queue again.
+    pub(crate) async fn stop_workers(&mut self) {
+        self.workers.iter().for_each(|working| working.process.signal(Signal::TERM));
+        for working in &mut self.workers {
+            Self::ended(&mut working.process, self.scale.patience()).await;
+        }
     }
 
     /// Runs `rabbitmqctl`.

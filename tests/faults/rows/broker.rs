@@ -59,7 +59,7 @@ pub(crate) async fn memory(site: Site, scale: Scale) -> Played {
 
 pub(crate) async fn disk(site: Site, scale: Scale) -> Played {
     let set = |value: &'static str| ["set_disk_free_limit", value];
-    alarm(site, scale, set("100TB"), set("50MB")).await
+    alarm(site, scale, set("100000000000000"), set("50000000")).await
 }
 
 async fn alarm(site: Site, scale: Scale, on: [&str; 2], off: [&str; 2]) -> Played {

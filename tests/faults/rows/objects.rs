@@ -12,7 +12,7 @@ use reqwest::Method;
 use tokio::time::sleep;
 
 use crate::{
-    scene::{Played, Scale, Scene, Site, USUAL},
+    scene::{Cast, Played, Scale, Scene, Site, USUAL},
     verdict::Expected,
 };
 
@@ -78,7 +78,7 @@ pub(crate) async fn queues(site: Site, scale: Scale) -> Played {
 
 /// The work queue's way from the exchange of jobs, and from the foot of the delay ladder.
 pub(crate) async fn bindings(site: Site, scale: Scale) -> Played {
-    let scene = Scene::set(site, scale, USUAL).await;
+    let scene = Scene::set(site, scale, Cast { own_ladder: true, ..USUAL }).await;
     let times = scale.of(30, 4);
     let (_connection, channel) = scene.channel().await;
     let (queue, key) = (scene.stage.work_queue(), format!("{}.normal.#", scene.stage.queue));
@@ -86,7 +86,7 @@ pub(crate) async fn bindings(site: Site, scale: Scale) -> Played {
         let (exchange, key) = if time % 2 == 0 {
             (format!("{}.jobs", scene.stage.prefix), key.clone())
         } else {
-            ("hltest.delay.ready".to_owned(), format!("{}{key}", "*.".repeat(28)))
+            (format!("{}.delay.ready", scene.stage.prefix), format!("{}{key}", "*.".repeat(28)))
         };
         let (queue, none) = (queue.as_str().into(), FieldTable::default());
         channel.queue_unbind(queue, exchange.into(), key.into(), none).await.expect("unbound");
