@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
 CARGO ?= cargo
 DIR := $(HERE)/var
 
-.PHONY: help setup build up down test check bench
+.PHONY: help setup build up down test check faults bench
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -37,6 +37,10 @@ check: setup ## what CI runs: format, lints, docs, advisories, a worker outside 
 	@if $(CARGO) deny --version > /dev/null 2>&1; then $(CARGO) deny --workspace check; else echo 'skipped: cargo deny (cargo install cargo-deny)'; fi
 	scripts/outside-worker
 	@$(MAKE) test
+
+faults: setup ## every fault under 20,000 jobs each, for an hour or more; writes docs/faults.md
+	$(CARGO) build --release --workspace --bins --features server
+	$(CARGO) test --release --features server --test faults -- --full --write "$(HERE)/docs/faults.md"
 
 bench: setup ## compare Hopline with the bare broker, on a broker of its own
 	$(CARGO) build --release --workspace --bins --features server

@@ -276,6 +276,8 @@ struct Lane {
     blocked: Option<Instant>,
     /// Returned messages whose own confirm has not been seen: how many per message id and routing key.
     returned: HashMap<(String, String), u32>,
+    /// A publish has failed, so the channel is closed.
+    failed: bool,
 }
 
 impl Lane {
@@ -290,6 +292,7 @@ impl Lane {
             bytes: 0,
             blocked: None,
             returned: HashMap::new(),
+            failed: false,
         }
     }
 
@@ -447,7 +450,10 @@ impl Lane {
             Ok(Confirmation::NotRequested) => {
                 Err(PublishError::Lost("the channel does not confirm".to_owned()))
             }
-            Err(error) => Err(failure(&error, &slot.target.exchange)),
+            Err(error) => {
+                let alone = !std::mem::replace(&mut self.failed, true) && self.slots.is_empty();
+                Err(failure(&error, &slot.target.exchange, alone))
+            }
         };
         slot.done.tell(result);
     }
@@ -467,12 +473,31 @@ impl Lane {
     }
 }
 
-/// What a failed channel says about a message that was published to `exchange`.
-fn failure(error: &lapin::Error, exchange: &str) -> PublishError {
-    if is_not_found(error) && error.to_string().contains(&format!("'{exchange}'")) {
+/// What a failed channel says about a message that was published to `exchange`; `alone`: no other publish was under way
+/// on it. All that are get the error of the one that found no exchange, also those before it, which may be stored.
+fn failure(error: &lapin::Error, exchange: &str, alone: bool) -> PublishError {
+    if alone && is_not_found(error) && error.to_string().contains(&format!("'{exchange}'")) {
         return PublishError::Unavailable(format!(
             "exchange {exchange} is missing; it is being declared again"
         ));
     }
     PublishError::Lost(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::protocol::{AMQPError, AMQPSoftError};
+
+    use super::*;
+
+    #[test]
+    fn a_missing_exchange_is_certain_only_for_who_was_alone() {
+        let text = "NOT_FOUND - no exchange 'h.jobs' in vhost '/'";
+        let missing = AMQPError::new(AMQPSoftError::NOTFOUND.into(), text.into());
+        let missing = lapin::Error::from(lapin::ErrorKind::ProtocolError(missing));
+        assert!(matches!(failure(&missing, "h.jobs", true), PublishError::Unavailable(_)));
+        // Another one may have found it missing, after this one was stored.
+        assert!(matches!(failure(&missing, "h.jobs", false), PublishError::Lost(_)));
+        assert!(matches!(failure(&missing, "h.record", true), PublishError::Lost(_)));
+    }
 }

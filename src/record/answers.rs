@@ -119,7 +119,12 @@ impl Desk {
 
     async fn answer(&self, question: Question) {
         let Question { asked, reply_to, correlation_id, receipt } = question;
-        let Ok(jobs) = self.shared.ask(move |store| look_up(store, &asked)).await else {
+        let looked_up = self.shared.ask(move |store| {
+            // Read first: what is looked up then knows this much at least.
+            let offset = store.resume()?.map(|last| last.offset);
+            Ok(LookupAnswer { offset, jobs: look_up(store, &asked)? })
+        });
+        let Ok(answer) = looked_up.await else {
             // The projector finds out what is wrong with the file. Dropped, the question is handed back.
             return;
         };
@@ -133,7 +138,7 @@ impl Desk {
             content_type: Some("application/json".to_owned()),
             correlation_id,
             // Names, numbers and JSON that was checked: nothing here can fail.
-            body: Bytes::from(serde_json::to_vec(&LookupAnswer { jobs }).unwrap_or_default()),
+            body: Bytes::from(serde_json::to_vec(&answer).unwrap_or_default()),
             ..Message::default()
         };
         // A worker that is gone needs no answer.

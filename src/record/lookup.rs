@@ -37,6 +37,9 @@ pub(crate) struct Asked {
 /// What is known of the jobs that were asked about, in their order.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct LookupAnswer {
+    /// The answer knows the event log up to this offset, and perhaps more of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) offset: Option<u64>,
     pub(crate) jobs: Vec<Known>,
 }
 
@@ -104,7 +107,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<LookupRequest>(&text).unwrap(), asked);
 
         let answer = format!(
-            r#"{{"jobs":[{{"id":"{id}","run":1,"final":{{"status":"dead","attempt":3,"reason":"fatal","error":{{"code":"x","message":"y"}},"finished_at":"2026-01-02T03:04:05.678Z"}},"step":2,"latest_run":1,"cancel":{{"by":"a","at":"2026-01-02T03:04:05.678Z"}}}},{{"id":"{id}","run":2,"step":0,"latest_run":0}}]}}"#
+            r#"{{"offset":77,"jobs":[{{"id":"{id}","run":1,"final":{{"status":"dead","attempt":3,"reason":"fatal","error":{{"code":"x","message":"y"}},"finished_at":"2026-01-02T03:04:05.678Z"}},"step":2,"latest_run":1,"cancel":{{"by":"a","at":"2026-01-02T03:04:05.678Z"}}}},{{"id":"{id}","run":2,"step":0,"latest_run":0}}]}}"#
         );
         let read: LookupAnswer = serde_json::from_str(&answer).unwrap();
         assert_eq!(serde_json::to_string(&read).unwrap(), answer);

@@ -275,7 +275,7 @@ impl Desk {
 
     /// Passes an answer on.
     fn hear(&mut self, numbers: &[u64], answer: Option<LookupAnswer>) {
-        let Some(LookupAnswer { jobs }) = answer else { return };
+        let Some(LookupAnswer { offset, jobs }) = answer else { return };
         if self.silence.now(self.publisher.link()).end(self.patience) {
             info!("HTTP processes answer again");
         }
@@ -288,7 +288,9 @@ impl Desk {
             let Some(question) = self.open.get(number) else { continue };
             match of_whom.get(&(question.asked.id, question.asked.run)) {
                 Some(known) => {
-                    if let Some(Question { answer, wake, .. }) = self.open.remove(number) {
+                    if let Some(Question { asked, answer, wake, .. }) = self.open.remove(number) {
+                        // Tells who studies a repeat later whether it could have been known.
+                        debug!(job.id = %asked.id, run = asked.run, step = asked.step, log.offset = offset, "looked up");
                         // Whoever asked may be gone.
                         let _ = answer.send(known.clone());
                         wake.notify_one();

@@ -217,6 +217,11 @@ impl Process {
         self.child.id()
     }
 
+    #[allow(dead_code, reason = "for the fault harness")]
+    pub(crate) fn log_path(&self) -> &Path {
+        &self.log
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
