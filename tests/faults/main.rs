@@ -154,11 +154,11 @@ fn main() -> ExitCode {
     }
     let _ = std::fs::remove_dir_all(dir);
     let report = report.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(file) = &arguments.write {
-        if let Err(error) = report.write(file, scale) {
-            eprintln!("{}: {error}", file.display());
-            return ExitCode::FAILURE;
-        }
+    if let Some(file) = &arguments.write
+        && let Err(error) = report.write(file, scale)
+    {
+        eprintln!("{}: {error}", file.display());
+        return ExitCode::FAILURE;
     }
     println!("{} ({} s)", report.last_line(), begun.elapsed().as_secs());
     if report.any_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }

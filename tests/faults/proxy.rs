@@ -123,6 +123,13 @@ async fn accept(
     }
 }
 
+/// How the carrying of a connection's bytes ended.
+enum Ended {
+    Closed,
+    Reset,
+    Vanished,
+}
+
 async fn connection(
     mut near: TcpStream,
     target: (String, u16),
@@ -142,27 +149,27 @@ async fn connection(
         hold(peers).insert(number, local.port());
     }
     let (seen_up, seen_down, mut seen) = (weather.clone(), weather.clone(), weather.clone());
-    let vanished = {
+    let ended = {
         let (mut near_in, mut near_out) = near.split();
         let (mut far_in, mut far_out) = far.split();
         tokio::select! {
-            () = pump(&mut near_in, &mut far_out, seen_up) => false,
-            () = pump(&mut far_in, &mut near_out, seen_down) => false,
+            () = pump(&mut near_in, &mut far_out, seen_up) => Ended::Closed,
+            () = pump(&mut far_in, &mut near_out, seen_down) => Ended::Closed,
             changed = weather.wait_for(|now| now.cuts != cuts) => {
-                if changed.is_ok_and(|now| now.reset) {
-                    drop((near_in, near_out, far_in, far_out));
-                    let _ = (near.set_zero_linger(), far.set_zero_linger());
-                }
-                return;
+                if changed.is_ok_and(|now| now.reset) { Ended::Reset } else { Ended::Closed }
             }
-            _ = seen.wait_for(|now| now.mode == Mode::Hang) => true,
+            _ = seen.wait_for(|now| now.mode == Mode::Hang) => Ended::Vanished,
         }
     };
-    if vanished {
+    match ended {
+        Ended::Closed => {}
+        Ended::Reset => drop((near.set_zero_linger(), far.set_zero_linger())),
         // Each side goes on talking to nobody, until it gives up by itself.
-        let (mut near_in, _near_out) = near.split();
-        let (mut far_in, _far_out) = far.split();
-        tokio::join!(swallow(&mut near_in), swallow(&mut far_in));
+        Ended::Vanished => {
+            let (mut near_in, _near_out) = near.split();
+            let (mut far_in, _far_out) = far.split();
+            tokio::join!(swallow(&mut near_in), swallow(&mut far_in));
+        }
     }
 }
 
