@@ -70,6 +70,8 @@ struct Shared {
     pace: Pace,
     next: AtomicU64,
     ended: AtomicUsize,
+    /// Clients that wait for an answer.
+    busy: AtomicUsize,
     /// Accepted, but not to end well.
     doomed: AtomicUsize,
     /// The longest time without an end while jobs were open.
@@ -106,6 +108,7 @@ impl Load {
             pace,
             next: AtomicU64::new(1),
             ended: AtomicUsize::new(0),
+            busy: AtomicUsize::new(0),
             doomed: AtomicUsize::new(0),
             stall: Mutex::default(),
             hold: tokio::sync::watch::Sender::new(false),
@@ -146,6 +149,11 @@ impl Load {
     /// No more submissions until [`Load::go_on`].
     pub(crate) fn pause(&self) {
         self.shared.hold.send_replace(true);
+    }
+
+    /// While paused: nobody waits for an answer, and all that was accepted has ended.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.shared.busy.load(Ordering::SeqCst) == 0 && self.open() == 0
     }
 
     pub(crate) fn go_on(&self) {
@@ -270,11 +278,18 @@ async fn client(shared: Arc<Shared>, number: usize) {
             continue;
         }
         let front = &shared.fronts[turn % shared.fronts.len()];
+        shared.busy.fetch_add(1, Ordering::SeqCst);
+        if *hold.borrow() {
+            // Since it was looked at: whoever paused the clients may not have seen this one.
+            shared.busy.fetch_sub(1, Ordering::SeqCst);
+            continue;
+        }
         let good = match turn % 8 {
             0 => batch(&shared, &http, front).await,
             1 | 5 => named(&shared, &http, turn).await,
             _ => single(&shared, &http, front).await,
         };
+        shared.busy.fetch_sub(1, Ordering::SeqCst);
         sleep(if good { shared.pace.pause } else { AGAIN }).await;
     }
 }

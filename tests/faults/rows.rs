@@ -86,7 +86,7 @@ pub(crate) const ROWS: &[Row] = &[
         []
     ),
     row!("connections", "each connection closed by the broker", objects::connections, []),
-    row!("consumer-cancelled", "consumers cancelled: drained queues deleted", objects::queues, []),
+    row!("consumer-cancelled", "consumers cancelled: drained queues deleted", objects::queues, [Alone]),
     row!("bindings", "queue bindings deleted under load", objects::bindings, [Alone]),
     row!("purge", "drained queue purged", objects::purge, []),
     row!(

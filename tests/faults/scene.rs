@@ -79,16 +79,19 @@ impl Scale {
 pub(crate) struct Cast {
     pub(crate) fronts: usize,
     pub(crate) workers: usize,
+    /// In the small mode.
+    pub(crate) workers_small: usize,
     /// The prefix of the ladder is that of all else, so that what falls off it is taken up: for rows that are alone.
     pub(crate) own_ladder: bool,
     /// For all processes.
     pub(crate) variables: &'static [(&'static str, &'static str)],
 }
 
-/// Two fronts and three workers, which notice a silent broker within seconds.
+/// Two fronts and three workers (two in the small mode), which notice a silent broker within seconds.
 pub(crate) const USUAL: Cast = Cast {
     fronts: 2,
     workers: 3,
+    workers_small: 2,
     own_ladder: false,
     variables: &[("HOPLINE_AMQP_HEARTBEAT", "2"), ("HOPLINE_RECORD_LOST_AFTER", "10m")],
 };
@@ -152,7 +155,7 @@ impl Scene {
             all
         };
         let (mut fronts, mut workers) = (Vec::new(), Vec::new());
-        for number in 0..cast.workers {
+        for number in 0..scale.of(cast.workers, cast.workers_small) {
             let proxy = Proxy::to(&site.broker.amqp).await;
             let mut variables = common(true, number);
             variables.push(("HOPLINE_AMQP_URL".into(), proxy.amqp.clone()));
@@ -187,13 +190,7 @@ impl Scene {
     /// Pauses the clients and waits until nothing is left to do.
     pub(crate) async fn drained(&self) {
         self.load.pause();
-        until("all have ended", self.scale.patience(), async || {
-            // Twice, as a client may just have been answered.
-            let open = self.load.open();
-            sleep(LOOK * 3).await;
-            open == 0 && self.load.open() == 0
-        })
-        .await;
+        until("all have ended", self.scale.patience(), async || self.load.is_quiet()).await;
     }
 
     /// Everything well again: the fault's time is over.

@@ -235,6 +235,13 @@ fn count_repeats(
     problems
 }
 
+/// Waits until a front's record has the end of each accepted job.
+pub(crate) async fn until_recorded(scene: &Scene, front: usize) {
+    let accepted = scene.load.told().0.accepted.clone();
+    let expected = Expected { judge: front, ..Expected::default() };
+    wait_for_record(scene, &expected, &accepted).await;
+}
+
 /// The statuses that the judging front has, once it has one for each job.
 async fn wait_for_record(
     scene: &Scene,
@@ -243,7 +250,7 @@ async fn wait_for_record(
 ) -> BTreeMap<String, String> {
     let mut record = BTreeMap::new();
     let url = &scene.fronts[expected.judge].front.url;
-    wait_quietly(scene.scale.seconds(120, 30), async || {
+    wait_quietly(scene.scale.patience(), async || {
         record = read_record(url, &scene.stage.queue).await;
         let is_final =
             |job: &String| matches!(record.get(job).map(String::as_str), Some("succeeded" | "dead"));

@@ -17,6 +17,7 @@ use crate::{
 const WIDE: Cast = Cast {
     fronts: 2,
     workers: 3,
+    workers_small: 3,
     own_ladder: false,
     variables: &[
         ("HOPLINE_AMQP_HEARTBEAT", "2"),

@@ -17,6 +17,8 @@ use crate::{
 };
 
 const SOON: Duration = Duration::from_millis(700);
+/// Jobs fall off the ladder where a queue is away.
+const OWN_LADDER: Cast = Cast { own_ladder: true, ..USUAL };
 
 /// Whoever publishes to an exchange that is not there gets a 404, which closes the channel and leaves the connection.
 pub(crate) async fn channels(site: Site, scale: Scale) -> Played {
@@ -60,7 +62,7 @@ pub(crate) async fn connections(site: Site, scale: Scale) -> Played {
 
 /// A queue that holds nothing is deleted: its consumers are cancelled, and somebody declares it again.
 pub(crate) async fn queues(site: Site, scale: Scale) -> Played {
-    let scene = Scene::set(site, scale, USUAL).await;
+    let scene = Scene::set(site, scale, OWN_LADDER).await;
     let times = scale.of(10, 3);
     let (_connection, channel) = scene.channel().await;
     for _ in 0..times {
@@ -78,7 +80,7 @@ pub(crate) async fn queues(site: Site, scale: Scale) -> Played {
 
 /// The work queue's way from the exchange of jobs, and from the foot of the delay ladder.
 pub(crate) async fn bindings(site: Site, scale: Scale) -> Played {
-    let scene = Scene::set(site, scale, Cast { own_ladder: true, ..USUAL }).await;
+    let scene = Scene::set(site, scale, OWN_LADDER).await;
     let times = scale.of(30, 4);
     let (_connection, channel) = scene.channel().await;
     let (queue, key) = (scene.stage.work_queue(), format!("{}.normal.#", scene.stage.queue));
