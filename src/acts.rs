@@ -16,6 +16,7 @@
 //! | [`cancel`] | cancelling many jobs |
 //! | [`strays`] | giving an end to what the broker moved by itself |
 //! | [`lost`] | finding jobs whose message is gone |
+//! | [`reckon`] | comparing dead-letter queues with the record: letters without a dead job, dead jobs without a letter |
 //!
 //! The right to go over a queue, and the going, are `amqp::pass`.
 
@@ -24,6 +25,7 @@ mod cancel;
 mod clear;
 mod letter;
 mod lost;
+mod reckon;
 mod stray;
 mod strays;
 mod sweep;

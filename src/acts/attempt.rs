@@ -5,12 +5,12 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Acts, Failure, letter::Facts, tally::Tally};
+use super::{Acts, Failure, tally::Tally};
 use crate::{
     amqp::pass::PassError,
     event::EventType,
-    job::{JobError, JobResult, QueueName},
-    record::{RecordError, model::Summary},
+    job::{JobError, JobId, JobResult, QueueName},
+    record::{Record, RecordError, model::Summary},
     worker::Context,
 };
 
@@ -18,8 +18,12 @@ use crate::{
 const MARGIN: Duration = Duration::from_secs(5);
 /// Pause before an act that was interrupted goes on.
 const SOON: Duration = Duration::from_millis(200);
-/// Pause before an act looks again whether it can have what another one has.
+/// Pause before an act looks again whether it can have what another one has: that of the first time, and the longest.
+/// Each time costs a message and an event.
 const LATER: Duration = Duration::from_secs(2);
+const LATER_MAX: Duration = Duration::from_secs(30);
+/// Longest wait for a turn while others wait for the queue.
+const HOLD_MAX: Duration = Duration::from_secs(5);
 /// Questions to the record at the same time.
 const QUESTIONS: usize = 16;
 
@@ -30,6 +34,8 @@ pub(super) struct Attempt {
     expected: Option<u64>,
     pace: Pace,
     ends_at: Instant,
+    /// How often the act has been put off, this run.
+    put_off: u32,
 }
 
 impl Attempt {
@@ -45,10 +51,11 @@ impl Attempt {
             expected,
             pace: Pace::new(rate)?,
             ends_at: Instant::now() + remaining.saturating_sub(MARGIN.min(remaining / 4)),
+            put_off: 0,
             cx,
         };
         attempt.catch_up().await?;
-        attempt.tally = attempt.so_far().await?;
+        attempt.remember().await?;
         Ok(attempt)
     }
 
@@ -60,14 +67,17 @@ impl Attempt {
         &self.cx
     }
 
-    /// What earlier attempts of this act did, as far as they told.
-    async fn so_far(&self) -> JobResult<Tally> {
+    /// Takes in what earlier attempts of this act did, as far as they told.
+    async fn remember(&mut self) -> JobResult<()> {
         let events = self.cx.state().record.job_events(self.cx.job_id()).await.map_err(behind)?;
-        let mut told = events.iter().filter(|stored| {
-            stored.event.event_type == EventType::Progress && stored.event.data.run == self.cx.run()
-        });
-        let last = told.next_back().and_then(|stored| stored.event.data.progress.as_ref());
-        Ok(last.and_then(|progress| Tally::read(&progress.message)).unwrap_or_default())
+        let ours =
+            || events.iter().map(|stored| &stored.event).filter(|event| event.data.run == self.cx.run());
+        let mut told = ours().filter(|event| event.event_type == EventType::Progress);
+        let last = told.next_back().and_then(|event| event.data.progress.as_ref());
+        self.tally = last.and_then(|progress| Tally::read(&progress.message)).unwrap_or_default();
+        let put_off = ours().filter(|event| event.event_type == EventType::Scheduled).count();
+        self.put_off = u32::try_from(put_off).unwrap_or(u32::MAX);
+        Ok(())
     }
 
     /// Tells how far the act is.
@@ -87,20 +97,33 @@ impl Attempt {
         Ok(())
     }
 
-    /// Waits for the next thing's turn.
-    pub(super) async fn turn(&mut self) -> JobResult<()> {
+    /// When the next thing's turn is. Where that is not soon, the act is put off: it holds nobody up meanwhile.
+    pub(super) fn next_turn(&mut self) -> JobResult<Instant> {
         let at = self.pace.next();
-        if at >= self.ends_at {
-            // Longer than this attempt: the wait is the delay of the next one.
+        let wait = at.saturating_duration_since(Instant::now());
+        if wait > HOLD_MAX || at >= self.ends_at {
             self.tell();
-            return Err(JobError::snooze(at.saturating_duration_since(Instant::now())));
+            return Err(JobError::snooze(wait));
         }
+        Ok(at)
+    }
+
+    /// Waits for a turn.
+    pub(super) async fn wait_until(&self, at: Instant) -> JobResult<()> {
         tokio::select! {
             () = sleep_until(at) => {}
             () = self.cx.cancelled() => {}
             () = self.cx.state().stop.cancelled() => {}
         }
         self.check()
+    }
+
+    /// What it means for the act that a pass did not begin.
+    pub(super) fn not_begun(&self, error: PassError) -> JobError {
+        match error {
+            PassError::Busy => JobError::snooze(later(self.put_off)),
+            error => passing(error),
+        }
     }
 
     /// How many things are best looked at together: about a second of them.
@@ -113,19 +136,13 @@ impl Attempt {
     }
 
     /// What the record says of each job, in order.
-    pub(super) async fn known(&self, facts: &[&Facts]) -> JobResult<Vec<Option<Summary>>> {
-        let record = &self.cx.state().record;
-        let ask = |facts: &Facts| {
-            let id = facts.id;
-            async move { known(record.job(id, Duration::ZERO).await) }
-        };
-        let questions: Vec<_> = facts.iter().map(|facts| ask(facts)).collect();
-        stream::iter(questions).buffered(QUESTIONS).try_collect().await
+    pub(super) async fn known(&self, ids: Vec<JobId>) -> JobResult<Vec<Option<Summary>>> {
+        summaries(&self.cx.state().record, ids).await.map_err(behind)
     }
 
     /// What the record says of one job.
-    pub(super) async fn job(&self, id: crate::job::JobId) -> JobResult<Option<Summary>> {
-        known(self.cx.state().record.job(id, Duration::ZERO).await)
+    pub(super) async fn job(&self, id: JobId) -> JobResult<Option<Summary>> {
+        Ok(self.known(vec![id]).await?.pop().flatten())
     }
 
     /// The queues that an act without a queue is about: all with dead jobs in the record.
@@ -138,13 +155,18 @@ impl Attempt {
     }
 }
 
-fn known(answer: Result<Option<crate::record::model::JobRecord>, RecordError>) -> JobResult<Option<Summary>> {
-    match answer {
-        Ok(found) => Ok(found.map(|job| job.summary)),
-        // It has just caught up: unknown is unknown.
-        Err(RecordError::Behind(_)) => Ok(None),
-        Err(error) => Err(behind(error)),
-    }
+/// What the record says of each job, in order, as far as it knows now.
+pub(super) async fn summaries(record: &Record, ids: Vec<JobId>) -> Result<Vec<Option<Summary>>, RecordError> {
+    let ask = |id| async move {
+        match record.job(id, Duration::ZERO).await {
+            Ok(found) => Ok(found.map(|job| job.summary)),
+            // Whoever must know it has just caught up: unknown is unknown.
+            Err(RecordError::Behind(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    let questions: Vec<_> = ids.into_iter().map(ask).collect();
+    stream::iter(questions).buffered(QUESTIONS).try_collect().await
 }
 
 /// The record cannot say what an act must know: later, and no attempt is spent.
@@ -152,6 +174,11 @@ fn known(answer: Result<Option<crate::record::model::JobRecord>, RecordError>) -
 pub(super) fn behind(error: RecordError) -> JobError {
     tracing::debug!(%error, "an act waits for the record");
     JobError::snooze(LATER)
+}
+
+/// The pause of an act that has been put off so often.
+fn later(put_off: u32) -> Duration {
+    LATER.saturating_mul(put_off.saturating_add(1)).min(LATER_MAX)
 }
 
 /// What it means for an act that a pass did not begin or end.
@@ -231,6 +258,12 @@ mod tests {
         let (first, second) = (pace.next(), pace.next());
         assert!(first <= Instant::now() && second > Instant::now(), "no burst after a pause");
         assert_eq!(pace.per_second(), 50);
+    }
+
+    #[test]
+    fn an_act_that_waits_for_another_asks_less_and_less() {
+        let pauses = [0, 1, 4, 100, u32::MAX].map(|put_off| later(put_off).as_secs());
+        assert_eq!(pauses, [2, 4, 10, 30, 30]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Purging: the dead messages of a queue, or the jobs that wait in it.
 //!
 //! Purging a work queue takes message after message: each job ends cancelled, reason `purged`, and its caller is told.
-//! What workers have taken already, and what waits on the delay ladder, is not touched.
+//! What workers have taken already, and what waits on the delay ladder, is not touched. A message may be there whose run
+//! has ended already: its worker died before it could acknowledge, or before the copy in the dead-letter queue.
 
 use jiff::Timestamp;
 
@@ -10,18 +11,20 @@ use super::{
     attempt::{Attempt, failed, passing},
     event_error,
     letter::Facts,
+    stray::{self, Known},
     sweep::{Deed, Sweep, check_ids},
     wanted::Wanted,
     words::{Done, Purge, Target},
 };
 use crate::{
-    amqp::pass::Letter,
+    amqp::pass::{Letter, Pass},
     event::{Event, EventType},
     job::{
         Envelope, JobResult, QueueName, Reply, ResultExt, Status, dead,
         envelope::{DecodeError, Decoded},
         reply::Failure as ReplyFailure,
     },
+    record::model::{JobStatus, Summary},
     worker::Context,
 };
 
@@ -36,7 +39,7 @@ pub(super) async fn purge(job: Purge, cx: Context<Acts>) -> JobResult<Done> {
             let wanted = Wanted::new(&job.filter, job.ids.as_deref(), None).fatal("bad_args")?;
             let attempt = Attempt::begin(cx, job.expected, None).await?;
             let deed = Deed::Purge { by: job.by, reason: job.reason };
-            Sweep { attempt, wanted, deed }.over(Some(job.queue), job.ids).await
+            Sweep::new(attempt, wanted, deed).over(Some(job.queue), job.ids).await
         }
         Target::Jobs => {
             let attempt = Attempt::begin(cx, job.expected, None).await?;
@@ -47,37 +50,69 @@ pub(super) async fn purge(job: Purge, cx: Context<Acts>) -> JobResult<Done> {
 
 async fn jobs(mut attempt: Attempt, queue: &QueueName, by: Option<String>) -> JobResult<Done> {
     let acts = attempt.acts();
+    let mut left = None;
     loop {
         attempt.check()?;
-        let mut pass = acts.passes.over_jobs(queue).await.map_err(passing)?;
-        loop {
-            attempt.check()?;
-            let letters = pass.take(attempt.window()).await.map_err(passing)?;
-            if letters.is_empty() {
-                break;
-            }
-            let ends: Vec<End> =
-                letters.iter().map(|letter| End::of(&acts, letter, queue, by.clone())).collect();
-            acts.write(ends.iter().map(|end| end.event.clone()).collect()).await.map_err(failed)?;
-            for (letter, end) in letters.iter().zip(&ends) {
-                end.reply(&acts, letter);
-                pass.done(letter).await.map_err(passing)?;
-                acts.record.touch(end.event.job);
-                attempt.tally.done += 1;
-            }
-            attempt.tell();
-        }
+        let begun = acts.passes.over_jobs(queue, left).await;
+        let mut pass = begun.map_err(|error| attempt.not_begun(error))?;
+        let cleared = over_letters(&mut attempt, &mut pass, queue, by.as_ref()).await;
         let late = pass.is_late();
-        pass.end().await.map_err(passing)?;
+        left = pass.rest();
+        // Also after an error: a pass that is dropped may lose acknowledgements.
+        let ended = pass.end().await.map_err(passing);
+        cleared.and(ended)?;
         if !late {
             return Ok(attempt.tally.end(0));
         }
     }
 }
 
+async fn over_letters(
+    attempt: &mut Attempt,
+    pass: &mut Pass,
+    queue: &QueueName,
+    by: Option<&String>,
+) -> JobResult<()> {
+    let acts = attempt.acts();
+    loop {
+        attempt.check()?;
+        let letters = pass.take(attempt.window()).await.map_err(passing)?;
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let mut ends: Vec<End> =
+            letters.iter().map(|letter| End::of(&acts, letter, queue, by.cloned())).collect();
+        attempt.catch_up().await?;
+        let known = attempt.known(ends.iter().map(|end| end.event.job).collect()).await?;
+        for (end, known) in ends.iter_mut().zip(&known) {
+            end.know(known.as_ref());
+        }
+        let events: Vec<Event> = ends.iter().filter(|end| !end.over).map(|end| end.event.clone()).collect();
+        if !events.is_empty() {
+            acts.write(events).await.map_err(failed)?;
+        }
+        for (letter, end) in letters.iter().zip(&ends) {
+            if end.over {
+                pass.done(letter).await.map_err(passing)?;
+                attempt.tally.skipped += 1;
+                continue;
+            }
+            end.reply(&acts, letter);
+            pass.done(letter).await.map_err(passing)?;
+            acts.record.touch(end.event.job);
+            attempt.tally.done += 1;
+        }
+        attempt.tell();
+    }
+}
+
 /// How a job ends that is taken out of its queue.
 struct End {
     event: Event,
+    status: Status,
+    failure: ReplyFailure,
+    /// Its run has ended, or went on in another copy: the message is good for nothing.
+    over: bool,
 }
 
 impl End {
@@ -90,26 +125,42 @@ impl End {
         event.data.reason = Some(REASON.to_owned());
         event.data.by = by;
         event.data.finished_at = Some(now);
-        Self { event }
+        let failure = ReplyFailure { code: "cancelled".into(), message: "purged from its queue".into() };
+        Self { event, status: Status::Cancelled, failure, over: false }
+    }
+
+    /// Takes in what the record says of the job.
+    fn know(&mut self, job: Option<&Summary>) {
+        let data = &mut self.event.data;
+        self.over = stray::known(data.run, data.step, job) == Known::Over;
+        let Some(job) = job.filter(|job| job.run == data.run && job.status == JobStatus::Dead) else {
+            return;
+        };
+        // It died, and what waits here is all that it has left: no copy of it is in the dead-letter queue.
+        self.event.event_type = EventType::Purged;
+        (data.error, data.finished_at) = (None, None);
+        self.status = Status::Dead;
+        if let Some(error) = &job.error {
+            self.failure = ReplyFailure { code: error.code.clone(), message: error.message.clone() };
+        }
     }
 
     fn reply(&self, acts: &Acts, letter: &Letter) {
         let message = &letter.incoming.message;
         let Some(reply_to) = message.reply_to.as_deref().filter(|to| !to.is_empty()) else { return };
-        let failure = ReplyFailure { code: "cancelled".into(), message: "purged from its queue".into() };
         let data = &self.event.data;
         let reply = Reply {
             job_id: self.event.job,
             run: data.run,
             attempt: data.attempt,
-            status: Status::Cancelled,
+            status: self.status,
             reason: data.reason.clone(),
             worker: None,
             started_at: None,
             finished_at: data.finished_at,
             output_omitted: false,
             // Two texts cannot fail to be JSON.
-            body: serde_json::to_vec(&failure).unwrap_or_default().into(),
+            body: serde_json::to_vec(&self.failure).unwrap_or_default().into(),
         };
         acts.replier.send(reply_to, message.correlation_id.clone(), &reply);
     }

@@ -15,11 +15,13 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use super::{
-    Acts, Failure, event_error,
+    Acts, Failure,
+    attempt::summaries,
+    event_error,
     letter::Facts,
     stray::{Known, Stray, known},
 };
@@ -29,11 +31,10 @@ use crate::{
     job::{
         Envelope, QueueName, Reply, Status,
         dead::{self, Death, Reason},
-        envelope::{HEADERS_MAX, carried_all, header},
+        envelope::{HEADERS_MAX, carried_all, header, id_of},
         reply::Failure as ReplyFailure,
         wire::{HeaderValue, Incoming, Message, headers_size},
     },
-    record::RecordError,
 };
 
 /// Strays at the same time.
@@ -50,24 +51,43 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long those under way are waited for at the end.
 const LAST: Duration = Duration::from_secs(2);
 
-/// Empties the queue of strays, until told to stop.
+/// Empties the queue of strays while the record is caught up, until told to stop.
 pub(super) async fn reconcile(acts: Acts) {
-    let Some(()) = acts.stop.run_until_cancelled(caught_up(&acts)).await else { return };
+    let gone = Arc::new(Gone::default());
+    while acts.stop.run_until_cancelled(caught_up(&acts)).await.is_some() {
+        let open = acts.stop.child_token();
+        let watching = async {
+            tokio::select! {
+                () = open.cancelled() => {}
+                // What is left is handed back, to a process that knows more.
+                () = fallen_behind(&acts) => open.cancel(),
+            }
+        };
+        tokio::join!(empty(&acts, &open, &gone), watching);
+    }
+}
+
+async fn fallen_behind(acts: &Acts) {
+    while acts.record.is_caught_up() {
+        sleep(AGAIN).await;
+    }
+}
+
+async fn empty(acts: &Acts, open: &CancellationToken, gone: &Arc<Gone>) {
     let (deliveries, mut incoming) = mpsc::channel::<Delivery>(PREFETCH.into());
     let consuming = Consuming {
         link: acts.link.clone(),
         prefetch: PREFETCH,
         deliveries,
-        stop: acts.stop.clone(),
+        stop: open.clone(),
         consuming: Arc::new(AtomicBool::new(false)),
         acknowledging: TaskTracker::new(),
     };
     let consumer = acts.link.runtime().spawn(consume(consuming, DeclaredQueue(acts.names.strays())));
     // As many as the broker hands out before they are settled.
     let tasks = TaskTracker::new();
-    let gone = Arc::new(Gone::default());
     while let Some(delivery) = incoming.recv().await {
-        tasks.spawn(settle(acts.clone(), delivery, Arc::clone(&gone)));
+        tasks.spawn(settle(acts.clone(), open.clone(), delivery, Arc::clone(gone)));
     }
     tasks.close();
     drop(timeout(LAST, tasks.wait()).await);
@@ -81,13 +101,16 @@ async fn caught_up(acts: &Acts) {
 }
 
 /// Deals with a stray until that has worked, or the broker has taken it back.
-async fn settle(acts: Acts, delivery: Delivery, gone: Arc<Gone>) {
-    let Delivery { incoming, receipt } = delivery;
+async fn settle(acts: Acts, open: CancellationToken, delivery: Delivery, gone: Arc<Gone>) {
+    let Delivery { mut incoming, receipt } = delivery;
     let stray = Stray::of(&incoming, &acts.names);
+    // One that has no id gets one here, which it keeps however often it is tried.
+    incoming.message.message_id = Some(id_of(&incoming.message, &stray.queue).to_string());
+    let end = End::of(&acts, &incoming, &stray);
     let mut told = false;
     loop {
-        let dealing = deal(&acts, &incoming, &stray, &gone);
-        match acts.stop.run_until_cancelled(dealing).await {
+        let dealing = deal(&acts, &incoming, &stray, &end, &gone);
+        match open.run_until_cancelled(dealing).await {
             Some(Ok(())) => return receipt.ack(),
             Some(Err(why)) if receipt.is_live() => {
                 if !told {
@@ -98,25 +121,20 @@ async fn settle(acts: Acts, delivery: Delivery, gone: Arc<Gone>) {
             // Not acknowledged: it is handed over again, to this process or another one.
             Some(Err(_)) | None => return,
         }
-        if acts.stop.run_until_cancelled(sleep(AGAIN)).await.is_none() {
+        if open.run_until_cancelled(sleep(AGAIN)).await.is_none() {
             return;
         }
     }
 }
 
-async fn deal(acts: &Acts, incoming: &Incoming, stray: &Stray, gone: &Gone) -> Result<(), String> {
+async fn deal(acts: &Acts, incoming: &Incoming, stray: &Stray, end: &End, gone: &Gone) -> Result<(), String> {
     if stray.may_be_offered() && offer(acts, &incoming.message, &stray.queue, gone).await? {
         info!(queue = %stray.queue, "a job whose queue was gone is in its queue");
         return Ok(());
     }
-    let end = End::of(acts, incoming, stray);
     acts.catch_up().await.map_err(|error| error.to_string())?;
-    let job = match acts.record.job(end.event.job, Duration::ZERO).await {
-        Ok(job) => job.map(|job| job.summary),
-        // It has just caught up: unknown is unknown.
-        Err(RecordError::Behind(_)) => None,
-        Err(error) => return Err(error.to_string()),
-    };
+    let job = summaries(&acts.record, vec![end.event.job]).await.map_err(|error| error.to_string())?;
+    let job = job.into_iter().next().flatten();
     if known(end.event.data.run, end.event.data.step, job.as_ref()) == Known::Over {
         info!(job.id = %end.event.job, queue = %stray.queue, "a stray of a run that is over");
         return Ok(());
@@ -134,9 +152,7 @@ async fn deal(acts: &Acts, incoming: &Incoming, stray: &Stray, gone: &Gone) -> R
 
 /// Offers a job to its queue: whether the queue took it.
 async fn offer(acts: &Acts, message: &Message, queue: &QueueName, gone: &Gone) -> Result<bool, String> {
-    let id = crate::job::envelope::id_of(message, queue);
-    let mut copy = Message { message_id: Some(id.to_string()), ..message.clone() };
-    copy.headers = carried_all(&message.headers);
+    let mut copy = Message { headers: carried_all(&message.headers), ..message.clone() };
     // The stray lives until this is confirmed, and may be offered a second time.
     copy.headers.insert(header::UNSURE.to_owned(), true.into());
     let pauses: &[Duration] = if gone.knows(queue) { &[] } else { &OFFERS };

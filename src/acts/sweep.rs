@@ -2,12 +2,13 @@
 //!
 //! A dead message leaves its queue exactly when what follows is confirmed: the job of the next run and its event, or
 //! the event that it was purged. One that the record has left behind (its job was replayed by other means, or ended
-//! otherwise after all) leaves it without anything.
+//! otherwise after all) leaves it without anything, also where it is not among what is wanted: a job is forgotten some
+//! time after its end, and then nothing would tell that such a message is good for nothing.
 
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -15,6 +16,7 @@ use super::{
     Acts, CONFIRM, Failure,
     attempt::{Attempt, failed, passing},
     letter::{Facts, next_run, next_run_raw},
+    tally::At,
     wanted::{Standing, Wanted, standing},
     words::{Done, IDS_MAX, Replay},
 };
@@ -27,6 +29,11 @@ use crate::{
 
 /// Jobs on their way at the same time.
 const TOGETHER: usize = 64;
+
+/// A job whose next run was begun, or not.
+type Sent = (Letter, Facts, Result<(), Failure>);
+/// Jobs on their way.
+type Sending = FuturesUnordered<BoxFuture<'static, Sent>>;
 
 /// Replays dead jobs.
 pub(super) async fn replay(job: Replay, cx: Context<Acts>) -> JobResult<Done> {
@@ -41,8 +48,7 @@ pub(super) async fn replay(job: Replay, cx: Context<Acts>) -> JobResult<Done> {
     };
     let (queue, ids) = (job.filter.queue.clone(), job.ids.clone());
     let attempt = Attempt::begin(cx, job.expected, job.rate).await?;
-    let sweep = Sweep { attempt, wanted, deed: Deed::Replay { set, by: job.by } };
-    sweep.over(queue, ids).await
+    Sweep::new(attempt, wanted, Deed::Replay { set, by: job.by }).over(queue, ids).await
 }
 
 /// Checks how many jobs are named.
@@ -65,12 +71,18 @@ pub(super) enum Deed {
 
 /// An act over dead-letter queues.
 pub(super) struct Sweep {
-    pub(super) attempt: Attempt,
-    pub(super) wanted: Wanted,
-    pub(super) deed: Deed,
+    attempt: Attempt,
+    wanted: Wanted,
+    deed: Deed,
+    /// Of those that failed: how many this pass holds, so that the next one meets them again.
+    failed: u64,
 }
 
 impl Sweep {
+    pub(super) fn new(attempt: Attempt, wanted: Wanted, deed: Deed) -> Self {
+        Self { attempt, wanted, deed, failed: 0 }
+    }
+
     /// Does it: in `queue`; in those of the jobs `ids`, as the record knows them; else in all.
     pub(super) async fn over(mut self, queue: Option<QueueName>, ids: Option<Vec<JobId>>) -> JobResult<Done> {
         let named = ids.as_ref().map_or(0, |ids| ids.iter().collect::<BTreeSet<_>>().len() as u64);
@@ -79,7 +91,15 @@ impl Sweep {
             (queue, _) => self.attempt.queues(queue.as_ref()).await?,
         };
         for queue in queues {
-            self.over_queue(&queue).await?;
+            let left = match &self.attempt.tally.at {
+                // An earlier attempt was done with it.
+                Some(at) if queue < at.queue => continue,
+                Some(at) if queue == at.queue => at.left,
+                _ => None,
+            };
+            if left != Some(0) {
+                self.over_queue(&queue, left).await?;
+            }
         }
         let missing = named.saturating_sub(self.attempt.tally.matched());
         Ok(self.attempt.tally.end(missing))
@@ -93,30 +113,53 @@ impl Sweep {
         Ok(queues)
     }
 
-    async fn over_queue(&mut self, queue: &QueueName) -> JobResult<()> {
+    /// Goes over a queue, or over the first so many messages of it: what has come to its tail since the act began, by
+    /// itself or sent there by a pass, is not met.
+    async fn over_queue(&mut self, queue: &QueueName, mut left: Option<u64>) -> JobResult<()> {
         loop {
+            self.is_at(queue, left);
             self.attempt.check()?;
-            let mut pass = match self.attempt.acts().passes.over_dead(queue).await {
+            let mut pass = match self.attempt.acts().passes.over_dead(queue, left).await {
                 Ok(pass) => pass,
-                Err(PassError::NoQueue) => return Ok(()),
-                Err(error) => return Err(passing(error)),
+                Err(PassError::NoQueue) => break,
+                Err(error) => return Err(self.attempt.not_begun(error)),
             };
-            // An error on the way drops the pass, which leaves in the queue what is unsettled.
-            loop {
-                self.attempt.check()?;
-                let letters = pass.take(self.attempt.window()).await.map_err(passing)?;
-                if letters.is_empty() || self.found_all() {
-                    break;
-                }
-                self.window(&mut pass, queue, letters).await?;
-                self.attempt.tell();
-            }
+            let swept = self.over_letters(&mut pass, queue).await;
             let late = pass.is_late();
-            pass.end().await.map_err(passing)?;
+            left = pass.rest();
+            // Also after an error: a pass that is dropped may lose acknowledgements.
+            let ended = pass.end().await.map_err(passing);
+            swept.and(ended)?;
             if !late || self.found_all() {
-                return Ok(());
+                break;
+            }
+            if self.wanted.ids.is_none() {
+                // Those that are named are wanted once in an attempt.
+                self.attempt.tally.failed -= std::mem::take(&mut self.failed);
             }
         }
+        self.failed = 0;
+        self.is_at(queue, Some(0));
+        Ok(())
+    }
+
+    async fn over_letters(&mut self, pass: &mut Pass, queue: &QueueName) -> JobResult<()> {
+        loop {
+            self.attempt.check()?;
+            let letters = pass.take(self.attempt.window()).await.map_err(passing)?;
+            if letters.is_empty() || self.found_all() {
+                return Ok(());
+            }
+            let dealt_with = self.window(pass, queue, letters).await;
+            self.is_at(queue, pass.rest());
+            self.attempt.tell();
+            dealt_with?;
+        }
+    }
+
+    /// So many messages of `queue` are still to be met.
+    fn is_at(&mut self, queue: &QueueName, left: Option<u64>) {
+        self.attempt.tally.at = Some(At { queue: queue.clone(), left, failed: self.failed });
     }
 
     /// Whether every job that was named has been met.
@@ -126,16 +169,22 @@ impl Sweep {
 
     /// Deals with some messages of `queue`.
     async fn window(&mut self, pass: &mut Pass, queue: &QueueName, letters: Vec<Letter>) -> JobResult<()> {
-        let deadline = Instant::now() + CONFIRM;
-        let mut ours = Vec::new();
-        for letter in letters {
+        let letters = letters.into_iter().map(|letter| {
             let facts = Facts::of(&letter.incoming.message, queue);
-            if self.wanted.has(&facts) {
-                ours.push((letter, facts));
+            (letter, facts)
+        });
+        let (ours, others): (Vec<_>, Vec<_>) = letters.partition(|(_, facts)| self.wanted.has(facts));
+        // What is stale now stays stale, so the record need not have caught up.
+        let known = self.attempt.known(ids_of(&others)).await?;
+        let mut stay = Vec::with_capacity(others.len());
+        for ((letter, facts), known) in others.into_iter().zip(known) {
+            if standing(facts.run, known.as_ref()) == Standing::Stale {
+                pass.done(&letter).await.map_err(passing)?;
             } else {
-                pass.leave(letter, deadline).await.map_err(passing)?;
+                stay.push(letter);
             }
         }
+        pass.leave_all(stay, Instant::now() + CONFIRM).await.map_err(passing)?;
         if ours.is_empty() {
             return Ok(());
         }
@@ -160,8 +209,7 @@ impl Sweep {
     ) -> JobResult<Vec<(Letter, Facts)>> {
         // Each time: what this act did a moment ago is in the log.
         self.attempt.catch_up().await?;
-        let facts: Vec<&Facts> = ours.iter().map(|(_, facts)| facts).collect();
-        let known = self.attempt.known(&facts).await?;
+        let known = self.attempt.known(ids_of(&ours)).await?;
         let mut seen = BTreeSet::new();
         let mut current = Vec::new();
         for ((letter, facts), known) in ours.into_iter().zip(known) {
@@ -191,26 +239,50 @@ impl Sweep {
         set: Option<&Bytes>,
         by: Option<&String>,
     ) -> JobResult<()> {
-        let mut sending = FuturesUnordered::new();
-        for (letter, facts) in letters {
-            while sending.len() >= TOGETHER {
-                let Some(sent) = sending.next().await else { break };
-                self.sent(pass, sent).await?;
-            }
-            match self.next_run(&letter, &facts, queue, set, by) {
-                Ok((message, event)) => {
-                    self.attempt.turn().await?;
-                    let (acts, queue) = (self.attempt.acts(), queue.clone());
-                    sending.push(async move {
-                        let sent = start(&acts, &queue, &message, event).await;
-                        (letter, facts, sent)
-                    });
-                }
-                Err(why) => self.sent(pass, (letter, facts, Err(Failure::Refused(why)))).await?,
-            }
-        }
+        let mut sending = Sending::new();
+        let mut result = self.send(pass, queue, letters, (set, by), &mut sending).await;
+        // However that ended: these runs have begun, or will have, and their dead messages must go.
         while let Some(sent) = sending.next().await {
-            self.sent(pass, sent).await?;
+            let sent = self.sent(pass, sent).await;
+            result = result.and(sent);
+        }
+        result
+    }
+
+    /// Puts the next runs of `letters` on their way, each in its turn.
+    async fn send(
+        &mut self,
+        pass: &mut Pass,
+        queue: &QueueName,
+        letters: Vec<(Letter, Facts)>,
+        (set, by): (Option<&Bytes>, Option<&String>),
+        sending: &mut Sending,
+    ) -> JobResult<()> {
+        for (letter, facts) in letters {
+            let (message, event) = match self.next_run(&letter, &facts, queue, set, by) {
+                Ok(next) => next,
+                Err(why) => {
+                    self.sent(pass, (letter, facts, Err(Failure::Refused(why)))).await?;
+                    continue;
+                }
+            };
+            let at = self.attempt.next_turn()?;
+            loop {
+                let (some, full) = (!sending.is_empty(), sending.len() >= TOGETHER);
+                tokio::select! {
+                    Some(sent) = sending.next(), if some => self.sent(pass, sent).await?,
+                    waited = self.attempt.wait_until(at), if !full => {
+                        waited?;
+                        break;
+                    }
+                }
+            }
+            let (acts, queue) = (self.attempt.acts(), queue.clone());
+            let starting = async move {
+                let sent = start(&acts, &queue, &message, event).await;
+                (letter, facts, sent)
+            };
+            sending.push(starting.boxed());
         }
         Ok(())
     }
@@ -247,11 +319,7 @@ impl Sweep {
     }
 
     /// Takes a message out of its queue whose job is on its way, or leaves it there.
-    async fn sent(
-        &mut self,
-        pass: &mut Pass,
-        (letter, facts, sent): (Letter, Facts, Result<(), Failure>),
-    ) -> JobResult<()> {
+    async fn sent(&mut self, pass: &mut Pass, (letter, facts, sent): Sent) -> JobResult<()> {
         match sent {
             Ok(()) => {
                 pass.done(&letter).await.map_err(passing)?;
@@ -261,7 +329,8 @@ impl Sweep {
             }
             Err(Failure::Refused(why)) => {
                 let deadline = Instant::now() + CONFIRM;
-                pass.leave(letter, deadline).await.map_err(passing)?;
+                let held = pass.leave(letter, deadline).await.map_err(passing)?;
+                self.failed += u64::from(held);
                 self.met(facts.id);
                 self.attempt.tally.fail(format!("{}: {why}", facts.id));
             }
@@ -296,6 +365,10 @@ impl Sweep {
         }
         Ok(())
     }
+}
+
+fn ids_of(letters: &[(Letter, Facts)]) -> Vec<JobId> {
+    letters.iter().map(|(_, facts)| facts.id).collect()
 }
 
 /// Starts a run: the job, then the event that says so. Both are confirmed.

@@ -44,7 +44,7 @@ pub(crate) struct Admin {
 /// What waits in a queue, and who takes from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Depth {
-    /// Messages that no consumer has.
+    /// Messages that no consumer has. 0 also where the queue's leader does not answer, or there is none.
     pub ready: u32,
     /// Consumers: of a work queue, one for each worker that takes from it. One that was stopped counts until what it
     /// still runs is settled.
@@ -193,12 +193,13 @@ impl Admin {
     }
 }
 
-/// Whether an error says that what was named does not exist.
+/// Whether an error says that what was named does not exist. Of what is there and cannot be asked RabbitMQ says
+/// `NOT_FOUND` too, in other words ("failed to perform operation on queue", "home node … is down").
 pub(crate) fn is_not_found(error: &lapin::Error) -> bool {
     match error.kind() {
         ErrorKind::ProtocolError(amqp) => {
             matches!(amqp.kind(), AMQPErrorKind::Soft(_))
-                && amqp.get_message().as_str().starts_with("NOT_FOUND")
+                && amqp.get_message().as_str().starts_with("NOT_FOUND - no ")
         }
         _ => false,
     }

@@ -162,8 +162,18 @@ impl Client {
     /// [`SubmitError::Unavailable`].
     pub async fn depth(&self, queue: &QueueName) -> Result<Option<Depth>, SubmitError> {
         let live = self.ordering()?;
-        let deadline = if self.inner.role == Role::Http { Instant::now() } else { self.deadline() };
-        live.depth(queue, deadline).await
+        live.depth(&live.names.queue(queue), self.ask_until()).await
+    }
+
+    /// The same of the dead-letter queue of `queue`.
+    #[cfg(feature = "server")]
+    pub(crate) async fn dead_depth(&self, queue: &QueueName) -> Result<Option<Depth>, SubmitError> {
+        let live = self.ordering()?;
+        live.depth(&live.names.dead_queue(queue), self.ask_until()).await
+    }
+
+    fn ask_until(&self) -> Instant {
+        if self.inner.role == Role::Http { Instant::now() } else { self.deadline() }
     }
 
     /// Writes events about jobs, and waits until the log has them or `deadline`.

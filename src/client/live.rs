@@ -169,16 +169,12 @@ impl Live {
         self.heartbeats.get_or_init(|| Heartbeats::start(&self.control, &self.names, &self.instance))
     }
 
-    /// What waits in a queue.
-    pub(super) async fn depth(
-        &self,
-        queue: &QueueName,
-        deadline: Instant,
-    ) -> Result<Option<Depth>, SubmitError> {
+    /// What waits in a queue of that AMQP name.
+    pub(super) async fn depth(&self, name: &str, deadline: Instant) -> Result<Option<Depth>, SubmitError> {
         // A broker that is away is not asked on a connection of its own, which would be another wait.
         let up = self.publisher.link().wait_up(deadline).await;
         up.map_err(|down| SubmitError::Unavailable(down.0))?;
-        let depth = self.admin.depth(&self.names.queue(queue)).await;
+        let depth = self.admin.depth(name).await;
         depth.map_err(|down| SubmitError::Unavailable(down.0))
     }
 

@@ -43,6 +43,8 @@ async fn cancel(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response
     let id = read_id(id)?;
     errors.none_or(Some(()))?;
     inbound.nothing().await?;
+    // An order names a run: it must be the newest, not the one that this replica has heard of.
+    app.catch_up().await?;
     let job = app.look_up(id).await?.ok_or_else(Problem::no_job)?;
     if let Some(answer) = settled(&job) {
         return answer;

@@ -10,6 +10,7 @@ use crate::support::{
     front::{Answer, Front},
     probe::quick,
     process,
+    rabbit::Seen,
     stage::{Stage, stage},
 };
 
@@ -194,6 +195,67 @@ async fn what_is_stale_or_a_twin_goes_without_a_run() {
     .await;
 }
 
+/// Puts a message once more into a queue, with what its headers say if they are kept.
+async fn put(stage: &Stage, queue: &str, seen: &Seen, headers: bool) {
+    let mut properties = seen.properties.clone();
+    properties["headers"] = if headers { seen.headers.clone() } else { json!({}) };
+    assert!(stage.rabbit.publish("", queue, properties, seen.text()).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_twin_goes_when_its_job_is_in_a_later_run_whatever_is_asked_for() {
+    stage(async |stage| {
+        let (_worker, mut log) = stage.probes();
+        let front = stage.front().await;
+        let _acting = stage.act(&front, &stage.config);
+        let ids = submit(stage, &front, "fatal", 1).await;
+        wait_dead(stage, &front, 1).await;
+        let dead = stage.rabbit.look(&stage.dead_queue(), 1).await.remove(0);
+        put(stage, &stage.dead_queue(), &dead, true).await;
+        stage.rabbit.wait_count(&stage.dead_queue(), 2).await;
+        // By id: the act is done with the first one it meets.
+        let done = front.acted(replay(stage, &front, json!({"ids": ids, "set": {"args": {}}})).await).await;
+        assert_eq!(done["done"], 1, "{done}");
+        assert_eq!(front.settled(&ids[0]).await["status"], "succeeded");
+        let done = front.acted(replay(stage, &front, json!({"kind": "test.other"})).await).await;
+        assert_eq!(done, json!({"matched": 0, "done": 0, "skipped": 0, "failed": 0}));
+        stage.rabbit.wait_count(&stage.dead_queue(), 0).await;
+        assert_eq!(log.take(2).await[1].run, 2);
+        assert!(log.rest().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purging_jobs_asks_the_record_what_they_are() {
+    stage(async |stage| {
+        let (worker, mut log) = stage.probes();
+        let front = stage.front().await;
+        let _acting = stage.act(&front, &stage.config);
+        let died = submit(stage, &front, "fatal", 1).await.remove(0);
+        let ended = submit(stage, &front, "ok", 1).await.remove(0);
+        log.take(2).await;
+        wait_dead(stage, &front, 1).await;
+        assert_eq!(front.settled(&ended).await["status"], "succeeded");
+        worker.stop().await;
+        // As if the worker had died: of the first before the copy in the dead-letter queue, of the second before the
+        // acknowledgement.
+        let mut seen = stage.rabbit.take(&stage.dead_queue()).await;
+        put(stage, &stage.work_queue(), &seen, false).await;
+        seen.properties["message_id"] = json!(ended);
+        put(stage, &stage.work_queue(), &seen, false).await;
+        stage.rabbit.wait_count(&stage.work_queue(), 2).await;
+        let done = front.acted(front.delete(&format!("/v1/queues/{}/jobs", stage.queue)).await).await;
+        assert_eq!(done, json!({"matched": 2, "done": 1, "skipped": 1, "failed": 0}));
+        stage.rabbit.wait_count(&stage.work_queue(), 0).await;
+        let record = front.settled(&died).await;
+        assert_eq!((&record["status"], &record["purged"]), (&json!("dead"), &json!(true)), "{record}");
+        front.post(&format!("/v1/jobs/{died}/replay"), "").await.problem(409, "not_dead");
+        assert_eq!(front.settled(&ended).await["status"], "succeeded");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_cannot_be_read_is_replayed_as_it_is_if_named() {
     stage(async |stage| {
@@ -340,9 +402,15 @@ async fn an_act_goes_on_in_another_process_when_its_own_ends() {
         let ordered = replay(stage, &front, order).await;
         log.take(10).await;
         first.stop().await;
+        let mut begun = 10;
+        eventually("what was on its way has left the dead-letter queue", async || {
+            begun += log.rest().len();
+            (stage.rabbit.count(&stage.dead_queue()).await? as usize + begun == 60).then_some(())
+        })
+        .await;
         let _second = stage.act(&front, &stage.config);
         let done = front.acted(ordered).await;
-        log.take(50).await;
+        log.take(60 - begun).await;
         stage.rabbit.wait_count(&stage.dead_queue(), 0).await;
         assert_eq!((&done["matched"], &done["failed"]), (&json!(60), &json!(0)), "counted on: {done}");
         assert!(log.rest().is_empty());

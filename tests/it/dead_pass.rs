@@ -1,5 +1,7 @@
 //! Going over a dead-letter queue that is too long to be held.
 
+use std::time::Duration;
+
 use hopline::job::dead::mark;
 use lapin::{
     BasicProperties,
@@ -19,17 +21,21 @@ fn id(number: usize) -> String {
 
 /// Fills the dead-letter queue with jobs that the record does not know.
 async fn fill(stage: &Stage, count: usize) {
+    fill_with(stage, "test.probe", 0..count).await;
+}
+
+async fn fill_with(stage: &Stage, kind: &str, numbers: std::ops::Range<usize>) {
     let channel = stage.rabbit.channel().await;
     channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
     let mut confirms = Vec::new();
-    for number in 0..count {
+    for number in numbers {
         let mut headers = FieldTable::default();
         for (name, value) in [(mark::REASON, "fatal"), (mark::CODE, "old"), (mark::ERROR, "of old")] {
             headers.insert(name.into(), AMQPValue::LongString(value.into()));
         }
         let properties = BasicProperties::default()
             .with_delivery_mode(2)
-            .with_type("test.probe".into())
+            .with_type(kind.into())
             .with_message_id(id(number).into())
             .with_headers(headers);
         let (options, queue) = (BasicPublishOptions::default(), stage.dead_queue());
@@ -67,6 +73,26 @@ async fn one_job_is_found_behind_thousands_and_the_others_stay() {
         rest.sort();
         assert!(rest.into_iter().eq((1..MANY - 1).map(id)), "each once");
         stage.rabbit.wait_count(&stage.dead_queue(), 0).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_act_goes_once_over_a_queue_that_no_pass_meets_as_a_whole() {
+    const LONG: usize = 1_800;
+    stage(async |stage| {
+        let mut config = stage.config.clone();
+        // A pass ends after 3 s, an attempt after 4.5: what was sent to the tail must not be met again and again.
+        config.worker.consumer_timeout = Duration::from_secs(12);
+        let front = stage.front_with(&config).await;
+        let _acting = stage.act(&front, &config);
+        fill_with(stage, "test.probe", 0..LONG).await;
+        fill_with(stage, "test.other", LONG..LONG + 3).await;
+        stage.rabbit.wait_count(&stage.dead_queue(), u32::try_from(LONG + 3).unwrap()).await;
+        let path = format!("/v1/queues/{}/dead?kind=test.other", stage.queue);
+        let done = front.acted(front.delete(&path).await).await;
+        assert_eq!(done, json!({"matched": 3, "done": 3, "skipped": 0, "failed": 0}));
+        stage.rabbit.wait_count(&stage.dead_queue(), u32::try_from(LONG).unwrap()).await;
     })
     .await;
 }

@@ -86,6 +86,73 @@ async fn jobs_whose_messages_were_removed_by_hand_are_lost_and_can_be_replayed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lost_job_without_args_or_with_an_order_to_cancel_has_no_dead_message() {
+    stage(async |stage| {
+        let mut config = hasty(stage);
+        config.record.max_inline = 0;
+        let front = stage.front_with(&config).await;
+        let _acting = stage.act(&front, &config);
+        let (lost, cancelled) = (front.submit(plain(stage)).await, front.submit(plain(stage)).await);
+        stage.rabbit.wait_count(&stage.work_queue(), 2).await;
+        let ordered = front.delete(&format!("/v1/jobs/{cancelled}?by=eve&reason=late")).await;
+        assert_eq!(ordered.status, 202, "{ordered:?}");
+        stage.rabbit.purge(&stage.work_queue()).await;
+        let record = front.settled(&lost).await;
+        assert_eq!(
+            (&record["status"], &record["error"]["reason"]),
+            (&json!("dead"), &json!("lost")),
+            "{record}"
+        );
+        eventually("it is known that it cannot be replayed", async || {
+            (front.get(&format!("/v1/jobs/{lost}")).await.json()["purged"] == true).then_some(())
+        })
+        .await;
+        front.post(&format!("/v1/jobs/{lost}/replay"), "").await.problem(409, "not_dead");
+        let record = front.settled(&cancelled).await;
+        assert_eq!(record["status"], "cancelled", "{record}");
+        assert_eq!(stage.rabbit.count(&stage.dead_queue()).await, Some(0));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_queue_is_compared_with_the_record() {
+    stage(async |stage| {
+        let config = hasty(stage);
+        let (_worker, mut log) = stage.probes();
+        let front = stage.front_with(&config).await;
+        let fatal = probe(&stage.queue, &json!({"script": ["fatal"]})).to_string();
+        let (twice, gone) = (front.submit(fatal.clone()).await, front.submit(fatal).await);
+        log.take(2).await;
+        stage.rabbit.wait_count(&stage.dead_queue(), 2).await;
+        // A person takes both out, and puts one back twice.
+        for _ in 0..2 {
+            let seen = stage.rabbit.take(&stage.dead_queue()).await;
+            for _ in 0..if seen.id() == twice { 2 } else { 0 } {
+                let mut properties = seen.properties.clone();
+                properties["headers"] = seen.headers.clone();
+                assert!(stage.rabbit.publish("", &stage.dead_queue(), properties, seen.text()).await);
+            }
+        }
+        stage.rabbit.wait_count(&stage.dead_queue(), 2).await;
+        let acting = stage.act(&front, &config);
+        let order = json!({"ids": [twice], "set": {"args": {}}}).to_string();
+        let ordered = front.post(&format!("/v1/queues/{}/dead/replay", stage.queue), order).await;
+        assert_eq!(front.acted(ordered).await["done"], 1);
+        assert_eq!(front.settled(&twice).await["status"], "succeeded");
+        // Nobody asks for the other one: it goes by itself.
+        stage.rabbit.wait_count(&stage.dead_queue(), 0).await;
+        // What somebody took out may come back: it is no purge.
+        let record = front.get(&format!("/v1/jobs/{gone}")).await.json();
+        assert!(record["status"] == "dead" && record.get("purged").is_none(), "{record}");
+        acting.stop().await;
+        assert_eq!(log.take(1).await[0].run, 2);
+        assert!(log.rest().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_waits_or_runs_is_not_lost() {
     stage(async |stage| {
         let mut config = hasty(stage);
