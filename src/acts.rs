@@ -212,6 +212,12 @@ impl Acts {
     }
 }
 
+/// Whether this is the queue of acts, of this prefix or of another one that shares its ladder.
+#[must_use]
+pub fn is_own_queue(queue: &QueueName) -> bool {
+    queue.as_str() == words::QUEUE || queue.as_str().starts_with("acts-")
+}
+
 /// Runs acts, and gives an end to what the broker moved, until `shutdown`. Part of `hopline serve`.
 ///
 /// `record` must follow the log of `client`'s broker.

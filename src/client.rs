@@ -354,11 +354,14 @@ impl Client {
     /// job; its event is written after that.
     pub(crate) async fn submit_watched(
         &self,
-        job: Submission,
+        mut job: Submission,
         wait_for_room: bool,
         give_up: Instant,
         confirmed: impl FnOnce() + Send,
     ) -> Result<(), SubmitError> {
+        if job.routed {
+            self.route(&mut job)?;
+        }
         let (envelope, delay) = (&job.envelope, job.delay);
         let limits = &self.inner.config.limits;
         if envelope.args.len() > limits.args {
@@ -391,6 +394,18 @@ impl Client {
         Ok(())
     }
 
+    /// Chooses the queue of a job whose submitter named none. An HTTP process that has not read the control log yet does
+    /// not know where the kind's workers are: it must not guess.
+    fn route(&self, job: &mut Submission) -> Result<(), SubmitError> {
+        let live = self.live().map_err(SubmitError::Unavailable)?;
+        if live.known.get().is_some_and(|known| !known.is_caught_up()) {
+            let why = "it is not known yet which queue this kind goes to: the control log is being read";
+            return Err(SubmitError::Unavailable(why.to_owned()));
+        }
+        job.envelope.queue = self.queue_of(&job.envelope.kind);
+        Ok(())
+    }
+
     /// Waits until a job can be published, and it is known which queue its kind goes to.
     ///
     /// # Errors
@@ -418,7 +433,7 @@ impl Client {
     pub(crate) async fn forward(&self, job: &Submission, give_up: Instant) -> Result<(), SubmitError> {
         let mut job = job.clone();
         if job.routed {
-            job.envelope.queue = self.queue_of(&job.envelope.kind);
+            self.route(&mut job)?;
         }
         let live = self.live().map_err(SubmitError::Unavailable)?;
         let deadline = Instant::now() + self.inner.config.amqp.confirm_timeout;

@@ -54,7 +54,7 @@ pub enum SpoolError {
     #[error("the spool is full (spool.max_jobs, spool.max_bytes)")]
     Full,
     /// Its disk cannot be written, or not in time. It may be stored.
-    #[error("the spool cannot be written: {0}")]
+    #[error("the spool cannot be used: {0}")]
     Unavailable(String),
     /// Another process has it.
     #[error("the spool in {0} belongs to another process, which forwards it by itself")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::{Instant, sleep_until};
 
-use super::{Acts, Failure, tally::Tally};
+use super::{Acts, Failure, is_own_queue, tally::Tally};
 use crate::{
     amqp::pass::PassError,
     event::EventType,
@@ -151,7 +151,8 @@ impl Attempt {
             return Ok(vec![queue.clone()]);
         }
         let all = self.cx.state().record.queues().await.map_err(behind)?;
-        Ok(all.into_keys().collect())
+        // What "all" is about does not include acts: one that died is not begun again by the way.
+        Ok(all.into_keys().filter(|queue| !is_own_queue(queue)).collect())
     }
 }
 

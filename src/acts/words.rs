@@ -13,7 +13,7 @@ pub(super) const REPLAYED_BY: &str = "hopline-replayed-by";
 /// Most jobs that one act names.
 pub const IDS_MAX: usize = 10_000;
 /// The queue of acts.
-const QUEUE: &str = "hopline-acts";
+pub(super) const QUEUE: &str = "hopline-acts";
 
 /// Starts the next run of dead jobs.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -141,12 +141,21 @@ impl App {
     /// # Errors
     /// The problem, when the job is unknown and the record is behind the log, or the log is behind what was accepted here.
     pub(super) async fn look_up(&self, id: JobId) -> Result<Option<JobRecord>, Problem> {
+        self.look_up_within(id, CATCH_UP).await
+    }
+
+    /// As [`App::look_up`], with another patience for catching up.
+    pub(super) async fn look_up_within(
+        &self,
+        id: JobId,
+        patience: Duration,
+    ) -> Result<Option<JobRecord>, Problem> {
         if let Some(job) = self.spooled(id).await {
             return Ok(Some(job));
         }
         // Before the record is asked: what is told meanwhile may be missing there.
         let is_untold = self.client.is_untold(id);
-        match self.record.job(id, CATCH_UP).await {
+        match self.record.job(id, patience).await {
             Ok(None) if is_untold => Err(Problem {
                 job: Some(id),
                 ..Problem::new(

@@ -27,7 +27,6 @@ use tokio::time::{Instant, timeout_at};
 use super::{
     App,
     answer::{self, Accepted},
-    ending::CATCH_UP,
     fields::FieldError,
     naming::Named,
     problem::{Code, Problem},
@@ -84,7 +83,7 @@ pub(super) async fn begin(
         Weighed::Repeat(repeat) => return Ok(Begun::Repeat(repeat)),
         Weighed::Claim(claim) => claim,
     };
-    let known = match app.look_up(named.id).await {
+    let known = match app.look_up_within(named.id, app.patience()).await {
         // While the broker is away nobody knows what other processes took. The job is marked unsure, so a second one is
         // recognised.
         Err(problem) if problem.code == Code::RecordBehind && app.can_spool() => None,
@@ -103,7 +102,8 @@ pub(super) async fn begin_all(
     let reserved: Vec<_> =
         names.iter().zip(reserved).map(|((id, _), reserved)| weigh(*id, reserved)).collect();
     let unknown = reserved.iter().any(|reserved| matches!(reserved, Ok(Weighed::Claim(_))));
-    let behind = if unknown { app.record.catch_up(Instant::now() + CATCH_UP).await.err() } else { None };
+    let behind =
+        if unknown { app.record.catch_up(Instant::now() + app.patience()).await.err() } else { None };
     // See [`begin`].
     let behind = behind.filter(|error| !(matches!(error, RecordError::Behind(_)) && app.can_spool()));
     let mut begun = Vec::with_capacity(reserved.len());

@@ -244,7 +244,8 @@ impl Asked {
         let mut note = |name, detail: String| errors.parameter(name, detail);
         let found = Self {
             queue: queue.and_then(|queue| {
-                QueueName::parse(queue).map_err(|error| note("queue", error.to_string())).ok()
+                let queue = QueueName::parse(queue).map_err(|error| error.to_string());
+                queue.and_then(submission::open_queue).map_err(|detail| note("queue", detail)).ok()
             }),
             timeout: timeout.and_then(|timeout| {
                 let timeout = parse_duration(&timeout).map_err(|error| error.to_string());
@@ -269,7 +270,8 @@ impl Asked {
 }
 
 fn read_kind(kind: Option<&str>, errors: &mut Errors) -> Option<Kind> {
-    Kind::parse(kind.unwrap_or_default()).map_err(|error| errors.parameter("kind", error.to_string())).ok()
+    let kind = Kind::parse(kind.unwrap_or_default()).map_err(|error| error.to_string());
+    kind.and_then(submission::open_kind).map_err(|detail| errors.parameter("kind", detail)).ok()
 }
 
 fn read_args(bytes: Bytes, errors: &mut Errors) -> Result<Bytes, Problem> {

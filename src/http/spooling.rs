@@ -1,7 +1,10 @@
 //! The spool, as the calls see it: which submits go there, and what is known of a job that waits there.
 
+use std::time::Duration;
+
 use super::{
     App,
+    ending::CATCH_UP,
     problem::{Code, Problem},
 };
 use crate::{
@@ -68,6 +71,11 @@ impl App {
     /// Whether a submit goes to the spool when the broker does not take it.
     pub(super) fn can_spool(&self) -> bool {
         self.spool.is_some()
+    }
+
+    /// How long a submit waits for the record to catch up: not at all where the broker is away and the spool takes it.
+    pub(super) fn patience(&self) -> Duration {
+        if self.can_spool() && !self.client.health().ready { Duration::ZERO } else { CATCH_UP }
     }
 
     /// Puts a job into the spool after the broker did not take it.
@@ -161,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_spooled_job_has_a_record() {
-        let mut job = Submission::new(envelope("[1.50]"), std::time::Duration::from_secs(9));
+        let mut job = Submission::new(envelope("[1.50]"), Duration::from_secs(9));
         job.envelope.created_at = Some(jiff::Timestamp::UNIX_EPOCH);
         let record = record_of(&job);
         assert_eq!(record.summary.status.as_str(), "spooled");

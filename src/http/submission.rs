@@ -103,7 +103,7 @@ impl Draft {
             }
             None => Bytes::from_static(b"{}"),
         };
-        let queue = object.take("queue", errors_ref, |raw| name(raw, QueueName::parse));
+        let queue = object.take("queue", errors_ref, |raw| name(raw, QueueName::parse).and_then(open_queue));
         let run_at = read_run_at(&mut object, limits, now, errors_ref);
         let mut too_late = None;
         let late = named.is_some().then_some(&mut too_late);
@@ -157,6 +157,29 @@ impl Draft {
     }
 }
 
+/// Refuses the kinds of acts: they are asked for by calls of their own, which check what they are about.
+///
+/// # Errors
+/// What is wrong.
+pub(super) fn open_kind(kind: Kind) -> Result<Kind, String> {
+    if kind.as_str().starts_with("hopline.") {
+        return Err("is reserved: kinds that begin with `hopline.` are acts, which have calls of their own"
+            .to_owned());
+    }
+    Ok(kind)
+}
+
+/// Refuses the queue of acts.
+///
+/// # Errors
+/// What is wrong.
+pub(super) fn open_queue(queue: QueueName) -> Result<QueueName, String> {
+    if crate::acts::is_own_queue(&queue) {
+        return Err("is reserved for acts".to_owned());
+    }
+    Ok(queue)
+}
+
 /// Checks the length of args.
 ///
 /// # Errors
@@ -186,7 +209,7 @@ fn read_kind(object: &mut Object<'_>, errors: &mut Errors) -> Option<Kind> {
     if !object.has("kind") {
         errors.at("/kind", "is missing: the name of the kind of job, as in \"image.thumbnail\"");
     }
-    object.take("kind", errors, |raw| name(raw, Kind::parse))
+    object.take("kind", errors, |raw| name(raw, Kind::parse).and_then(open_kind))
 }
 
 fn read_run_at(

@@ -180,6 +180,10 @@ impl Table {
 
     fn open_file(path: &Path, mut fill: Fill) -> Result<(Self, HashSet<JobId>), String> {
         let text = |error: rusqlite::Error| error.to_string();
+        let length = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+        if length(path) == 0 && length(&path.with_extension("db-wal")) > 0 {
+            return Err("it is empty, and its write-ahead log is not".to_owned());
+        }
         let db = Connection::open(path).map_err(text)?;
         db.pragma_update(None, "journal_mode", "WAL").map_err(text)?;
         // A 202 is given when this is on disk.

@@ -158,6 +158,9 @@ async fn one_process_has_it_and_what_cannot_be_read_is_left_alone() {
     fs::write(&file, &bytes).unwrap();
     assert!(matches!(folder.open(10, 1 << 20), Err(SpoolError::Unavailable(_))));
     assert_eq!(fs::read(&file).unwrap(), bytes, "it may hold accepted jobs");
+    fs::write(&file, "").unwrap();
+    fs::write(folder.0.join("spool.db-wal"), "x").unwrap();
+    assert!(matches!(folder.open(10, 1 << 20), Err(SpoolError::Unavailable(_))), "nor is it new");
     assert!(Spool::open(&config::Spool::default()).unwrap().is_none());
 }
 

@@ -131,3 +131,32 @@ async fn who_still_waits_at_the_end_of_the_grace_is_answered() {
     assert_eq!((answer.status, &answer.body["status"]), (202, &json!("queued")), "{answer:?}");
     assert!(front.process.ended().await.success(), "{}", front.process.log());
 }
+
+/// A front that has just started does not know yet where a kind's workers are. It refuses what names no queue until it
+/// does, instead of sending it where nobody takes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_front_that_has_just_started_guesses_no_queue() {
+    let stage = Stage::new();
+    let mut front = stage.serve().await;
+    let worker = stage.ledger_worker(&[]);
+    worker.until_logged("caught up with the control log", "kinds=").await;
+    let mut jobs = Vec::new();
+    for _ in 0..5 {
+        front.process.kill9();
+        let record = front.record.clone();
+        front = stage.serve_in(&record, &[("HOPLINE_AMQP_QUEUES", "default")]).await;
+        // As a client does that does not look at /readyz.
+        let id = eventually("it is taken", async || {
+            let answer = front.post("/v1/jobs", &json!({ "kind": KIND })).await;
+            match (answer.status, answer.code()) {
+                (202, _) => Some(answer),
+                (503, "broker_unavailable") | (0, _) => None,
+                _ => panic!("not documented: {answer:?}"),
+            }
+        });
+        let answer = id.await;
+        assert_eq!(answer.body["queue"], json!(stage.queue), "{answer:?}");
+        jobs.push(answer.id());
+    }
+    stage.ledger().until_all_ended(&jobs).await;
+}
