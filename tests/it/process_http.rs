@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     process_worker::item,
-    support::process::{Stage, eventually, say},
+    support::process::{KIND, Stage, eventually, say},
 };
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,7 +53,7 @@ impl Fate {
             json!({ "kind": KIND, "queue": stage.queue, "args": args, "tags": [format!("{self:?}")] });
         job.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         if self == Self::Cancelled {
-            // Long enough to be cancelled before its time, after all have been submitted.
+            // Long enough to be cancelled before its time.
             job["delay"] = json!(15 + size() / 300);
         }
         job
@@ -137,12 +137,15 @@ async fn records_of_replicas_agree_with_each_other_and_with_the_handlers() {
     let mut jobs = submit(&stage, [&fronts[0], &fronts[1]], &early).await;
     let more = [("HOPLINE_WORKER_CONCURRENCY", "20"), ("HOPLINE_WORKER_PREFETCH", "100")];
     let workers = [(); 3].map(|()| stage.ledger_worker(&more));
-    jobs.extend(submit(&stage, [&fronts[0], &fronts[1]], &late).await);
-    let cancelled = jobs.iter().filter(|(_, fate)| **fate == Fate::Cancelled).map(|(id, _)| id);
-    for (turn, id) in cancelled.enumerate() {
+    // First those that are to be cancelled before they are due.
+    let (cancelled, late): (Vec<Fate>, Vec<Fate>) = late.iter().partition(|fate| **fate == Fate::Cancelled);
+    let cancelled = submit(&stage, [&fronts[0], &fronts[1]], &cancelled).await;
+    for (turn, id) in cancelled.keys().enumerate() {
         let answer = fronts[turn % 2].delete(&format!("/v1/jobs/{id}?reason=test")).await;
         assert!(matches!(answer.status, 200 | 202), "{answer:?}");
     }
+    jobs.extend(cancelled);
+    jobs.extend(submit(&stage, [&fronts[0], &fronts[1]], &late).await);
     for front in &fronts {
         until_all_ended(front, jobs.len()).await;
     }
