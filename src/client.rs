@@ -398,6 +398,8 @@ impl Client {
     /// not know where the kind's workers are: it must not guess.
     fn route(&self, job: &mut Submission) -> Result<(), SubmitError> {
         let live = self.live().map_err(SubmitError::Unavailable)?;
+        // What keeps the connection away says more.
+        live.publisher.link().up().map_err(|down| SubmitError::Unavailable(down.0))?;
         if live.known.get().is_some_and(|known| !known.is_caught_up()) {
             let why = "it is not known yet which queue this kind goes to: the control log is being read";
             return Err(SubmitError::Unavailable(why.to_owned()));

@@ -671,7 +671,7 @@ async fn workers_are_told_whether_a_run_has_ended() {
         // Many at the same time share their barriers.
         let again = json!({ "jobs": asked });
         let answers = futures_util::future::join_all((0..20).map(|_| ask(stage, &again))).await;
-        assert!(answers.iter().all(|other| *other == answer));
+        assert!(answers.iter().all(|other| other["jobs"] == answer["jobs"]));
         record.close().await;
     })
     .await;
