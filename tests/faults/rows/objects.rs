@@ -43,16 +43,23 @@ pub(crate) async fn connections(site: Site, scale: Scale) -> Played {
     let scene = Scene::set(site, scale, USUAL).await;
     let (rounds, mut closed) = (scale.of(5, 1), 0);
     for _ in 0..rounds {
-        let ours: Vec<u16> = scene.proxies().flat_map(|proxy| proxy.peers()).collect();
-        let all = scene.manage(Method::GET, "connections", None).await;
-        for connection in all.as_array().into_iter().flatten() {
-            let port = connection["peer_port"].as_u64().and_then(|port| u16::try_from(port).ok());
-            let Some(name) = connection["name"].as_str() else { continue };
-            if port.is_some_and(|port| ours.contains(&port)) {
-                let name = name.replace(' ', "%20").replace('>', "%3E");
-                scene.manage(Method::DELETE, &format!("connections/{name}"), None).await;
-                closed += 1;
-            }
+        // The management API learns of a connection within some seconds.
+        let names = crate::support::process::eventually("our connections are listed", async || {
+            let ours: Vec<u16> = scene.proxies().flat_map(|proxy| proxy.peers()).collect();
+            let all = scene.manage(Method::GET, "connections", None).await;
+            let listed = all.as_array().into_iter().flatten().filter(|connection| {
+                let port = connection["peer_port"].as_u64().and_then(|port| u16::try_from(port).ok());
+                port.is_some_and(|port| ours.contains(&port))
+            });
+            let names: Vec<String> =
+                listed.filter_map(|connection| connection["name"].as_str().map(str::to_owned)).collect();
+            (names.len() >= scene.proxies().count()).then_some(names)
+        })
+        .await;
+        for name in names {
+            let name = name.replace(' ', "%20").replace('>', "%3E");
+            scene.manage(Method::DELETE, &format!("connections/{name}"), None).await;
+            closed += 1;
         }
         scene.until_more_ended(scale.of(200, 10)).await;
     }
