@@ -150,7 +150,7 @@ codes! {
     /// The broker did not confirm in time: the job may still run.
     ConfirmTimeout = GATEWAY_TIMEOUT "confirm_timeout" "The broker did not confirm the job in time";
     /// The connection broke before the confirm: the job may still run.
-    ConfirmLost = GATEWAY_TIMEOUT "confirm_lost" "The connection broke before the job was confirmed";
+    ConfirmLost = GATEWAY_TIMEOUT "confirm_lost" "The connection or channel broke before the job was confirmed";
     /// RPC: no reply before the deadline.
     WaitTimeout = GATEWAY_TIMEOUT "wait_timeout" "The job did not end in time";
 }
