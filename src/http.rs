@@ -13,6 +13,7 @@ mod body;
 mod cancel;
 mod cursor;
 mod dead;
+mod descriptors;
 mod ending;
 mod events;
 mod fields;
@@ -262,7 +263,7 @@ pub async fn serve_on(
     });
     let settings = server::Settings {
         read_timeout: config.http.read_timeout,
-        max_connections: config.http.max_connections,
+        max_connections: descriptors::connections(config.http.max_connections),
         grace: config.shutdown.grace,
     };
     server::run(listener, router(app), settings, &stopping, shutdown).await;

@@ -11,6 +11,7 @@
     reason = "a test fails by unwrapping, also in its helpers"
 )]
 
+mod backpressure;
 mod cli;
 mod control;
 mod dead;

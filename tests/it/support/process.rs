@@ -107,6 +107,11 @@ impl Stage {
             .env("HOPLINE_HTTP_LISTEN", "127.0.0.1:0")
             .env("HOPLINE_RECORD_PATH", record)
             .envs(variables.iter().copied());
+        self.serve_by(command, record).await
+    }
+
+    /// A front that this command starts, listening.
+    pub(crate) async fn serve_by(&self, command: Command, record: &Path) -> Front {
         let process = Process::spawn(command, &self.dir, "http");
         let address = process.until_logged("listening", "http.address=").await;
         let (url, record) = (format!("http://{address}"), record.to_owned());
