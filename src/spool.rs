@@ -5,8 +5,8 @@
 //! up behind them. The folder is as precious as the broker's own disk until it is empty, and belongs to one process.
 //!
 //! One thread owns the file and writes everything that waits in one transaction: many submits share one fsync. A job
-//! leaves the file after the broker's confirm, so a crash in between forwards it twice: all of them are marked
-//! `hopline-unsure`, by which workers recognise the second one.
+//! leaves the file after the broker's confirm, so a crash in between forwards it twice. Which ones may have been published
+//! is in the file before they are; the second copy is marked `hopline-unsure`, by which workers recognise it.
 //!
 //! | module | owns |
 //! |---|---|
@@ -97,8 +97,8 @@ enum Command {
     Put(file::Row, oneshot::Sender<Result<(), SpoolError>>),
     /// These have left.
     Remove(Vec<Entry>, oneshot::Sender<Result<(), SpoolError>>),
-    /// The jobs after a place, at most so many.
-    Next(i64, usize, oneshot::Sender<Result<Vec<Entry>, SpoolError>>),
+    /// The jobs after a place, at most so many, to be published.
+    Take(i64, usize, oneshot::Sender<Result<Vec<Entry>, SpoolError>>),
     Find(JobId, oneshot::Sender<Result<Option<Entry>, SpoolError>>),
     Close(oneshot::Sender<()>),
 }
@@ -194,9 +194,9 @@ impl Spool {
         Ok(found.map(|entry| entry.job))
     }
 
-    /// The jobs after `place`, at most `most` of them, in order.
-    pub(crate) async fn next(&self, place: i64, most: usize) -> Result<Vec<Entry>, SpoolError> {
-        self.ask(|answer| Command::Next(place, most, answer)).await
+    /// The jobs after `place`, at most `most` of them, in order, to be published: unsure if they were taken before.
+    pub(crate) async fn take(&self, place: i64, most: usize) -> Result<Vec<Entry>, SpoolError> {
+        self.ask(|answer| Command::Take(place, most, answer)).await
     }
 
     /// These have been forwarded.
@@ -301,9 +301,9 @@ impl Keeper {
         }
     }
 
-    /// Writes first, all of it in one transaction; then reads.
+    /// Writes first, all of it in one transaction; then the rest.
     fn work_off(&mut self, commands: Vec<Command>) -> Option<oneshot::Sender<()>> {
-        let (mut puts, mut told, mut gone, mut reads, mut closing) = (vec![], vec![], vec![], vec![], None);
+        let (mut puts, mut told, mut gone, mut others, mut closing) = (vec![], vec![], vec![], vec![], None);
         for command in commands {
             match command {
                 Command::Put(row, answer) => puts.push((row, answer)),
@@ -312,15 +312,15 @@ impl Keeper {
                     told.push(answer);
                 }
                 Command::Close(done) => closing = Some(done),
-                read => reads.push(read),
+                other => others.push(other),
             }
         }
         if !(puts.is_empty() && told.is_empty()) {
             self.write(puts, &gone, told);
         }
-        for read in reads {
-            match read {
-                Command::Next(place, most, answer) => drop(answer.send(self.table.next(place, most))),
+        for other in others {
+            match other {
+                Command::Take(place, most, answer) => drop(answer.send(self.table.take(place, most))),
                 Command::Find(id, answer) => drop(answer.send(self.table.find(id))),
                 Command::Put(..) | Command::Remove(..) | Command::Close(_) => {}
             }

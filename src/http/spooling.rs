@@ -83,7 +83,12 @@ impl App {
     /// # Errors
     /// Why it was not accepted, or not surely.
     pub(super) async fn spool_after(&self, error: SubmitError, job: &Submission) -> Result<Taken, Refusal> {
-        if self.can_spool() && may_be_spooled(&error) { self.spool(job).await } else { Err(error.into()) }
+        if !(self.can_spool() && may_be_spooled(&error)) {
+            return Err(error.into());
+        }
+        let mut job = job.clone();
+        job.envelope.unsure |= matches!(error, SubmitError::Lost(_));
+        self.spool(&job).await
     }
 
     /// Puts a job into the spool, which there is.

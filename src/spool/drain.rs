@@ -62,7 +62,7 @@ pub async fn drain(spool: &Spool, client: &Client, patience: Instant, forwarded:
     }
     let mut place = 0;
     loop {
-        let entries = match spool.next(place, WINDOW).await {
+        let entries = match spool.take(place, WINDOW).await {
             Ok(entries) => entries,
             Err(error) => {
                 drained.left = Some(error.to_string());

@@ -33,6 +33,8 @@ const CREATE: &str = "
         body  TEXT NOT NULL,                      -- file::Body
         args  BLOB NOT NULL                       -- as they came
     );
+    CREATE TABLE tried (place INTEGER NOT NULL);  -- one row: jobs up to here may have been published from here
+    INSERT INTO tried VALUES (0);
     PRAGMA user_version = 1;";
 
 /// A job as it is stored, without its id and args. Times are ms since the epoch. What the HTTP front submits has no more:
@@ -71,6 +73,9 @@ struct Body {
     headers: Vec<(String, String)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     request: Option<String>,
+    /// Another copy may exist, see `tried` for those that we publish.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unsure: bool,
 }
 
 fn ms(duration: Duration) -> u64 {
@@ -108,6 +113,7 @@ impl Body {
                 .filter_map(|(name, value)| Some((name.clone(), text(value)?)))
                 .collect(),
             request: request.clone(),
+            unsure: envelope.unsure,
         }
     }
 
@@ -129,8 +135,7 @@ impl Body {
         envelope.app_id = self.app_id;
         envelope.extra =
             self.headers.into_iter().map(|(name, text)| (name, HeaderValue::Text(text))).collect::<Headers>();
-        // It may have been published before: by a submit that heard no answer, or by us before a crash.
-        envelope.unsure = true;
+        envelope.unsure = self.unsure;
         Submission {
             envelope,
             delay: duration(self.delay_ms).unwrap_or_default(),
@@ -256,34 +261,27 @@ impl Table {
         Ok(taken)
     }
 
-    /// The jobs after `place`, at most `most` of them and about [`READ_MAX`] bytes, in order. One that cannot be read
-    /// stays where it is, which is logged.
+    /// The jobs after `place`, at most `most` of them and about [`READ_MAX`] bytes, in order, to be published: they are
+    /// unsure if that was tried before, also by a process that was killed. One that cannot be read stays where it is,
+    /// which is logged.
     ///
     /// # Errors
     /// [`SpoolError::Unavailable`].
-    pub(super) fn next(&self, place: i64, most: usize) -> Result<Vec<Entry>, SpoolError> {
-        let read = || -> Result<Vec<Entry>, String> {
-            let text = |error: rusqlite::Error| error.to_string();
-            let sql = "SELECT place, id, body, args FROM jobs WHERE place > ?1 ORDER BY place LIMIT ?2";
-            let mut select = self.db.prepare_cached(sql).map_err(text)?;
-            let most = i64::try_from(most).unwrap_or(i64::MAX);
-            let mut rows = select.query(params![place, most]).map_err(text)?;
-            let (mut entries, mut bytes) = (Vec::new(), 0);
-            while let Some(row) = rows.next().map_err(text)? {
-                match read_entry(row) {
-                    Ok(entry) => {
-                        bytes += u64::try_from(entry.job.envelope.args.len()).unwrap_or(u64::MAX);
-                        entries.push(entry);
-                    }
-                    Err(error) => error!(error, "a job in the spool cannot be read, and stays there"),
-                }
-                if bytes >= READ_MAX {
-                    break;
-                }
+    pub(super) fn take(&mut self, place: i64, most: usize) -> Result<Vec<Entry>, SpoolError> {
+        let mut take = || -> rusqlite::Result<Vec<Entry>> {
+            let tx = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let tried: i64 = tx.query_row("SELECT place FROM tried", [], |row| row.get(0))?;
+            let mut entries = read_after(&tx, place, most)?;
+            for entry in entries.iter_mut().filter(|entry| entry.place <= tried) {
+                entry.job.envelope.unsure = true;
             }
+            if let Some(last) = entries.last().filter(|last| last.place > tried) {
+                tx.execute("UPDATE tried SET place = ?1", params![last.place])?;
+            }
+            tx.commit()?;
             Ok(entries)
         };
-        read().map_err(SpoolError::Unavailable)
+        take().map_err(|error| SpoolError::Unavailable(error.to_string()))
     }
 
     /// The job of this id.
@@ -300,6 +298,26 @@ impl Table {
         };
         read().map_err(SpoolError::Unavailable)
     }
+}
+
+fn read_after(db: &Connection, place: i64, most: usize) -> rusqlite::Result<Vec<Entry>> {
+    let sql = "SELECT place, id, body, args FROM jobs WHERE place > ?1 ORDER BY place LIMIT ?2";
+    let mut select = db.prepare_cached(sql)?;
+    let mut rows = select.query(params![place, i64::try_from(most).unwrap_or(i64::MAX)])?;
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        match read_entry(row) {
+            Ok(entry) => {
+                bytes += u64::try_from(entry.job.envelope.args.len()).unwrap_or(u64::MAX);
+                entries.push(entry);
+            }
+            Err(error) => error!(error, "a job in the spool cannot be read, and stays there"),
+        }
+        if bytes >= READ_MAX {
+            break;
+        }
+    }
+    Ok(entries)
 }
 
 fn read_id(bytes: &[u8]) -> Result<JobId, String> {

@@ -65,24 +65,48 @@ fn full() -> Submission {
 }
 
 async fn places(spool: &Spool) -> Vec<JobId> {
-    let entries = spool.next(0, 1000).await.unwrap();
+    let entries = spool.take(0, 1000).await.unwrap();
     entries.into_iter().map(|entry| entry.job.envelope.id).collect()
 }
 
 #[tokio::test]
-async fn a_job_comes_out_as_it_went_in_and_is_unsure() {
+async fn a_job_comes_out_as_it_went_in() {
     let folder = Folder::new();
     let spool = folder.open(10, 1 << 20).unwrap();
     let job = full();
     spool.put(&job).await.unwrap();
     let found = spool.find(job.envelope.id).await.unwrap().unwrap();
     let mut expected = job.clone();
-    expected.envelope.unsure = true;
     // The delay is rounded up to whole ms, so as not to come early.
     expected.delay = found.delay;
     assert!((job.delay..=job.delay + Duration::from_millis(1)).contains(&found.delay));
     assert_eq!(found, expected);
     assert_eq!(spool.find(JobId::new()).await.unwrap(), None);
+}
+
+/// Only of what may have been published there may be a second copy.
+#[tokio::test]
+async fn what_was_tried_before_is_unsure() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    let mut lost = job("1");
+    lost.envelope.unsure = true;
+    for job in [&lost, &job("2"), &job("3"), &job("4")] {
+        spool.put(job).await.unwrap();
+    }
+    let unsure = async |spool: &Spool, place, most| {
+        let taken = spool.take(place, most).await.unwrap();
+        taken.into_iter().map(|entry| entry.job.envelope.unsure).collect::<Vec<_>>()
+    };
+    assert_eq!(unsure(&spool, 0, 2).await, [true, false]);
+    assert_eq!(unsure(&spool, 2, 1).await, [false]);
+    spool.put(&job("5")).await.unwrap();
+    assert_eq!(unsure(&spool, 0, 10).await, [true, true, true, false, false]);
+    let left = folder.snapshot();
+    let killed = left.open(10, 1 << 20).unwrap();
+    assert_eq!(unsure(&killed, 0, 10).await, [true; 5]);
+    killed.put(&job("6")).await.unwrap();
+    assert_eq!(unsure(&killed, 5, 10).await, [false]);
 }
 
 #[tokio::test]
@@ -103,10 +127,10 @@ async fn what_was_confirmed_survives_a_kill_in_its_order() {
     assert_eq!(again.fill().jobs, 250);
     assert_eq!(again.fill().bytes, spool.fill().bytes);
 
-    let first = again.next(0, 100).await.unwrap();
+    let first = again.take(0, 100).await.unwrap();
     again.remove(first).await.unwrap();
     assert_eq!(places(&again).await, expected[100..]);
-    assert_eq!(again.next(0, 1).await.unwrap().len(), 1);
+    assert_eq!(again.take(0, 1).await.unwrap().len(), 1);
     again.close().await;
     // Places go on: what comes later is later.
     let again = killed.open(1000, 1 << 20).unwrap();
@@ -125,7 +149,7 @@ async fn it_is_bounded_by_jobs_and_by_bytes() {
     assert!(put.iter().all(|put| matches!(put, Ok(()) | Err(SpoolError::Full))));
     assert!(!spool.fill().has_room_for(0));
     // What is there already takes no room, and is no second one.
-    let first = spool.next(0, 1).await.unwrap();
+    let first = spool.take(0, 1).await.unwrap();
     spool.remove(first.clone()).await.unwrap();
     spool.put(&first[0].job).await.unwrap();
     assert_eq!((spool.fill().jobs, places(&spool).await.len()), (3, 3));
@@ -139,7 +163,7 @@ async fn it_is_bounded_by_jobs_and_by_bytes() {
     }
     let fill = spool.fill();
     assert!(taken > 5 && fill.jobs == taken && fill.bytes <= 2000 && fill.bytes > 1500, "{fill:?}");
-    let all = spool.next(0, 1000).await.unwrap();
+    let all = spool.take(0, 1000).await.unwrap();
     spool.remove(all).await.unwrap();
     assert_eq!((spool.fill().jobs, spool.fill().bytes), (0, 0));
 }

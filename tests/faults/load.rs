@@ -80,6 +80,23 @@ struct Shared {
     stop: CancellationToken,
 }
 
+/// One that a row has submit when it wants to.
+pub(crate) struct Client {
+    shared: Arc<Shared>,
+    http: reqwest::Client,
+    front: String,
+}
+
+impl Client {
+    /// Submits a job; its number, if it was accepted.
+    pub(crate) async fn submit(&self, mut args: Value) -> Option<u64> {
+        let n = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        args["n"] = json!(n);
+        let job = json!({ "kind": KIND, "queue": self.shared.queue, "args": args });
+        send(&self.shared, &self.http, &self.front, n, &job).await.then_some(n)
+    }
+}
+
 /// The clients at work.
 pub(crate) struct Load {
     shared: Arc<Shared>,
@@ -138,6 +155,12 @@ impl Load {
     /// A number for a submission that a row makes itself.
     pub(crate) fn number(&self) -> u64 {
         self.shared.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A client of a row's own, at one front.
+    pub(crate) fn client(&self, front: usize) -> Client {
+        let front = self.shared.fronts[front].clone();
+        Client { shared: Arc::clone(&self.shared), http: http(), front }
     }
 
     /// A row's own submission was accepted; `doomed`: it is not to end well.
@@ -265,8 +288,12 @@ async fn watch(shared: Arc<Shared>, mut tail: Tail) {
     }
 }
 
+fn http() -> reqwest::Client {
+    reqwest::Client::builder().timeout(ANSWER).build().expect("a client")
+}
+
 async fn client(shared: Arc<Shared>, number: usize) {
-    let http = reqwest::Client::builder().timeout(ANSWER).build().expect("a client");
+    let http = http();
     let mut hold = shared.hold.subscribe();
     for turn in number.. {
         tokio::select! {
@@ -296,7 +323,11 @@ async fn client(shared: Arc<Shared>, number: usize) {
 
 async fn single(shared: &Shared, http: &reqwest::Client, front: &str) -> bool {
     let (n, job) = shared.job();
-    let sent = http.post(format!("{front}/v1/jobs")).json(&job).send().await;
+    send(shared, http, front, n, &job).await
+}
+
+async fn send(shared: &Shared, http: &reqwest::Client, front: &str, n: u64, job: &Value) -> bool {
+    let sent = http.post(format!("{front}/v1/jobs")).json(job).send().await;
     let (status, body) = read(sent).await;
     let (code, answer) = judge(status, &body, &body["id"]);
     shared.note(n, status, &code, &answer);
@@ -369,7 +400,7 @@ fn judge(status: u16, problem: &Value, id: &Value) -> (String, Answer) {
         (
             503,
             "broker_unavailable" | "broker_blocked" | "broker_refused" | "record_behind" | "overloaded"
-            | "keys_unavailable" | "body_memory_full",
+            | "keys_unavailable" | "body_memory_full" | "spool_full" | "spool_unavailable",
         ) => Answer::Refused,
         // Where a queue was deleted: nothing was accepted either.
         (422, "unknown_queue") => Answer::Refused,

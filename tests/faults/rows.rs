@@ -6,6 +6,7 @@ mod network;
 mod objects;
 mod processes;
 mod record;
+mod spool;
 
 use std::path::PathBuf;
 
@@ -65,6 +66,15 @@ macro_rules! row {
 pub(crate) const ROWS: &[Row] = &[
     row!("broker-killed", "broker: kill -9", broker::killed, [Node]),
     row!("broker-away", "broker stopped", broker::away, [Node]),
+    row!("away-200", "the same, 200 submits a second, in order", spool::away_without, [Node]),
+    row!("spool-200", "the same, fronts with a spool", spool::away, [Node]),
+    row!("spool-killed", "HTTP fronts with a spool: kill -9 while the broker is away", spool::killed, [Node]),
+    row!(
+        "spool-disk-full",
+        "disk full for a front's spool while the broker is away",
+        spool::disk_full,
+        [Node, Root]
+    ),
     row!("rolling-restart", "rolling restart of everything, broker included", broker::rolling, [Node]),
     row!("memory-alarm", "broker: memory alarm", broker::memory, [Node]),
     row!("disk-alarm", "broker: disk alarm", broker::disk, [Node]),

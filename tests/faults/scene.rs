@@ -64,12 +64,12 @@ impl Scale {
         self.seconds(900, 90)
     }
 
-    fn pace(&self) -> Pace {
+    fn pace(&self, cast: Cast) -> Pace {
         Pace {
             jobs: self.jobs,
             batch: self.of(20, 10),
             pause: Duration::from_millis(self.of(20, 60)),
-            open_max: self.of(3000, 400),
+            open_max: self.of(cast.open_max, cast.open_max / 7),
         }
     }
 }
@@ -83,6 +83,8 @@ pub(crate) struct Cast {
     pub(crate) workers_small: usize,
     /// The prefix of the ladder is that of all else, so that what falls off it is taken up: for rows that are alone.
     pub(crate) own_ladder: bool,
+    /// Clients pause while so many jobs have not ended; in the small mode a seventh.
+    pub(crate) open_max: usize,
     /// For all processes.
     pub(crate) variables: &'static [(&'static str, &'static str)],
 }
@@ -93,6 +95,7 @@ pub(crate) const USUAL: Cast = Cast {
     workers: 3,
     workers_small: 2,
     own_ladder: false,
+    open_max: 3000,
     variables: &[("HOPLINE_AMQP_HEARTBEAT", "2"), ("HOPLINE_RECORD_LOST_AFTER", "10m")],
 };
 
@@ -136,22 +139,25 @@ pub(crate) struct Scene {
 impl Scene {
     /// Starts everything, and waits until work is being done.
     pub(crate) async fn set(site: Site, scale: Scale, cast: Cast) -> Self {
-        Self::set_with(site, scale, cast, |_, _| Vec::new()).await
+        Self::set_with(site, scale, cast, |_, _, _| Vec::new()).await
     }
 
-    /// As [`Scene::set`]; `extra` names variables of one process: of a worker (`true`) or front, by its number.
+    /// As [`Scene::set`]; `extra` names variables of one process, by the row's folder, and whether it is a worker, by its
+    /// number among them.
     pub(crate) async fn set_with(
         site: Site,
         scale: Scale,
         cast: Cast,
-        extra: impl Fn(bool, usize) -> Vec<(&'static str, String)>,
+        extra: impl Fn(&Path, bool, usize) -> Vec<(&'static str, String)>,
     ) -> Self {
         let broker = site.broker.clone();
         let stage = if cast.own_ladder { Stage::private(broker, new_folder()) } else { Stage::over(broker) };
         let common = |is_worker, number| {
             let mut all: Variables = vec![("HOPLINE_LOG_LEVEL".into(), LOG_LEVEL.into())];
             all.extend(cast.variables.iter().map(|(name, value)| ((*name).into(), (*value).into())));
-            all.extend(extra(is_worker, number).into_iter().map(|(name, value)| (name.into(), value)));
+            all.extend(
+                extra(&stage.dir, is_worker, number).into_iter().map(|(name, value)| (name.into(), value)),
+            );
             all
         };
         let (mut fronts, mut workers) = (Vec::new(), Vec::new());
@@ -175,7 +181,7 @@ impl Scene {
         for url in &urls {
             until("a front is ready", scale.patience(), async || is_ready(url).await).await;
         }
-        let load = Load::start(urls, &stage.queue, &stage.dir, scale.pace());
+        let load = Load::start(urls, &stage.queue, &stage.dir, scale.pace(cast));
         let scene = Self { scale, site, fronts, workers, load, stage };
         scene.until_more_ended(scale.of(500, 10)).await;
         scene

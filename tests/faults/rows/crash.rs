@@ -19,6 +19,7 @@ const WIDE: Cast = Cast {
     workers: 3,
     workers_small: 3,
     own_ladder: false,
+    open_max: 3000,
     variables: &[
         ("HOPLINE_AMQP_HEARTBEAT", "2"),
         ("HOPLINE_WORKER_PREFETCH", "100"),

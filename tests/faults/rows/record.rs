@@ -48,10 +48,10 @@ fn overwrite(path: &Path, from: u64) {
 }
 
 /// A small file system on a folder, until it is dropped.
-struct Small(PathBuf);
+pub(super) struct Small(PathBuf);
 
 impl Small {
-    fn mount(dir: &Path, mebibytes: u64) -> Self {
+    pub(super) fn mount(dir: &Path, mebibytes: u64) -> Self {
         fs::create_dir_all(dir).expect("a folder");
         let size = format!("size={mebibytes}m");
         let done = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir).status();
@@ -66,6 +66,16 @@ impl Drop for Small {
     }
 }
 
+/// Takes what is left of the disk; the file that does.
+pub(super) fn fill_disk(dir: &Path) -> PathBuf {
+    let filler = dir.join("filler");
+    let mut file = File::create(&filler).expect("a file");
+    for size in [64 * 1024, 1] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+    filler
+}
+
 pub(crate) async fn disk_full(site: Site, scale: Scale) -> Played {
     let mut scene = Scene::set(site, scale, USUAL).await;
     let time = scale.seconds(20, 4);
@@ -76,10 +86,7 @@ pub(crate) async fn disk_full(site: Site, scale: Scale) -> Played {
     scene.until_ready().await;
     let times = scale.of(3, 1);
     for _ in 0..times {
-        let filler = dir.join("filler");
-        let mut file = File::create(&filler).expect("a file");
-        let block = [0; 64 * 1024];
-        while file.write_all(&block).is_ok() {}
+        let filler = fill_disk(&dir);
         sleep(time).await;
         fs::remove_file(filler).expect("removed");
         scene.until_ready().await;
@@ -98,7 +105,7 @@ pub(crate) async fn clock_behind(site: Site, scale: Scale) -> Played {
 
 async fn clock(site: Site, scale: Scale, off: &str) -> Played {
     let library = faketime().expect("a row that needs it has it").to_string_lossy().into_owned();
-    let scene = Scene::set_with(site, scale, USUAL, |_, number| {
+    let scene = Scene::set_with(site, scale, USUAL, |_, _, number| {
         if number != 1 {
             return Vec::new();
         }
