@@ -17,6 +17,7 @@
 //! | [`dispatch`] | deliveries waiting for an answer or for their turn |
 //! | [`fence`] | that nothing starts before it is known what was ordered |
 //! | [`lookup`] | asking whether a job has ended already |
+//! | [`pulse`] | whether this process stood still |
 //! | [`silence`] | for how long nobody has answered |
 //! | [`cancel`] | orders to cancel, as far as they concern jobs that are here |
 //! | [`isolate`] | running a suspect job in a child process |
@@ -43,6 +44,7 @@ mod known;
 mod lookup;
 mod news;
 mod pause;
+mod pulse;
 mod registry;
 pub(crate) mod reply;
 mod settle;

@@ -78,6 +78,7 @@ async fn empty(acts: &Acts, open: &CancellationToken, gone: &Arc<Gone>) {
     let consuming = Consuming {
         link: acts.link.clone(),
         prefetch: PREFETCH,
+        long: None,
         deliveries,
         stop: open.clone(),
         consuming: Arc::new(AtomicBool::new(false)),

@@ -10,7 +10,10 @@ use std::{sync::Arc, time::Duration};
 
 use async_rs::Runtime;
 use futures_util::StreamExt;
-use lapin::{Channel, Connection, ConnectionProperties, Event, options::ConfirmSelectOptions};
+use lapin::{
+    Channel, Connection, ConnectionProperties, ErrorKind, Event, options::ConfirmSelectOptions,
+    protocol::AMQPErrorKind,
+};
 use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
@@ -94,8 +97,14 @@ impl Up {
         self.connection.status().blocked()
     }
 
-    fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         self.connection.status().connected()
+    }
+
+    /// After what time without a word each side may give the connection up; none: never.
+    pub(crate) fn heartbeat(&self) -> Option<Duration> {
+        let seconds = self.connection.configuration().heartbeat();
+        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
     }
 
     pub(crate) async fn channel(&self) -> Result<Channel, LinkDown> {
@@ -357,6 +366,11 @@ async fn declare(up: &Up, plan: &Plan) -> Result<(), LinkDown> {
     }
 }
 
+/// Whether an error ended a channel only (AMQP 0-9-1, "soft error").
+fn is_of_a_channel(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)))
+}
+
 /// Waits until the connection is lost, given up or closed, and says why.
 async fn until_lost(inner: &Inner, up: &Up) -> String {
     // lapin's listeners share events, so there is one: this.
@@ -371,6 +385,8 @@ async fn until_lost(inner: &Inner, up: &Up) -> String {
                 return "given up: the broker stopped answering".to_owned();
             }
             event = events.next() => match event {
+                // One channel's end; those who use it see it.
+                Some(Event::Error(error)) if is_of_a_channel(&error) => debug!(link = inner.name, %error, "a channel ended"),
                 Some(Event::Error(error)) => return error.to_string(),
                 Some(Event::ConnectionBlocked(reason)) => warn!(link = inner.name, reason, "blocked by the broker"),
                 Some(Event::ConnectionUnblocked) => info!(link = inner.name, "no longer blocked"),

@@ -5,14 +5,17 @@
 //! error or ends is never polled again (lapin would wait for ever). When only the consumer ended (its queue was
 //! deleted, or RabbitMQ 4.3 timed it out), the channel stays until what it delivered is settled.
 //!
+//! A job that takes long is left behind with its channel, and what comes after it gets another one: when RabbitMQ ends a
+//! channel because a delivery was not settled within its consumer timeout, it takes only what is about as old with it.
+//!
 //! Acknowledgements go through one task per epoch: they are sent with `multiple` as far as deliveries are
 //! settled without a gap, and one by one, shortly after, behind a job that takes long.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -20,7 +23,10 @@ use std::{
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
     Channel, ErrorKind,
-    options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions},
+    options::{
+        BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+        QueueDeclareOptions,
+    },
     types::FieldTable,
 };
 use tokio::{
@@ -28,10 +34,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
-    connection::{Link, LinkDown, REQUEST_TIMEOUT, in_time},
+    connection::{Link, LinkDown, REQUEST_TIMEOUT, Up, in_time},
     message::{incoming, short},
     pause::Pauses,
 };
@@ -41,6 +47,12 @@ use crate::job::wire::Incoming;
 const STRAGGLE: Duration = Duration::from_millis(50);
 /// How long a consumer may get nothing before its source doubts that the broker still knows it.
 const QUIET: Duration = Duration::from_secs(30);
+/// How often it is looked whether deliveries take long.
+const LOOK: Duration = Duration::from_secs(1);
+/// Most channels of a queue that are left behind with what takes long.
+const LEFT_MAX: usize = 16;
+/// What comes within this time after a quiet consumer was renewed was kept from it.
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long a consumer whose channel is gone is asked why.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -67,7 +79,8 @@ impl Receipt {
 
     /// Whether the broker still counts on this delivery.
     pub(crate) fn is_live(&self) -> bool {
-        !self.epoch.over.is_cancelled()
+        // `over` may come a little later, see [`acknowledge`].
+        !self.epoch.over.is_cancelled() && self.epoch.channel.status().connected()
     }
 
     /// Tells the broker that the message is done with. A no-op once the epoch is over.
@@ -82,7 +95,7 @@ impl Receipt {
 
     fn settle(&mut self, settle: Settle) {
         self.settled = true;
-        self.epoch.unsettled.fetch_sub(1, Ordering::Relaxed);
+        self.epoch.unsettled().remove(&self.tag);
         let settle = match settle {
             Settle::HandBack(tag) if !self.epoch.takes_back => Settle::Ack(tag),
             settle => settle,
@@ -114,23 +127,35 @@ struct Epoch {
     /// Whether the queue takes messages back.
     takes_back: bool,
     over: CancellationToken,
-    /// Deliveries that are not settled.
-    unsettled: AtomicUsize,
+    channel: Channel,
+    /// Deliveries that are not settled, and when they came.
+    unsettled: Mutex<BTreeMap<u64, Instant>>,
     /// Unbounded, but holds at most one entry for each unsettled delivery: bounded by the prefetch.
     settle: mpsc::UnboundedSender<Settle>,
 }
 
 impl Epoch {
-    fn start(channel: Channel, round: u64, takes_back: bool, consuming: &Consuming) -> Arc<Self> {
+    fn start(up: &Up, channel: Channel, round: u64, takes_back: bool, consuming: &Consuming) -> Arc<Self> {
         let (settle, requests) = mpsc::unbounded_channel();
         let over = CancellationToken::new();
-        let acknowledging = acknowledge(channel, requests, over.clone());
+        let acknowledging = acknowledge(up.clone(), channel.clone(), requests, over.clone());
         consuming.acknowledging.spawn_on(acknowledging, &consuming.link.runtime());
-        Arc::new(Self { round, takes_back, over, unsettled: AtomicUsize::new(0), settle })
+        Arc::new(Self { round, takes_back, over, channel, unsettled: Mutex::default(), settle })
+    }
+
+    fn unsettled(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many deliveries are not settled, and how many of them came so long ago.
+    fn open(&self, long: Option<Duration>) -> (usize, usize) {
+        let unsettled = self.unsettled();
+        let is_long = |came: &Instant| long.is_some_and(|long| came.elapsed() >= long);
+        (unsettled.len(), unsettled.values().filter(|came| is_long(came)).count())
     }
 
     fn receipt(self: &Arc<Self>, tag: u64) -> Receipt {
-        self.unsettled.fetch_add(1, Ordering::Relaxed);
+        self.unsettled().insert(tag, Instant::now());
         Receipt { epoch: Arc::clone(self), tag, settled: false }
     }
 }
@@ -173,6 +198,7 @@ impl Ledger {
 /// The only task that acknowledges on this channel: two `multiple` acks that overtake each other are a channel
 /// error.
 async fn acknowledge(
+    up: Up,
     channel: Channel,
     mut requests: mpsc::UnboundedReceiver<Settle>,
     over: CancellationToken,
@@ -195,6 +221,8 @@ async fn acknowledge(
             }
             () = sleep_until(straggle), if straggle_at.is_some() => {}
             () = over.cancelled() => break,
+            // Where the consumer is gone nobody else would notice.
+            () = sleep(LOOK) => if !channel.status().connected() { break },
         }
         let told = tell(&channel, &mut ledger, batch.drain(..), &mut straggle_at);
         match timeout(REQUEST_TIMEOUT, told).await {
@@ -205,6 +233,12 @@ async fn acknowledge(
             }
             Err(_) => break,
         }
+    }
+    // Its consumer would know before, if it had one.
+    if !over.is_cancelled() && !channel.status().connected() && up.is_alive() {
+        warn!(
+            "the broker has ended a channel with what takes long on it (after its consumer_timeout?): it hands that out again"
+        );
     }
     over.cancel();
 }
@@ -250,7 +284,7 @@ pub(crate) trait Source: Send + 'static {
         epoch: u64,
     ) -> impl Future<Output = Result<(String, FieldTable), LinkDown>> + Send;
 
-    /// Nothing came for a while, and nothing is unsettled. `true` asks for another channel and consumer.
+    /// Nothing came for a while, although more might. `true` asks for another channel and consumer.
     fn when_quiet(&mut self, _: &Channel) -> impl Future<Output = Result<bool, LinkDown>> + Send {
         std::future::ready(Ok(false))
     }
@@ -288,7 +322,16 @@ impl Source for DeclaredQueue {
     /// A consumer can be forgotten without a word. And when a queue is deleted and at once declared again, RabbitMQ
     /// 3.10 moves its consumer over, counts messages as delivered to it, and delivers none: to look whether the
     /// queue is empty would not find them. To leave that channel gives them back.
-    async fn when_quiet(&mut self, _: &Channel) -> Result<bool, LinkDown> {
+    async fn when_quiet(&mut self, channel: &Channel) -> Result<bool, LinkDown> {
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let asked = channel.queue_declare(short(&self.0), passive, FieldTable::default());
+        let waiting = in_time("look at the queue", asked).await?.message_count();
+        if waiting > 0 {
+            warn!(
+                queue = self.0,
+                waiting, "messages wait and the broker delivered none for {QUIET:?}: the consumer is renewed"
+            );
+        }
         Ok(true)
     }
 }
@@ -297,6 +340,8 @@ impl Source for DeclaredQueue {
 pub(crate) struct Consuming {
     pub(crate) link: Link,
     pub(crate) prefetch: u16,
+    /// After what time a delivery takes long; none: all are settled at once.
+    pub(crate) long: Option<Duration>,
     pub(crate) deliveries: mpsc::Sender<Delivery>,
     /// Stop taking: the consumer is cancelled, and what was delivered but not passed on is handed back.
     pub(crate) stop: CancellationToken,
@@ -311,12 +356,13 @@ pub(crate) async fn consume(consuming: Consuming, mut source: impl Source) {
     let Consuming { link, stop, .. } = &consuming;
     let mut pauses = Pauses::new();
     let mut rounds = 0;
+    let mut before = Before::default();
     let mut last_error = String::new();
     while !stop.is_cancelled() {
         rounds += 1;
         let began = Instant::now();
         let mut ending = Ending::default();
-        let ended = one_epoch(&consuming, &mut source, rounds, &mut ending).await;
+        let ended = one_epoch(&consuming, &mut source, rounds, &mut before, &mut ending).await;
         if matches!(ended, Ok(Ended::Renewed)) {
             continue;
         }
@@ -362,28 +408,65 @@ enum Ended {
     Renewed,
 }
 
+/// What the epochs before left behind.
+#[derive(Debug, Default)]
+struct Before {
+    /// Those that live on in their receipts, without a consumer.
+    epochs: Vec<Weak<Epoch>>,
+    /// The last one was renewed because nothing came.
+    quiet: bool,
+}
+
+impl Before {
+    fn add(&mut self, epoch: &Arc<Epoch>) {
+        self.epochs.push(Arc::downgrade(epoch));
+    }
+
+    /// Deliveries that are not settled there, and how many of them take long.
+    fn open(&mut self, long: Option<Duration>) -> (usize, usize) {
+        self.epochs.retain(|epoch| epoch.upgrade().is_some_and(|epoch| !epoch.over.is_cancelled()));
+        let each = self.epochs.iter().filter_map(Weak::upgrade).map(|epoch| epoch.open(long));
+        each.fold((0, 0), |sum, open| (sum.0 + open.0, sum.1 + open.1))
+    }
+}
+
+/// How many deliveries a consumer may have, beside those that take long on other channels.
+fn allowed(prefetch: u16, long_before: usize) -> u16 {
+    prefetch.saturating_sub(u16::try_from(long_before).unwrap_or(u16::MAX)).max(1)
+}
+
+/// Whether what comes next gets another channel: something here takes long and there is room for more beside it; or what
+/// took long before has been settled, or what was left behind takes long now. A consumer's prefetch cannot be changed.
+fn is_due(prefetch: u16, has: u16, here: (usize, usize), before: (usize, usize)) -> bool {
+    let (open, long) = here;
+    if long > 0 { open + before.0 < usize::from(prefetch) } else { allowed(prefetch, before.1) != has }
+}
+
 /// One channel's consuming.
 async fn one_epoch(
     consuming: &Consuming,
     source: &mut impl Source,
     round: u64,
+    before: &mut Before,
     ending: &mut Ending,
 ) -> Result<Ended, LinkDown> {
-    let Consuming { link, prefetch, deliveries, stop, .. } = consuming;
+    let Consuming { link, prefetch, long, deliveries, stop, .. } = consuming;
     let up = tokio::select! {
         () = stop.cancelled() => return Ok(Ended::Told),
         up = link.wait_up(Instant::now() + REQUEST_TIMEOUT) => up?,
     };
     let channel = up.channel().await?;
-    in_time("set the prefetch", channel.basic_qos(*prefetch, BasicQosOptions::default())).await?;
+    let has = allowed(*prefetch, before.open(*long).1);
+    in_time("set the prefetch", channel.basic_qos(has, BasicQosOptions::default())).await?;
     let (queue, arguments) = source.prepare(&channel, round).await?;
     let consumed = channel.basic_consume(short(&queue), "".into(), BasicConsumeOptions::default(), arguments);
     let mut consumer = in_time("consume", consumed).await?;
     let tag = consumer.tag();
-    let epoch = Epoch::start(channel.clone(), round, source.takes_back(), consuming);
+    let epoch = Epoch::start(&up, channel.clone(), round, source.takes_back(), consuming);
     consuming.consuming.store(true, Ordering::Relaxed);
     source.started();
-    let mut quiet = Instant::now() + QUIET;
+    let began = Instant::now();
+    let (mut quiet, mut look) = (Instant::now() + QUIET, Instant::now() + LOOK);
     let mut buffer = None;
     let ended = loop {
         tokio::select! {
@@ -401,6 +484,9 @@ async fn one_epoch(
             next = consumer.next(), if buffer.is_none() => match next {
                 Some(Ok(delivery)) => {
                     ending.delivered += 1;
+                    if std::mem::take(&mut before.quiet) && delivery.redelivered && began.elapsed() < AT_ONCE {
+                        warn!(queue, "the broker had kept messages for a consumer that got none: it was renewed");
+                    }
                     quiet = Instant::now() + QUIET;
                     let receipt = epoch.receipt(delivery.delivery_tag);
                     buffer = Some(Delivery { incoming: incoming(delivery), receipt });
@@ -424,10 +510,20 @@ async fn one_epoch(
                 Err(_) => break Ended::Told, // nobody takes deliveries any more
             },
             () = sleep_until(quiet), if buffer.is_none() => {
-                if epoch.unsettled.load(Ordering::Relaxed) == 0 && source.when_quiet(&channel).await? {
+                let room = if long.is_some() { has.into() } else { 1 };
+                if epoch.open(None).0 < room && source.when_quiet(&channel).await? {
+                    before.quiet = true;
                     break Ended::Renewed;
                 }
                 quiet = Instant::now() + QUIET;
+            }
+            () = sleep_until(look), if long.is_some() && buffer.is_none() => {
+                let left = before.open(*long);
+                if before.epochs.len() < LEFT_MAX && is_due(*prefetch, has, epoch.open(*long), left) {
+                    debug!(queue, "what comes next gets another channel than what takes long");
+                    break Ended::Renewed;
+                }
+                look = Instant::now() + LOOK;
             }
         }
     };
@@ -436,8 +532,13 @@ async fn one_epoch(
     let cancelled = channel.basic_cancel(tag, BasicCancelOptions::default());
     let _ = in_time("cancel the consumer", cancelled).await;
     while let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
-        drop(epoch.receipt(delivery.delivery_tag));
+        let receipt = epoch.receipt(delivery.delivery_tag);
+        if matches!(ended, Ended::Renewed) {
+            // There is room for the prefetch. Where there is none after all, the receipt is dropped: it is handed back.
+            drop(deliveries.try_send(Delivery { incoming: incoming(delivery), receipt }));
+        }
     }
+    before.add(&epoch);
     Ok(ended)
 }
 
@@ -446,6 +547,28 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_takes_long_is_left_behind_when_there_is_room_beside_it() {
+        for (prefetch, has, here, before, due) in [
+            // Nothing takes long.
+            (10, 10, (10, 0), (0, 0), false),
+            (10, 10, (0, 0), (7, 0), false),
+            // One does, and others could come beside it.
+            (10, 10, (1, 1), (0, 0), true),
+            (10, 10, (9, 3), (0, 0), true),
+            (10, 10, (10, 3), (0, 0), false),
+            (10, 8, (6, 3), (4, 2), false),
+            (1, 1, (1, 1), (0, 0), false),
+            // The room that it took is there again, or not any more.
+            (10, 8, (4, 0), (2, 2), false),
+            (10, 8, (4, 0), (1, 1), true),
+            (10, 10, (4, 0), (1, 1), true),
+            (2, 1, (0, 0), (5, 5), false),
+        ] {
+            assert_eq!(is_due(prefetch, has, here, before), due, "{prefetch} {has} {here:?} {before:?}");
+        }
+    }
 
     #[test]
     fn acks_are_joined_up_to_the_first_gap() {

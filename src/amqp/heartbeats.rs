@@ -149,6 +149,7 @@ impl Heartbeats {
         let consuming = Consuming {
             link: link.clone(),
             prefetch: PREFETCH,
+            long: None,
             deliveries,
             stop: this.stop.clone(),
             consuming: Arc::new(AtomicBool::new(false)),

@@ -81,6 +81,7 @@ impl Replies {
         let consuming = Consuming {
             link: link.clone(),
             prefetch: PREFETCH,
+            long: None,
             deliveries,
             stop: inner.stop.clone(),
             consuming: Arc::new(AtomicBool::new(false)),

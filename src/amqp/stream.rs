@@ -250,6 +250,7 @@ impl Run {
         let consuming = Consuming {
             link: link.clone(),
             prefetch,
+            long: None,
             deliveries: sender,
             stop: stop.clone(),
             consuming: Arc::clone(consuming),

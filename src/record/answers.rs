@@ -90,6 +90,7 @@ impl Desk {
         let consuming = Consuming {
             link: self.link.clone(),
             prefetch: PREFETCH,
+            long: None,
             deliveries: sender,
             stop: open,
             consuming: Arc::new(AtomicBool::new(false)),

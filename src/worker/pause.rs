@@ -34,6 +34,8 @@ use crate::{
 
 /// How long a worker waits for the control log until it says so.
 const WONDER: Duration = Duration::from_secs(10);
+/// After what time a job takes long, and what comes next gets another channel; sooner where the broker is less patient.
+const LONG: Duration = Duration::from_secs(60);
 /// How long a consumer and a dispatcher get to end: the one cancels within its request timeout, the other only hands
 /// back.
 const ENDING: Duration = Duration::from_secs(15);
@@ -101,6 +103,7 @@ impl Taking {
         let consuming = Consuming {
             link: self.link.clone(),
             prefetch: self.prefetch,
+            long: Some(LONG.min(self.shared.settings.consumer_timeout / 30)),
             deliveries,
             stop: stop.clone(),
             consuming: Arc::clone(&self.health.consuming),

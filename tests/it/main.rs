@@ -29,6 +29,7 @@ mod http_record;
 mod http_refusals;
 mod ladder;
 mod layering;
+mod long_jobs;
 mod process_cancel;
 mod process_http;
 mod process_ledger;

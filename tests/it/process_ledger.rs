@@ -141,7 +141,10 @@ fn ledger_worker() {
     };
     let book = Book(Arc::new(Path::new(&ledger).to_owned()));
     let quick = RetryPolicy { initial: Duration::from_millis(100), ..RetryPolicy::default() };
-    let options = Options::new().queue(queue).retry(quick);
+    let mut options = Options::new().queue(queue).retry(quick);
+    if let Ok(seconds) = env::var("HOPLINE_TEST_TIMEOUT") {
+        options = options.timeout(Duration::from_secs(seconds.parse().expect("a number of seconds")));
+    }
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let worker =
         Worker::new(Config::load().expect("a configuration")).state(book).register_with(run, options);

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::process::{KIND, Process, Stage, free_port, until_status};
+use crate::support::process::{KIND, Process, Stage, eventually, free_port, until_status};
 
 /// A job of the ledger worker, as an item of a batch.
 pub(crate) fn item(stage: &Stage, args: &Value) -> Value {
@@ -144,4 +144,33 @@ async fn a_workers_health_is_its_consuming() {
 pub(crate) async fn stop_within(process: &mut Process, limit: Duration) {
     let ended = tokio::time::timeout(limit, process.stop()).await;
     assert!(ended.is_ok(), "not ended within {limit:?}; its log:\n{}", process.log());
+}
+
+/// What a stopped process was handed before lies in its memory and looks well when it wakes up; others have done it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stood_still_does_not_start_what_others_have_done() {
+    let stage = Stage::new();
+    let front = stage.serve().await;
+    let variables = [
+        ("HOPLINE_AMQP_HEARTBEAT", "2"),
+        ("HOPLINE_WORKER_CONCURRENCY", "1"),
+        ("HOPLINE_WORKER_PREFETCH", "20"),
+    ];
+    let mut frozen = stage.ledger_worker(&variables);
+    let first = front.submit(&stage, json!({ "ms": 5000 })).await;
+    stage.ledger().until("start", 1).await;
+    let others = front.submit_all(vec![item(&stage, &json!({})); 10]).await;
+    let queue = stage.work_queue();
+    eventually("all are handed out", async || (stage.broker.waiting(&queue).await == 0).then_some(())).await;
+    frozen.signal(Signal::STOP);
+    let mut other = stage.ledger_worker(&variables);
+    stage.ledger().until_all_ended(&others).await;
+    frozen.signal(Signal::CONT);
+    frozen.until_logged("this process stood still", "for").await;
+    let last = front.submit(&stage, json!({})).await;
+    stage.ledger().until_all_ended(&[first, last]).await;
+    let starts = stage.ledger().count("start");
+    assert!(others.iter().all(|job| starts[job] == 1), "{starts:?}");
+    frozen.stop().await;
+    other.stop().await;
 }

@@ -51,7 +51,13 @@ impl Broker {
 
     /// One of the test's own, in `dir`.
     pub(crate) async fn private(dir: &Path) -> (Node, Self) {
+        Self::private_with(dir, |_| {}).await
+    }
+
+    /// As [`Broker::private`], with options of one's own.
+    pub(crate) async fn private_with(dir: &Path, set: impl FnOnce(&mut NodeOptions)) -> (Node, Self) {
         let mut options = NodeOptions::new(dir.join("node"));
+        set(&mut options);
         options.start_timeout = Duration::from_secs(180);
         let node = Node::start(options).await.unwrap_or_else(|error| panic!("no private node: {error}"));
         let (user, password) = node.login();
