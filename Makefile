@@ -42,7 +42,7 @@ faults: setup ## every fault under 20,000 jobs each, for an hour or more; writes
 	$(CARGO) build --release --workspace --bins --features server
 	$(CARGO) test --release --features server --test faults -- --full --write "$(HERE)/docs/faults.md"
 
-fuzz: ## fuzz each parser of what comes from outside for TIME=60 seconds, JOBS=1 at a time; MERGE=1 keeps what is new
+fuzz: ## fuzz each parser of what comes from outside for TIME=60 seconds, JOBS=1 at a time; MERGE=N keeps the best new inputs
 	scripts/fuzz $(TARGETS)
 
 bench: setup ## compare Hopline with the bare broker, on a broker of its own
