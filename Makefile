@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
 CARGO ?= cargo
 DIR := $(HERE)/var
 
-.PHONY: help setup build up down test check faults bench
+.PHONY: help setup build up down test check faults fuzz bench
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -41,6 +41,9 @@ check: setup ## what CI runs: format, lints, docs, advisories, a worker outside 
 faults: setup ## every fault under 20,000 jobs each, for an hour or more; writes docs/faults.md
 	$(CARGO) build --release --workspace --bins --features server
 	$(CARGO) test --release --features server --test faults -- --full --write "$(HERE)/docs/faults.md"
+
+fuzz: ## fuzz each parser of what comes from outside for TIME=60 seconds, JOBS=1 at a time; MERGE=N keeps the best new inputs
+	scripts/fuzz $(TARGETS)
 
 bench: setup ## compare Hopline with the bare broker, on a broker of its own
 	$(CARGO) build --release --workspace --bins --features server

@@ -23,6 +23,8 @@
 mod attempt;
 mod cancel;
 mod clear;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod letter;
 mod lost;
 mod reckon;

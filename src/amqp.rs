@@ -26,6 +26,8 @@ pub(crate) mod connection;
 pub(crate) mod consumer;
 pub(crate) mod control;
 pub mod delay;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 pub(crate) mod heartbeats;
 pub(crate) mod message;
 pub mod names;

@@ -12,6 +12,8 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::duration::format as format_duration;
 pub use self::{
     duration::{DurationError, parse_duration},
     load::ConfigError,

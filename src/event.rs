@@ -352,10 +352,11 @@ pub fn inline(json: &[u8], max: usize, private: bool) -> Option<Box<RawValue>> {
     RawValue::from_string(std::str::from_utf8(json).ok()?.to_owned()).ok()
 }
 
-/// A time as all our JSON has it: RFC 3339, UTC, with milliseconds.
+/// A time as all our JSON has it: RFC 3339, UTC, with milliseconds. A year before 0, which RFC 3339 does not have, is
+/// written with a sign and six digits, and read: some header may say it.
 #[must_use]
 pub fn time_text(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+    format!("{at:.3}")
 }
 
 /// Optional times as [`time_text`] has them.
@@ -411,6 +412,23 @@ mod tests {
         ];
         for pair in order.windows(2) {
             assert!(pair[0].rank() < pair[1].rank(), "{:?} before {:?}", pair[0], pair[1]);
+        }
+    }
+
+    #[test]
+    fn every_time_is_read_as_it_is_written() {
+        for (at, text) in [
+            ("1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000Z"),
+            ("2026-01-02T05:04:05.6789+02:00", "2026-01-02T03:04:05.678Z"),
+            ("1969-12-31T23:59:59.9999Z", "1969-12-31T23:59:59.999Z"),
+            ("-009999-01-02T01:59:59Z", "-009999-01-02T01:59:59.000Z"),
+        ] {
+            let at: Timestamp = at.parse().unwrap();
+            assert_eq!(time_text(at), text);
+            assert_eq!(text.parse::<Timestamp>().unwrap().as_second(), at.as_second());
+        }
+        for end in [Timestamp::MIN, Timestamp::MAX] {
+            assert!(time_text(end).parse::<Timestamp>().is_ok(), "{}", time_text(end));
         }
     }
 

@@ -19,6 +19,8 @@ mod events;
 mod fields;
 mod filter;
 mod front;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod guard;
 mod health;
 mod job;

@@ -10,6 +10,9 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod event;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(feature = "server")]
 pub mod http;
 pub mod job;

@@ -21,6 +21,8 @@ mod answers;
 mod barrier;
 #[cfg(feature = "server")]
 mod fold;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 #[cfg(feature = "server")]
 pub mod keys;
 pub(crate) mod lookup;

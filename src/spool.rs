@@ -17,6 +17,8 @@
 
 mod drain;
 mod file;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 
 use std::{
     collections::HashSet,

@@ -9,7 +9,7 @@ use crate::{
     job::{
         Envelope, JobId, Kind, QueueName,
         dead::{self, mark},
-        envelope::{DecodeError, carried_all, header, id_of},
+        envelope::{DecodeError, Place, carried_all, header, id_of, place_of},
         wire::{HeaderValue, Headers, Incoming, Message},
     },
 };
@@ -41,9 +41,11 @@ impl Facts {
         let kind = message.kind.as_deref().and_then(|kind| Kind::parse(kind).ok());
         let (code, error) = (text(&message.headers, mark::CODE), text(&message.headers, mark::ERROR));
         let fingerprint = dead::fingerprint(kind.as_ref().map(Kind::as_str), code, error);
-        let read = headers_alone(message, queue);
-        let (run, attempt, step) =
-            read.as_ref().map_or((1, 1, 0), |envelope| (envelope.run, envelope.attempt, envelope.step));
+        let bare = headers_alone(message);
+        // As the worker had it that gave up on the message: it may have been unable to read the rest as well.
+        let Place { run, attempt, step } = place_of(&bare);
+        let incoming = Incoming { message: bare, ..Incoming::default() };
+        let read = Envelope::decode(&incoming, queue, usize::MAX).ok().map(|decoded| decoded.envelope);
         Self {
             id: id_of(message, queue),
             queue: queue.clone(),
@@ -76,19 +78,17 @@ impl Facts {
     }
 }
 
-/// The message's headers as an envelope, without its args, and without its marks: they would make it the next run's.
-fn headers_alone(message: &Message, queue: &QueueName) -> Option<Envelope> {
+/// The message's headers as those of a job, without its args, and without its marks: they would make it the next run's.
+fn headers_alone(message: &Message) -> Message {
     let mut headers = carried_all(&message.headers);
     dead::unmark(&mut headers);
     let kind = message.kind.clone().filter(|kind| Kind::parse(kind.as_str()).is_ok());
-    let message = Message {
+    Message {
         kind: Some(kind.unwrap_or_else(|| "unknown".to_owned())),
         headers,
         body: Bytes::from_static(b"{}"),
         ..message.clone()
-    };
-    let incoming = Incoming { message, ..Incoming::default() };
-    Envelope::decode(&incoming, queue, usize::MAX).ok().map(|decoded| decoded.envelope)
+    }
 }
 
 fn text<'a>(headers: &'a Headers, name: &str) -> &'a str {
@@ -189,6 +189,17 @@ mod tests {
         let facts = Facts::of(&message, &queue());
         assert_eq!((facts.kind, facts.run), (None, 2));
         assert_eq!(facts.fingerprint, dead::fingerprint(None, "c", "no 5"));
+        // One header is broken, or the version is a later one's: the run is what the worker took it for.
+        for (name, value) in [(header::TAGS, HeaderValue::Int(7)), (header::VERSION, HeaderValue::Int(2))] {
+            let mut message = message.clone();
+            message.headers.insert(name.into(), value);
+            let facts = Facts::of(&message, &queue());
+            assert_eq!((facts.run, facts.attempt, facts.step), (2, 5, 7), "{name}");
+            assert_eq!(
+                next_run_raw(&message, &facts, JobId::new()).headers[header::RUN],
+                HeaderValue::Int(3)
+            );
+        }
         message.headers.insert(header::RUN.into(), "many".into());
         assert_eq!(Facts::of(&message, &queue()).run, 1, "a header that is broken says nothing");
     }

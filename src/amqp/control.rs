@@ -306,7 +306,7 @@ impl Control {
             // What others write for themselves, older versions wrote and later ones write.
             Ok(None) => return,
             Err(error) => {
-                return warn!(kind = message.kind, %error, "a record of the control log cannot be read");
+                return warn!(kind = message.kind, error, "a record of the control log cannot be read");
             }
         };
         if skipped > 0 {

@@ -29,7 +29,7 @@ use super::{
     names::Names,
     outlet::Outlet,
 };
-use crate::job::{JobId, Kind, QueueName, wire::Message};
+use crate::job::{JobId, Kind, QueueName, json, wire::Message};
 
 /// Message type.
 const HEARTBEAT: &str = "hopline.worker.heartbeat";
@@ -100,12 +100,25 @@ pub struct WorkerKind {
 
 /// A heartbeat on the wire.
 #[derive(Serialize, Deserialize)]
-struct Heartbeat {
+pub(super) struct Heartbeat {
     #[serde(flatten)]
     info: WorkerInfo,
     /// The last one: the worker has ended.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     ended: bool,
+}
+
+impl Heartbeat {
+    /// Reads a heartbeat; `None`: another message, or one that is too long.
+    ///
+    /// # Errors
+    /// What is wrong, in bounds.
+    pub(super) fn read(message: &Message) -> Result<Option<Self>, String> {
+        if message.kind.as_deref() != Some(HEARTBEAT) || message.body.len() > BODY_MAX {
+            return Ok(None);
+        }
+        json::read(&message.body).map(Some)
+    }
 }
 
 /// Publishes a heartbeat, if that is possible now.
@@ -189,12 +202,10 @@ struct Workers(HashMap<String, (Instant, WorkerInfo)>);
 
 impl Workers {
     fn learn(&mut self, message: &Message, now: Instant) {
-        if message.kind.as_deref() != Some(HEARTBEAT) || message.body.len() > BODY_MAX {
-            return;
-        }
-        let Heartbeat { info, ended } = match serde_json::from_slice(&message.body) {
-            Ok(heartbeat) => heartbeat,
-            Err(error) => return debug!(%error, "not a heartbeat"),
+        let Heartbeat { info, ended } = match Heartbeat::read(message) {
+            Ok(Some(heartbeat)) => heartbeat,
+            Ok(None) => return,
+            Err(error) => return debug!(error, "not a heartbeat"),
         };
         if ended {
             self.0.remove(&info.worker);

@@ -74,14 +74,25 @@ impl Config {
         file: Option<&Path>,
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut layers = config::Config::builder();
-        if let Some(path) = file {
-            let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        let read = |path: &Path| {
+            fs::read_to_string(path).map_err(|source| ConfigError::Read {
                 variable: None,
                 path: path.into(),
                 source,
-            })?;
-            layers = layers.add_source(config::File::from_str(&text, config::FileFormat::Toml));
+            })
+        };
+        Self::read(file.map(read).transpose()?.as_deref(), file, variables)
+    }
+
+    /// Reads the configuration from what `file` holds, and variables.
+    pub(crate) fn read(
+        text: Option<&str>,
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = config::Config::builder();
+        if let Some(text) = text {
+            layers = layers.add_source(config::File::from_str(text, config::FileFormat::Toml));
         }
         let (mut scalars, mut lists) = (HashMap::new(), Vec::new());
         for (key, value) in keys(variables)? {

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use super::{Data, Event, EventType, TYPE_PREFIX, time_text};
-use crate::job::JobId;
+use crate::job::{JobId, json};
 
 /// Content type of a batch.
 pub const CONTENT_TYPE: &str = "application/cloudevents-batch+json";
@@ -85,8 +85,7 @@ pub fn join<'a>(events: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
 /// # Errors
 /// [`BatchError`] when the body is no JSON array.
 pub fn decode(body: &[u8]) -> Result<(Vec<(u16, Event)>, usize), BatchError> {
-    let entries: Vec<&RawValue> =
-        serde_json::from_slice(body).map_err(|error| BatchError(error.to_string()))?;
+    let entries: Vec<&RawValue> = json::read(body).map_err(BatchError)?;
     let (mut events, mut skipped) = (Vec::with_capacity(entries.len()), 0);
     for (index, entry) in entries.into_iter().enumerate() {
         match (u16::try_from(index), read(entry.get())) {

@@ -76,8 +76,8 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
 
 /// An item's text, and its line in NDJSON.
 #[derive(Debug, Clone, Copy)]
-struct Item<'a> {
-    text: &'a [u8],
+pub(super) struct Item<'a> {
+    pub(super) text: &'a [u8],
     line: Option<usize>,
 }
 
@@ -85,7 +85,7 @@ struct Item<'a> {
 ///
 /// # Errors
 /// The problem, when the batch as a whole cannot be read, is empty, or has more than `max` items.
-fn split(bytes: &Bytes, media: Media, max: usize) -> Result<Vec<Item<'_>>, Problem> {
+pub(super) fn split(bytes: &Bytes, media: Media, max: usize) -> Result<Vec<Item<'_>>, Problem> {
     let items = if media == Media::Ndjson {
         let lines = bytes.split(|byte| *byte == b'\n').enumerate();
         let full = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
@@ -170,7 +170,12 @@ async fn read(app: &App, trace: &Headers, bytes: &Bytes, items: &[Item<'_>]) -> 
         match read_item(item, bytes, app, now, told) {
             Ok(mut draft) => {
                 let (named, too_late) = (draft.named, draft.too_late.take());
-                batch.add(item, draft.into_submission(&app.client, trace, now), named, too_late);
+                batch.add(
+                    item,
+                    draft.into_submission(|kind| app.client.queue_of(kind), trace, now),
+                    named,
+                    too_late,
+                );
             }
             Err(problem) => batch.refuse(item, problem),
         }
@@ -196,7 +201,7 @@ fn read_item(
 }
 
 /// A line of NDJSON has its own line numbers, all of them 1: the batch's is put in place.
-fn place(problem: Problem, item: &Item<'_>) -> Problem {
+pub(super) fn place(problem: Problem, item: &Item<'_>) -> Problem {
     match (item.line, json::check(item.text)) {
         (Some(line), Err(JsonError::Syntax { detail, column, .. }))
             if problem.code == Code::MalformedJson =>

@@ -62,7 +62,7 @@ async fn submit(app: &App, id: Option<JobId>, inbound: &mut Inbound) -> Result<R
     let wait = Wait::choose(wait, Prefer::read(headers).wait, Duration::ZERO, app.http.max_wait);
     let deadline = (!wait.patience.is_zero()).then(|| start + wait.patience);
     let (named, too_late) = (draft.named, draft.too_late.take());
-    let job = draft.into_submission(&app.client, &trace_context(headers), now);
+    let job = draft.into_submission(|kind| app.client.queue_of(kind), &trace_context(headers), now);
     let mut response = match keyed::begin(app, named, &job.envelope.kind, too_late).await? {
         Begun::New(claim) => submit_new(app, job, claim, deadline, received.room).await?,
         Begun::Repeat(repeat) => keyed::answer(app, repeat, job, deadline).await?,

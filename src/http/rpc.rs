@@ -100,7 +100,8 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
         retry: RetryOverrides::default(),
         tags: Vec::new(),
     };
-    let job = draft.into_submission(&app.client, &trace_context(&inbound.parts.headers), now);
+    let job =
+        draft.into_submission(|kind| app.client.queue_of(kind), &trace_context(&inbound.parts.headers), now);
     let accepted = Accepted::new(&job);
     // Without the args: no answer has them, so their memory is free once the broker has the job.
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };

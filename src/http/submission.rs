@@ -13,7 +13,7 @@ use super::{
     problem::{Code, Problem},
 };
 use crate::{
-    client::{Client, Submission},
+    client::Submission,
     config::Limits,
     job::{
         Envelope, Kind, QueueName,
@@ -135,10 +135,15 @@ impl Draft {
         errors.none_or(draft)
     }
 
-    /// The job to be submitted, in its queue.
-    pub(super) fn into_submission(self, client: &Client, trace: &Headers, now: Timestamp) -> Submission {
+    /// The job to be submitted, in its queue: `queue_of` says which where the client does not.
+    pub(super) fn into_submission(
+        self,
+        queue_of: impl FnOnce(&Kind) -> QueueName,
+        trace: &Headers,
+        now: Timestamp,
+    ) -> Submission {
         let routed = self.queue.is_none();
-        let queue = self.queue.unwrap_or_else(|| client.queue_of(&self.kind));
+        let queue = self.queue.unwrap_or_else(|| queue_of(&self.kind));
         let mut envelope = Envelope::new(self.kind, queue, self.args);
         envelope.created_at = Some(now);
         envelope.expires_at = self.expires_at;

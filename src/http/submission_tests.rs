@@ -240,10 +240,9 @@ fn a_repeat_may_come_after_its_expiry() {
 #[test]
 fn a_named_job_is_submitted_as_one_that_may_have_a_copy() {
     let id = JobId::new();
-    let client = Client::recording();
     let job = |choice| {
         let draft = read_as(choice, r#"{"kind":"demo.echo"}"#).unwrap();
-        draft.into_submission(&client, &Headers::new(), now())
+        draft.into_submission(|_| QueueName::parse("default").unwrap(), &Headers::new(), now())
     };
     let named = job(Choice::Client(id));
     assert_eq!((named.envelope.id, named.envelope.unsure), (id, true));

@@ -14,7 +14,7 @@ use super::{
     dead::{self, Reason},
     json::{self, JsonError},
     name::{JobId, Kind, NameError, QueueName},
-    wire::{HeaderValue, Headers, Incoming, Message, headers_size},
+    wire::{HeaderValue, Headers, Incoming, Message, headers_size, time_of_ms},
 };
 use crate::retry::{MAX_ATTEMPTS, RetryPolicy};
 
@@ -326,7 +326,7 @@ impl Envelope {
             kind,
             queue: queue.clone(),
             args: message.body.clone(),
-            run: read.count(header::RUN, u32::MAX - 1)?.unwrap_or(1),
+            run: read.count(header::RUN, u32::MAX)?.unwrap_or(1),
             attempt: read.count(header::ATTEMPT, u32::MAX - 1)?.unwrap_or(1),
             step: read.counter(header::STEP)?,
             patience: read.counter(header::PATIENCE)?,
@@ -432,7 +432,7 @@ pub struct Place {
 #[must_use]
 pub fn place_of(message: &Message) -> Place {
     let read = Reader(&message.headers);
-    let run = read.count(header::RUN, u32::MAX - 1).ok().flatten().unwrap_or(1);
+    let run = read.count(header::RUN, u32::MAX).ok().flatten().unwrap_or(1);
     if dead::is_marked(&message.headers) {
         return Place { run: run.saturating_add(1), attempt: 1, step: 0 };
     }
@@ -521,9 +521,7 @@ impl Reader<'_> {
             return time.map(Some).ok_or(DecodeError::Header { name, expected: "a time" });
         }
         let Some(ms) = self.int(name, i64::MIN, i64::MAX)? else { return Ok(None) };
-        Timestamp::from_millisecond(ms)
-            .map(Some)
-            .map_err(|_| DecodeError::Header { name, expected: "ms since the epoch" })
+        time_of_ms(ms).map(Some).ok_or(DecodeError::Header { name, expected: "ms since the epoch" })
     }
 
     fn double(

@@ -1,11 +1,15 @@
 //! JSON that comes from outside: checked for syntax and depth without building a value from it, so that the
 //! bytes can be carried untouched (no number loses digits, no key changes place).
 
-use serde::de::IgnoredAny;
+use serde::de::{Deserialize, IgnoredAny};
 use thiserror::Error;
+
+use super::dead::clip;
 
 /// Deepest nesting of arrays and objects that args, outputs and requests may have.
 pub const MAX_DEPTH: usize = 64;
+/// Longest word about what cannot be read, in bytes.
+pub const WORD_MAX: usize = 500;
 
 /// Why bytes are not acceptable JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -35,7 +39,7 @@ pub fn check(bytes: &[u8]) -> Result<(), JsonError> {
     // serde_json skips ignored strings without looking at their encoding.
     let text = std::str::from_utf8(bytes).map_err(|error| not_utf8(bytes, error.valid_up_to()))?;
     let mut reader = serde_json::Deserializer::from_str(text);
-    let end = serde::Deserialize::deserialize(&mut reader).and_then(|_: IgnoredAny| reader.end());
+    let end = Deserialize::deserialize(&mut reader).and_then(|_: IgnoredAny| reader.end());
     end.map_err(|error| syntax(&error))
 }
 
@@ -51,6 +55,14 @@ pub fn syntax(error: &serde_json::Error) -> JsonError {
     let text = error.to_string();
     let detail = text.split(" at line ").next().unwrap_or_default().to_owned();
     JsonError::Syntax { detail, line: error.line(), column: error.column() }
+}
+
+/// Reads what somebody wrote on the broker.
+///
+/// # Errors
+/// What is wrong, in at most [`WORD_MAX`] bytes: serde_json quotes what it found, which may be megabytes.
+pub fn read<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|error| clip(&error.to_string(), WORD_MAX).to_owned())
 }
 
 /// Checks the depth alone, in one pass that allocates nothing. What is not JSON passes: the parser that follows
@@ -105,6 +117,13 @@ mod tests {
             assert!(matches!(check(bad.as_bytes()), Err(JsonError::Syntax { .. })), "{bad}");
         }
         assert!(check(b"\"\xff\xfe\"").is_err(), "not UTF-8");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_quoted_whole() {
+        let long = serde_json::to_vec(&"ä".repeat(100_000)).unwrap();
+        let error = read::<Vec<u8>>(&long).unwrap_err();
+        assert!(error.starts_with("invalid type: string") && error.len() <= WORD_MAX, "{error}");
     }
 
     #[test]

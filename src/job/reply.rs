@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::{
     name::JobId,
-    wire::{HeaderValue, Message},
+    wire::{HeaderValue, Message, time_of_ms},
 };
 
 /// Header names of a reply.
@@ -152,7 +152,7 @@ impl Reply {
             _ => None,
         };
         let count = |name| int(name).and_then(|value| u32::try_from(value).ok()).ok_or(ReplyError(name));
-        let time = |name| int(name).and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        let time = |name| int(name).and_then(time_of_ms);
         Ok(Self {
             job_id: text(header::JOB_ID).and_then(|id| id.parse().ok()).ok_or(ReplyError(header::JOB_ID))?,
             run: count(header::RUN)?,

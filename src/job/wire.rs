@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 
 /// An AMQP 0.9.1 field value, as far as we tell them apart: all integers are one, all floats are one.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +31,14 @@ pub enum HeaderValue {
     Table(Headers),
     /// Nothing.
     Void,
+}
+
+/// The time so many milliseconds after 1970, as far as there is one. Any [`Timestamp`] comes back from its milliseconds,
+/// also one of the last second there is, which [`Timestamp::from_millisecond`] refuses.
+#[must_use]
+pub fn time_of_ms(ms: i64) -> Option<Timestamp> {
+    let nanoseconds = i32::try_from(ms.rem_euclid(1000) * 1_000_000).ok()?;
+    Timestamp::new(ms.div_euclid(1000), nanoseconds).ok()
 }
 
 /// Headers by name, in order of name.
@@ -124,4 +133,23 @@ pub struct Incoming {
     pub redelivered: bool,
     /// How often it came back unacknowledged, as a quorum queue counts (`x-delivery-count`): 0 at first.
     pub returns: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_time_comes_back_from_its_milliseconds() {
+        for at in [Timestamp::MIN, Timestamp::UNIX_EPOCH, Timestamp::MAX] {
+            for ms in [0, 1, 999, 1000, 1500] {
+                for ms in [at.as_millisecond() + ms, at.as_millisecond() - ms] {
+                    let within =
+                        (Timestamp::MIN.as_millisecond()..=Timestamp::MAX.as_millisecond()).contains(&ms);
+                    assert_eq!(time_of_ms(ms).map(Timestamp::as_millisecond), within.then_some(ms));
+                }
+            }
+        }
+        assert_eq!((time_of_ms(i64::MIN), time_of_ms(i64::MAX)), (None, None));
+    }
 }

@@ -31,7 +31,7 @@ use crate::{
         consumer::{Consuming, DeclaredQueue, Delivery, Receipt, consume},
         publisher::{Publisher, Target},
     },
-    job::{JobId, reply::Status, wire::Message},
+    job::{JobId, json, reply::Status, wire::Message},
 };
 
 /// Questions taken ahead.
@@ -156,7 +156,7 @@ impl Desk {
 fn question(delivery: Delivery) -> Option<Question> {
     let Delivery { incoming, receipt } = delivery;
     let Message { kind, reply_to, correlation_id, body, .. } = incoming.message;
-    let read = serde_json::from_slice::<LookupRequest>(&body).map_err(|error| error.to_string());
+    let read = json::read::<LookupRequest>(&body);
     let asked = match (kind.as_deref(), read) {
         (Some(QUESTION), Ok(request)) if request.jobs.len() <= JOBS_MAX => Ok(request.jobs),
         (Some(QUESTION), Ok(request)) => {

@@ -33,7 +33,7 @@ pub(crate) use self::attempts::attempts;
 use super::model::{CancelRequest, JobStatus, Position, Summary};
 use crate::{
     event::{AttemptOutcome, Event, EventError, EventType, Progress, Rank},
-    job::{JobId, Kind, QueueName, dead},
+    job::{JobId, Kind, QueueName, dead, wire::time_of_ms},
 };
 
 /// What is known of a job. Its JSON is what the store keeps, so its names are short and its shape is versioned there.
@@ -216,7 +216,7 @@ fn ms(at: Timestamp) -> i64 {
 
 fn time(ms: i64) -> Timestamp {
     // What came from a timestamp is one; a file that says otherwise was written by someone else.
-    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::UNIX_EPOCH)
+    time_of_ms(ms).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 impl Row {

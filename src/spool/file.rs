@@ -14,7 +14,8 @@ use crate::{
     job::{
         Envelope, JobId, Kind, QueueName,
         envelope::RetryOverrides,
-        wire::{HeaderValue, Headers},
+        json,
+        wire::{HeaderValue, Headers, time_of_ms},
     },
 };
 
@@ -83,7 +84,7 @@ fn ms(duration: Duration) -> u64 {
 }
 
 fn time(ms: Option<i64>) -> Option<Timestamp> {
-    ms.and_then(|ms| Timestamp::from_millisecond(ms).ok())
+    ms.and_then(time_of_ms)
 }
 
 impl Body {
@@ -149,7 +150,7 @@ impl Body {
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) id: JobId,
-    body: String,
+    pub(super) body: String,
     args: Bytes,
 }
 
@@ -327,7 +328,13 @@ fn read_id(bytes: &[u8]) -> Result<JobId, String> {
 fn read_entry(row: &rusqlite::Row<'_>) -> Result<Entry, String> {
     let text = |error: rusqlite::Error| error.to_string();
     let id = read_id(&row.get::<_, Vec<u8>>(1).map_err(text)?)?;
-    let body: Body = serde_json::from_str(&row.get::<_, String>(2).map_err(text)?)
-        .map_err(|error| format!("job {id} cannot be read: {error}"))?;
-    Ok(Entry { place: row.get(0).map_err(text)?, job: body.into_job(id, row.get(3).map_err(text)?) })
+    let job = read_job(id, &row.get::<_, String>(2).map_err(text)?, row.get(3).map_err(text)?)?;
+    Ok(Entry { place: row.get(0).map_err(text)?, job })
+}
+
+/// The job whose row has this body.
+pub(super) fn read_job(id: JobId, body: &str, args: Vec<u8>) -> Result<Submission, String> {
+    let body =
+        json::read::<Body>(body.as_bytes()).map_err(|error| format!("job {id} cannot be read: {error}"))?;
+    Ok(body.into_job(id, args))
 }

@@ -34,7 +34,7 @@ use crate::{
         publisher::{Publisher, Target},
     },
     client::{Client, Live},
-    job::{JobId, wire::Message},
+    job::{JobId, json, wire::Message},
     record::lookup::{Asked, End, JOBS_MAX, Known, LookupAnswer, LookupRequest, QUESTION},
 };
 
@@ -351,7 +351,7 @@ async fn exchange(
         }
     }
     let message = answer.message(deadline).await?;
-    serde_json::from_slice(&message.body).inspect_err(|error| warn!(%error, "an answer cannot be read")).ok()
+    json::read(&message.body).inspect_err(|error| warn!(error, "an answer cannot be read")).ok()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     event::time_text,
-    job::{JobId, Kind, QueueName, dead::clip, wire::Message},
+    job::{JobId, Kind, QueueName, dead::clip, json, wire::Message},
 };
 
 /// Most orders of one record.
@@ -93,7 +93,7 @@ fn shorten(text: &mut Option<String>, max: usize) {
 
 /// What a record says.
 #[derive(Debug, PartialEq)]
-pub(super) enum Record {
+pub(in crate::amqp) enum Record {
     /// A worker takes these kinds.
     Kinds { worker: String, kinds: Vec<Announced> },
     /// An HTTP process has started.
@@ -106,7 +106,10 @@ pub(super) enum Record {
 
 /// A record that says something to us; `None`: another type, of an older or a later version. With it, how many of its
 /// entries cannot be read.
-pub(super) fn read(message: &Message) -> Result<Option<(Record, usize)>, serde_json::Error> {
+///
+/// # Errors
+/// What is wrong, in bounds.
+pub(in crate::amqp) fn read(message: &Message) -> Result<Option<(Record, usize)>, String> {
     #[derive(Deserialize)]
     struct Kinds<'a> {
         worker: String,
@@ -123,12 +126,12 @@ pub(super) fn read(message: &Message) -> Result<Option<(Record, usize)>, serde_j
     let body = &message.body;
     Ok(Some(match message.kind.as_deref() {
         Some(KINDS) => {
-            let Kinds { worker, kinds } = serde_json::from_slice(body)?;
+            let Kinds { worker, kinds } = json::read(body)?;
             let (kinds, skipped) = entries(&kinds);
             (Record::Kinds { worker: clip(&worker, PROCESS_MAX).to_owned(), kinds }, skipped)
         }
         Some(CANCEL) => {
-            let Cancel { by, reason, orders } = serde_json::from_slice(body)?;
+            let Cancel { by, reason, orders } = json::read(body)?;
             let (orders, skipped) = entries::<CancelOrder>(&orders);
             let whole = |mut order: CancelOrder| {
                 order.by = order.by.or_else(|| by.clone());
@@ -137,7 +140,7 @@ pub(super) fn read(message: &Message) -> Result<Option<(Record, usize)>, serde_j
             };
             (Record::Cancel(orders.into_iter().map(whole).collect()), skipped)
         }
-        Some(PAUSE) => (Record::Pause(serde_json::from_slice::<PauseOrder>(body)?.bounded()), 0),
+        Some(PAUSE) => (Record::Pause(json::read::<PauseOrder>(body)?.bounded()), 0),
         Some(FRONT) => (Record::Front, 0),
         _ => return Ok(None),
     }))

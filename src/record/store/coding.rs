@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::StoreError;
 use crate::{
     event::{AttemptOutcome, Data, Event, EventError, EventType, Progress},
-    job::{JobId, Kind, QueueName},
+    job::{JobId, Kind, QueueName, wire::time_of_ms},
     record::model::Position,
 };
 
@@ -43,7 +43,7 @@ pub(super) fn rows(limit: usize) -> i64 {
 
 /// A time from its milliseconds.
 pub(super) fn time(ms: i64) -> Result<Timestamp, StoreError> {
-    Timestamp::from_millisecond(ms).map_err(|_| StoreError::Corrupt(format!("{ms} is no time")))
+    time_of_ms(ms).ok_or_else(|| StoreError::Corrupt(format!("{ms} is no time")))
 }
 
 /// What tells an event from the others of its job: [`Event::tag`] in columns.
