@@ -4,7 +4,7 @@ use hopline::JobId;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use crate::support::{probe::Start, stage::stage};
+use crate::support::{eventually, probe::Start, stage::stage};
 
 const KEPT: &str = r#"{"n": 1.50,  "by":"hand"}"#;
 
@@ -61,7 +61,7 @@ async fn a_message_on_a_queues_page_needs_a_type() {
 async fn numbers_may_be_typed_as_text() {
     stage(async |stage| {
         let (worker, mut log) = stage.probes();
-        stage.front().await;
+        let front = stage.front().await;
         let later = Timestamp::now().as_millisecond() + 60_000;
         let headers = json!({
             "hopline-version": "1", "hopline-attempt": "2", "hopline-max-attempts": "3", "hopline-timeout-ms": "5000",
@@ -82,6 +82,11 @@ async fn numbers_may_be_typed_as_text() {
         let headers = json!({"hopline-expires-at": "1000"});
         let properties = json!({"type": "test.probe", "headers": headers, "message_id": "old"});
         assert!(stage.rabbit.publish("", &stage.work_queue(), properties, "{}").await);
+        eventually("it has expired", async || {
+            let expired = front.get("/v1/jobs?status=expired").await.json();
+            (expired["items"].as_array()?.len() == 1).then_some(())
+        })
+        .await;
         stage.rabbit.publish("", &stage.work_queue(), json!({"type": "test.probe"}), "\"last\"").await;
         assert_eq!(log.next().await.args, "\"last\"");
         assert_eq!(worker.stop().await.expired, 1);
