@@ -5,6 +5,8 @@
 //! That nothing panics is the least of it. What is accepted must mean the same when it was written and read once more,
 //! whoever reads it next; what is refused must say so in bounds, whatever it quotes.
 //!
+//! They say what does not hold by panicking, so `expect` is an assertion here and in those files.
+//!
 //! A part's own targets are beside it, in a file of this name: they see what nobody else should.
 
 mod input;

@@ -26,11 +26,11 @@ use crate::{
 const CLIENTS: usize = 4;
 /// How often a named submission is repeated before the client gives up.
 const REPEATS: usize = 100;
-/// What follows a refusal, or no answer.
+/// What follows a refusal, or no answer: a client's manners, as `Retry-After` asks for them.
 const AGAIN: Duration = Duration::from_millis(100);
 /// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(30);
-/// How often the ledger is looked at.
+/// How often the ledger and the answers are looked at: files and counters of which nobody is told.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// How much.
@@ -317,6 +317,7 @@ async fn client(shared: Arc<Shared>, number: usize) {
             _ => single(&shared, &http, front).await,
         };
         shared.busy.fetch_sub(1, Ordering::SeqCst);
+        // The load's rate.
         sleep(if good { shared.pace.pause } else { AGAIN }).await;
     }
 }

@@ -189,6 +189,7 @@ async fn pump(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>, weather: watch::R
         match mode {
             // Whoever watches the weather takes over.
             Mode::Hang => std::future::pending().await,
+            // The fault itself, here and below.
             Mode::Delay(late) => sleep(late).await,
             Mode::Throttle(rate) => {
                 let millis = count as u64 * 1000 / u64::from(rate.max(1));

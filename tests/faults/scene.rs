@@ -39,7 +39,7 @@ pub(crate) struct Played {
 
 /// What workers log of lookups, which the verdict reads.
 const LOG_LEVEL: &str = "info,hopline::worker::lookup=debug";
-/// How often things are looked at.
+/// How often things are looked at that tell nobody: other processes, their files, the broker.
 pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
 /// How much, and how long.

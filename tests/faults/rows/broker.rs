@@ -1,4 +1,4 @@
-//! The broker goes away, or takes nothing.
+//! The broker goes away, or takes nothing. What is slept is how long the fault lasts.
 
 use tokio::time::sleep;
 

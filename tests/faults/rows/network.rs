@@ -1,4 +1,6 @@
 //! The network between processes and broker.
+//!
+//! What is slept is how long a fault lasts, or its rhythm.
 
 use std::time::Duration;
 

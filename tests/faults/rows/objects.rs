@@ -16,6 +16,7 @@ use crate::{
     verdict::Expected,
 };
 
+/// The rhythm of deletions: under load, something is published in between.
 const SOON: Duration = Duration::from_millis(700);
 /// Jobs fall off the ladder where a queue is away.
 const OWN_LADDER: Cast = Cast { own_ladder: true, ..USUAL };
@@ -99,6 +100,7 @@ pub(crate) async fn bindings(site: Site, scale: Scale) -> Played {
         };
         let (queue, none) = (queue.as_str().into(), FieldTable::default());
         channel.queue_unbind(queue, exchange.into(), key.into(), none).await.expect("unbound");
+        // The rhythm of the fault.
         sleep(Duration::from_secs(1)).await;
     }
     scene.end(times, &Expected::default()).await
@@ -131,6 +133,7 @@ pub(crate) async fn subscriber(site: Site, scale: Scale) -> Played {
     let (events, options) = (format!("{}.events", scene.stage.prefix), QueueBindOptions::default());
     let bound = channel.queue_bind(name.into(), events.into(), "#".into(), options, FieldTable::default());
     bound.await.expect("bound");
+    // How long the fault lasts.
     let time = scale.seconds(30, 3);
     sleep(time).await;
     let site = scene.site.clone();

@@ -42,6 +42,7 @@ pub(crate) async fn worker_frozen(site: Site, scale: Scale) -> Played {
     for turn in 0..times {
         let worker = &scene.workers[turn % scene.workers.len()].process;
         worker.signal(Signal::STOP);
+        // How long the fault lasts.
         sleep(time).await;
         worker.signal(Signal::CONT);
         scene.until_more_ended(scale.of(200, 10)).await;

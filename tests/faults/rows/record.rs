@@ -87,6 +87,7 @@ pub(crate) async fn disk_full(site: Site, scale: Scale) -> Played {
     let times = scale.of(3, 1);
     for _ in 0..times {
         let filler = fill_disk(&dir);
+        // How long the fault lasts.
         sleep(time).await;
         fs::remove_file(filler).expect("removed");
         scene.until_ready().await;
@@ -115,6 +116,7 @@ async fn clock(site: Site, scale: Scale, off: &str) -> Played {
         variables
     })
     .await;
+    // How long the fault lasts, at least.
     sleep(scale.seconds(20, 3)).await;
     scene.end("all the time", &SECOND).await
 }

@@ -61,6 +61,7 @@ async fn steady(site: Site, scale: Scale, spools: bool) -> Played {
     let time = scale.seconds(60, 5);
     let mut node = scene.node().await;
     node.stop().await;
+    // How long the fault lasts.
     sleep(time).await;
     let before = book::read(&scene.ledger()).len();
     node.restart().await.expect("the broker comes back");
