@@ -6,8 +6,9 @@
 //! ```
 //!
 //! Without arguments a dozen rows in the small mode: some hundreds of jobs and short faults for each; with `--all` all rows.
-//! `--full` (`make faults`): all rows, at least 20,000 jobs for each, faults as long as they are in life, one row at a time. `--write` puts the table of this
-//! broker's version into a file, and leaves those of other versions there. Words without dashes are parts of rows' names.
+//! `--full` (`make faults`): all rows, at least 20,000 jobs for each, faults as long as they are in life, one row at a time.
+//! `--write` puts the table of this broker's version into a file, row by row, and leaves those of other versions there.
+//! Words without dashes are parts of rows' names.
 //!
 //! The broker is a node of our own; `HOPLINE_RABBITMQ_SBIN` names the folder of another RabbitMQ's `rabbitmq-server`
 //! (for one in a chroot: wrappers of `rabbitmq-server`, `rabbitmqctl` and `epmd`, and a `TMPDIR` that has the same name
@@ -161,25 +162,29 @@ fn main() -> ExitCode {
     let site = runtime.block_on(site(&arguments, &dir));
     let version = runtime.block_on(report::broker_version(&site));
     println!("RabbitMQ {version}, {} rows", chosen.len());
-    let report = Arc::new(Mutex::new(Report::new(version)));
+    let report = Mutex::new(Report::new(version));
     let begun = Instant::now();
 
     let together = if arguments.full { 1 } else { TOGETHER };
     let (alone, others): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|row| row.is_alone());
-    play_all(&runtime, others, together, &site, scale, &report);
-    play_all(&runtime, alone, 1, &site, scale, &report);
+    // Written after each row: an hour's work is not lost with the last one.
+    let keep = |row, result| {
+        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.add(row, result);
+        arguments.write.as_deref().map_or(Ok(()), |file| report.write(file, scale))
+    };
+    let written = play_all(&runtime, others, together, &site, scale, &keep)
+        .and_then(|()| play_all(&runtime, alone, 1, &site, scale, &keep));
 
     if let Some(node) = &site.node {
         runtime.block_on(async { node.write().await.stop().await });
     }
     let _ = std::fs::remove_dir_all(dir);
-    let report = report.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(file) = &arguments.write
-        && let Err(error) = report.write(file, scale)
-    {
-        eprintln!("{}: {error}", file.display());
+    if let Err(error) = written {
+        eprintln!("{}: {error}", arguments.write.unwrap_or_default().display());
         return ExitCode::FAILURE;
     }
+    let report = report.lock().unwrap_or_else(PoisonError::into_inner);
     println!("{} ({} s)", report.last_line(), begun.elapsed().as_secs());
     if report.any_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -192,31 +197,31 @@ async fn site(arguments: &Arguments, dir: &std::path::Path) -> Site {
     Site { broker, node: Some(Arc::new(RwLock::new(node))) }
 }
 
-/// Plays rows, so many at a time; each on a thread of its own, whose panic is its failure.
+/// Plays rows, so many at a time; each on a thread of its own, whose panic is its failure. Ends early if a result cannot
+/// be kept.
 fn play_all(
     runtime: &tokio::runtime::Runtime,
     rows: Vec<&'static Row>,
     together: usize,
     site: &Site,
     scale: Scale,
-    report: &Arc<Mutex<Report>>,
-) {
+    keep: &(impl Fn(&'static Row, Result) -> std::io::Result<()> + Sync),
+) -> std::io::Result<()> {
     let (sender, waiting) = mpsc::channel();
     rows.into_iter().for_each(|row| sender.send(row).expect("the receiver is here"));
     drop(sender);
     let waiting = Mutex::new(waiting);
     std::thread::scope(|threads| {
-        for _ in 0..together {
-            threads.spawn(|| {
-                loop {
-                    let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).try_recv();
-                    let Ok(row) = next else { return };
-                    let result = play(runtime, row, site, scale);
-                    report.lock().unwrap_or_else(PoisonError::into_inner).add(row, result);
-                }
-            });
-        }
-    });
+        let player = || {
+            loop {
+                let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).try_recv();
+                let Ok(row) = next else { return Ok(()) };
+                keep(row, play(runtime, row, site, scale))?;
+            }
+        };
+        let players: Vec<_> = (0..together).map(|_| threads.spawn(player)).collect();
+        players.into_iter().try_for_each(|player| player.join().expect("a row's panic is its result"))
+    })
 }
 
 fn play(runtime: &tokio::runtime::Runtime, row: &'static Row, site: &Site, scale: Scale) -> Result {

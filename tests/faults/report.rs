@@ -93,26 +93,35 @@ impl Report {
         format!("{} passed, {failed} failed, {skipped} skipped", self.results.len() - failed - skipped)
     }
 
-    /// Writes this version's table into the page, and leaves those of other versions there.
+    /// Writes this version's table into the page, and leaves those of other versions there; rows that have not been
+    /// played keep their lines if those are of the same mode, build and machine.
     pub(crate) fn write(&self, file: &Path, scale: Scale) -> io::Result<()> {
         let old = std::fs::read_to_string(file).unwrap_or_default();
         let heading = format!("## RabbitMQ {}", self.version);
-        let mut sections: Vec<String> = old
+        let made_by = made_by(scale);
+        let (ours, mut sections): (Vec<String>, Vec<String>) = old
             .split("\n## ")
             .skip(1)
             .map(|section| format!("## {}", section.trim_end()))
-            .filter(|section| section.lines().next() != Some(heading.as_str()))
-            .collect();
-        sections.push(format!("{heading}\n\n{}\n\n{}", made_by(scale), self.table().trim_end()));
+            .partition(|section| section.lines().next() == Some(heading.as_str()));
+        let old_rows = ours.first().filter(|section| section.lines().any(|line| line == made_by));
+        let table = self.table(old_rows.map_or("", String::as_str));
+        sections.push(format!("{heading}\n\n{made_by}\n\n{}", table.trim_end()));
         sections.sort();
         std::fs::write(file, format!("{TITLE}\n{}\n\n{}\n", PREFACE.trim_end(), sections.join("\n\n")))
     }
 
-    fn table(&self) -> String {
+    fn table(&self, old_rows: &str) -> String {
         let mut table = HEAD.to_owned();
         for row in ROWS {
-            let Some((_, result)) = self.results.iter().find(|(of, _)| of.name == row.name) else { continue };
             let fault = row.fault;
+            let Some((_, result)) = self.results.iter().find(|(of, _)| of.name == row.name) else {
+                let start = format!("| {fault} | ");
+                table.extend(
+                    old_rows.lines().find(|line| line.starts_with(&start)).map(|line| format!("{line}\n")),
+                );
+                continue;
+            };
             // Writing to a String does not fail.
             let _ = match result {
                 Result::Skipped(why) => writeln!(table, "| {fault} | | | | | | | | | skipped: {why} |"),
@@ -163,9 +172,8 @@ fn made_by(scale: Scale) -> String {
         .and_then(|text| text.split(' ').next()?.parse::<u64>().ok())
         .map_or(0, |kibibytes| kibibytes >> 20);
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let today = jiff::Timestamp::now().strftime("%Y-%m-%d");
     format!(
-        "`{mode}`, {today}, hopline {} ({}), {cores} cores ({processor}), {memory} GiB, Linux {}.",
+        "`{mode}`, hopline {} ({}), {cores} cores ({processor}), {memory} GiB, Linux {}.",
         env!("CARGO_PKG_VERSION"),
         if cfg!(debug_assertions) { "debug build" } else { "release build" },
         kernel.trim(),
