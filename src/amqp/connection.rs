@@ -16,7 +16,7 @@ use lapin::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Notify, watch},
+    sync::watch,
     time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,8 @@ use crate::config::{Amqp, AmqpUrl};
 const LOOK: Duration = Duration::from_millis(500);
 /// How often the topology is declared again.
 const REPAIR: Duration = Duration::from_secs(60);
+/// How long a connection must last for the next one to be made at once.
+const LASTING: Duration = Duration::from_secs(1);
 /// Longest time for one request on a channel: open, declare, consume, cancel.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -145,7 +147,8 @@ struct Inner {
     plan: Plan,
     state: watch::Sender<LinkState>,
     runtime: Arc<AmqpRuntime>,
-    kick: Notify,
+    /// The newest connection that was given up, and why.
+    kick: watch::Sender<(u64, &'static str)>,
     closing: CancellationToken,
 }
 
@@ -161,7 +164,7 @@ impl Link {
             plan,
             state: watch::Sender::new(LinkState::Down("connecting".to_owned())),
             runtime: Arc::clone(runtime),
-            kick: Notify::new(),
+            kick: watch::Sender::new((0, "")),
             closing: CancellationToken::new(),
         });
         runtime.handle().spawn(supervise(Arc::clone(&inner)));
@@ -245,9 +248,15 @@ impl Link {
         self.0.plan.queues.contains(queue)
     }
 
-    /// Gives the connection up and makes a new one: it answers heartbeats but nothing else.
-    pub(crate) fn kick(&self) {
-        self.0.kick.notify_one();
+    /// Gives that connection up, and makes a new one; a no-op if there is a newer one already.
+    pub(crate) fn kick(&self, epoch: u64, why: &'static str) {
+        self.0.kick.send_if_modified(|kicked| {
+            let is_news = kicked.0 < epoch;
+            if is_news {
+                *kicked = (epoch, why);
+            }
+            is_news
+        });
     }
 
     /// Closes the connection for good, without waiting for it.
@@ -286,10 +295,14 @@ async fn supervise(inner: Arc<Inner>) {
         };
         match established {
             Ok(up) => {
-                pauses.reset();
                 last_error.clear();
                 inner.state.send_replace(LinkState::Up(up.clone()));
+                let began = Instant::now();
                 let why = until_lost(&inner, &up).await;
+                // What ends a connection at once, such as a message that cannot be parsed, is there the next time, too.
+                if began.elapsed() >= LASTING {
+                    pauses.reset();
+                }
                 if inner.closing.is_cancelled() {
                     drop(timeout(Duration::from_secs(2), up.connection.close(200, "bye".into())).await);
                     break;
@@ -371,18 +384,29 @@ fn is_of_a_channel(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(error) if matches!(error.kind(), AMQPErrorKind::Soft(_)))
 }
 
+/// Why this connection was given up, as soon as it is.
+async fn given_up(kick: &mut watch::Receiver<(u64, &'static str)>, epoch: u64) -> &'static str {
+    let why = kick.wait_for(|(of, _)| *of >= epoch).await.map(|kicked| kicked.1);
+    match why {
+        Ok(why) => why,
+        // The sender lives as long as the link.
+        Err(_) => std::future::pending().await,
+    }
+}
+
 /// Waits until the connection is lost, given up or closed, and says why.
 async fn until_lost(inner: &Inner, up: &Up) -> String {
     // lapin's listeners share events, so there is one: this.
     let mut events = Box::pin(up.connection.events_listener());
+    let mut kick = inner.kick.subscribe();
     let mut look = interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = inner.closing.cancelled() => return "closed".to_owned(),
-            () = inner.kick.notified() => {
+            why = given_up(&mut kick, up.epoch) => {
                 drop(timeout(Duration::from_secs(1), up.connection.close(200, "starting over".into())).await);
-                return "given up: the broker stopped answering".to_owned();
+                return format!("given up: {why}");
             }
             event = events.next() => match event {
                 // One channel's end; those who use it see it.

@@ -46,7 +46,7 @@ use crate::job::wire::Incoming;
 /// How long an acknowledgement behind a gap waits for the gap to close.
 const STRAGGLE: Duration = Duration::from_millis(50);
 /// How long a consumer may get nothing before its source doubts that the broker still knows it.
-const QUIET: Duration = Duration::from_secs(30);
+pub(crate) const QUIET: Duration = Duration::from_secs(30);
 /// How often it is looked whether deliveries take long.
 const LOOK: Duration = Duration::from_secs(1);
 /// Most channels of a queue that are left behind with what takes long.
@@ -422,6 +422,11 @@ impl Before {
         self.epochs.push(Arc::downgrade(epoch));
     }
 
+    /// Whether one more may be left behind.
+    fn has_room(&self) -> bool {
+        self.epochs.len() < LEFT_MAX
+    }
+
     /// Deliveries that are not settled there, and how many of them take long.
     fn open(&mut self, long: Option<Duration>) -> (usize, usize) {
         self.epochs.retain(|epoch| epoch.upgrade().is_some_and(|epoch| !epoch.over.is_cancelled()));
@@ -498,6 +503,7 @@ async fn one_epoch(
                 }
                 None if channel.status().connected() => {
                     // Cancelled by the server. The epoch lives on in its receipts.
+                    before.add(&epoch);
                     return Err(LinkDown(format!("the broker cancelled the consumer of {queue}")));
                 }
                 None => {
@@ -511,7 +517,9 @@ async fn one_epoch(
             },
             () = sleep_until(quiet), if buffer.is_none() => {
                 let room = if long.is_some() { has.into() } else { 1 };
-                if epoch.open(None).0 < room && source.when_quiet(&channel).await? {
+                let open = epoch.open(None).0;
+                let may_leave = open == 0 || before.has_room();
+                if open < room && may_leave && source.when_quiet(&channel).await? {
                     before.quiet = true;
                     break Ended::Renewed;
                 }
@@ -519,7 +527,8 @@ async fn one_epoch(
             }
             () = sleep_until(look), if long.is_some() && buffer.is_none() => {
                 let left = before.open(*long);
-                if before.epochs.len() < LEFT_MAX && is_due(*prefetch, has, epoch.open(*long), left) {
+                let here = epoch.open(*long);
+                if (here.0 == 0 || before.has_room()) && is_due(*prefetch, has, here, left) {
                     debug!(queue, "what comes next gets another channel than what takes long");
                     break Ended::Renewed;
                 }

@@ -332,7 +332,7 @@ impl Lane {
                 }
                 _ = look.tick() => {
                     if self.is_stalled() {
-                        link.kick();
+                        link.kick(self.up.epoch, "the broker stopped answering");
                         break "confirms stopped coming".to_owned();
                     }
                 }

@@ -45,6 +45,9 @@ use crate::{
     record::lookup::{Asked, Known},
 };
 
+/// How long it may be since a job came, or was looked up, when it starts; else it is looked up (again): a twin of its
+/// message may have been run meanwhile.
+const FRESH: Duration = Duration::from_secs(2);
 /// How often it is looked at what keeps jobs from starting and tells nobody when it is over.
 const BLOCKED_LOOK: Duration = Duration::from_millis(200);
 
@@ -84,6 +87,10 @@ struct Arrival {
     /// How often the message came back, as the broker counts.
     returns: u32,
     since: Instant,
+    /// Whether it may be a repeat, as far as its delivery tells.
+    suspicious: bool,
+    /// When nothing was known yet that speaks against it.
+    clear: Instant,
 }
 
 /// A job that waits for its turn.
@@ -210,7 +217,8 @@ impl Dispatcher {
                     Standing::Settled(receipt) => return self.repeat(&envelope, receipt),
                 };
                 let suspicious = self.is_suspicious(&incoming, &envelope);
-                let arrival = Arrival { envelope, receipt, returns: incoming.returns, since: Instant::now() };
+                let (returns, since) = (incoming.returns, Instant::now());
+                let arrival = Arrival { envelope, receipt, returns, since, suspicious, clear: since };
                 if suspicious { self.look_up(arrival) } else { self.accept(arrival) }
             }
         }
@@ -230,10 +238,20 @@ impl Dispatcher {
     fn look_up(&mut self, arrival: Arrival) {
         let Envelope { id, run, step, .. } = arrival.envelope;
         let asked = Asked { id, run, step };
-        match self.shared.lookups.ask(asked, &self.answered) {
-            Some(answer) => self.held.push_back(Held { arrival, asked, answer }),
-            None => self.accept(arrival),
+        match self.shared.lookups.ask(asked, arrival.suspicious, &self.answered) {
+            Some(answer) => {
+                // The oldest is at the front.
+                let place = self.held.partition_point(|other| other.arrival.since <= arrival.since);
+                self.held.insert(place, Held { arrival, asked, answer });
+            }
+            None => self.clear(arrival),
         }
+    }
+
+    /// Nothing speaks against it, or nobody knows.
+    fn clear(&mut self, mut arrival: Arrival) {
+        arrival.clear = Instant::now();
+        self.accept(arrival);
     }
 
     fn take_answers(&mut self) {
@@ -242,7 +260,7 @@ impl Dispatcher {
                 Ok(known) => self.follow(held.arrival, judge(&held.asked, known)),
                 Err(oneshot::error::TryRecvError::Empty) => self.held.push_back(held),
                 // Nobody knows in time.
-                Err(oneshot::error::TryRecvError::Closed) => self.accept(held.arrival),
+                Err(oneshot::error::TryRecvError::Closed) => self.clear(held.arrival),
             }
         }
     }
@@ -250,7 +268,7 @@ impl Dispatcher {
     fn follow(&mut self, arrival: Arrival, verdict: Verdict) {
         let id = arrival.envelope.id;
         match verdict {
-            Verdict::Run => self.accept(arrival),
+            Verdict::Run => self.clear(arrival),
             Verdict::Ended(end) => {
                 debug!(job.id = %id, status = end.status.as_str(), "has ended already, not run again");
                 let Some((envelope, hold)) = self.begin(arrival) else { return };
@@ -407,6 +425,11 @@ impl Dispatcher {
                     full.insert(Arc::as_ptr(&entry));
                     index += 1;
                 }
+                Some(_) if self.waiting[index].arrival.clear.elapsed() > FRESH => {
+                    // Those before this one are not fresh, either; they, too, get their answers now.
+                    self.look_up_stale();
+                    index = 0;
+                }
                 Some(kind_turn) => {
                     if let Some(waiting) = self.waiting.remove(index) {
                         self.start(waiting, [Some(turn), kind_turn]);
@@ -414,6 +437,16 @@ impl Dispatcher {
                 }
             }
         }
+    }
+
+    /// Has all looked up that have waited for too long to be taken as they came.
+    fn look_up_stale(&mut self) {
+        let (stale, fresh) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| waiting.arrival.clear.elapsed() > FRESH);
+        self.waiting = fresh;
+        let stale: VecDeque<Waiting> = stale;
+        stale.into_iter().for_each(|waiting| self.look_up(waiting.arrival));
     }
 
     fn start(&self, waiting: Waiting, permits: [Option<OwnedSemaphorePermit>; 2]) {

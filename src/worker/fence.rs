@@ -92,7 +92,7 @@ impl Fence {
                 still.as_secs()
             );
             known.given_up = up.epoch;
-            self.jobs.kick();
+            self.jobs.kick(up.epoch, "this process stood still");
         }
         if up.epoch <= known.given_up {
             return None;

@@ -40,6 +40,8 @@ use crate::{
 
 /// How long an answer is waited for before the next question goes out, or the same one again.
 const AGAIN: Duration = Duration::from_secs(3);
+/// How long an answer is waited for about a job that only its age speaks against: it is hardly ever a repeat.
+const CASUAL: Duration = Duration::from_secs(3);
 /// How long a late answer still counts.
 const LATE: Duration = Duration::from_secs(30);
 /// How often it is asked whether somebody is there again.
@@ -80,6 +82,8 @@ fn is_disproved(end: &End) -> bool {
 /// One job that somebody wants to know about.
 struct Question {
     asked: Asked,
+    /// How long an answer is waited for.
+    patience: Duration,
     answer: oneshot::Sender<Known>,
     /// Told when there is an answer, or when there will be none.
     wake: Arc<Notify>,
@@ -128,21 +132,27 @@ impl Lookups {
     }
 
     /// Asks about a job; `None` where there is nobody to ask. `wake` is told when the answer is there. A receiver that
-    /// closes without one: nobody answered in time.
-    pub(super) fn ask(&self, asked: Asked, wake: &Arc<Notify>) -> Option<oneshot::Receiver<Known>> {
-        if self.patience.is_zero() || !self.control.has_front() {
+    /// closes without one: nobody answered in time, which is short for what is not `suspicious`.
+    pub(super) fn ask(
+        &self,
+        asked: Asked,
+        suspicious: bool,
+        wake: &Arc<Notify>,
+    ) -> Option<oneshot::Receiver<Known>> {
+        let patience = if suspicious { self.patience } else { self.patience.min(CASUAL) };
+        if patience.is_zero() || !self.control.has_front() {
             return None;
         }
         let link = self.publisher.link();
         let epoch = link.up().map_or(0, |up| up.epoch);
         let silence = self.silence.now(link);
-        if silence.lasts(epoch, self.patience) {
+        if silence.lasts(epoch, patience) {
             return None;
         }
         let since = silence.time();
         drop(silence);
         let (answer, receiver) = oneshot::channel();
-        let question = Question { asked, answer, wake: Arc::clone(wake), since };
+        let question = Question { asked, patience, answer, wake: Arc::clone(wake), since };
         self.questions.send(question).ok()?;
         Some(receiver)
     }
@@ -211,14 +221,15 @@ impl Desk {
                 "no HTTP process says which jobs have ended: they are run, until one answers"
             );
         }
-        while let Some(oldest) = self.open.first_entry() {
-            let question = oldest.get();
+        let is_over = |question: &Question| {
             let waited = now.saturating_sub(question.since);
-            if !silent && waited < self.patience && !question.answer.is_closed() {
-                break;
-            }
+            silent || waited >= question.patience || question.answer.is_closed()
+        };
+        let over: Vec<u64> =
+            self.open.iter().filter(|(_, question)| is_over(question)).map(|(number, _)| *number).collect();
+        for number in over {
+            let Some(Question { answer, wake, .. }) = self.open.remove(&number) else { continue };
             // Dropped, it tells that there is no answer.
-            let Question { answer, wake, .. } = oldest.remove();
             drop(answer);
             wake.notify_one();
         }
@@ -247,7 +258,7 @@ impl Desk {
             }
         }
         let mut silence = self.silence.now(self.publisher.link());
-        if numbers.is_empty() && !silence.lasts(epoch, self.patience) {
+        if numbers.is_empty() && !silence.lasts(epoch, self.patience.min(CASUAL)) {
             if self.open.is_empty() {
                 // Nobody waits for an answer: there is no silence.
                 silence.forget();

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     amqp::{
         connection::Link,
-        consumer::{Consuming, DeclaredQueue, consume},
+        consumer::{Consuming, DeclaredQueue, QUIET, consume},
         control::{Control, Pauses},
     },
     job::QueueName,
@@ -35,7 +35,8 @@ use crate::{
 /// How long a worker waits for the control log until it says so.
 const WONDER: Duration = Duration::from_secs(10);
 /// After what time a job takes long, and what comes next gets another channel; sooner where the broker is less patient.
-const LONG: Duration = Duration::from_secs(60);
+/// No later than a quiet consumer is renewed: what it leaves behind counts.
+const LONG: Duration = QUIET;
 /// How long a consumer and a dispatcher get to end: the one cancels within its request timeout, the other only hands
 /// back.
 const ENDING: Duration = Duration::from_secs(15);

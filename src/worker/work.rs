@@ -101,6 +101,10 @@ impl Shared {
         slot: Slot,
     ) {
         let running = Running::of(&self.known, envelope.key());
+        if !self.fence.is_open() {
+            // The process stood still since it was given its turn: the broker has it, and hands it out again.
+            return;
+        }
         // A job's own timeout cannot be longer than the broker lets a delivery live: it would be taken away while
         // it runs, and run again.
         envelope.timeout = envelope.timeout.map(|timeout| timeout.min(self.timeout_max));

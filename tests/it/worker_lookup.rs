@@ -86,6 +86,13 @@ impl<'a> Desk<'a> {
     }
 }
 
+/// Publishes a probe that says nothing of the kind.
+async fn publish_plain(stage: &Stage, script: &str) -> String {
+    let id = hopline::JobId::new().to_string();
+    publish(stage, &id, script, None, FieldTable::default()).await;
+    id
+}
+
 /// Publishes a probe that says that it may be a copy.
 async fn publish_unsure(stage: &Stage, script: &str, reply_to: Option<&str>) -> String {
     let id = hopline::JobId::new().to_string();
@@ -97,6 +104,10 @@ async fn publish_copy(stage: &Stage, id: &str, script: &str, reply_to: Option<&s
     let mut headers = FieldTable::default();
     headers.insert("hopline-unsure".into(), AMQPValue::Boolean(true));
     headers.insert("hopline-step".into(), AMQPValue::LongInt(2));
+    publish(stage, id, script, reply_to, headers).await;
+}
+
+async fn publish(stage: &Stage, id: &str, script: &str, reply_to: Option<&str>, headers: FieldTable) {
     let mut properties = BasicProperties::default()
         .with_type(Probe::KIND.into())
         .with_message_id(id.into())
@@ -271,6 +282,64 @@ async fn what_is_held_at_the_end_is_handed_back() {
         worker.stop().await;
         stage.rabbit.wait_count(&stage.work_queue(), 5).await;
         assert!(starts.rest().is_empty(), "none has run");
+    })
+    .await;
+}
+
+/// The first of two copies is like any other message; it may wait in a worker while the second one runs elsewhere.
+#[tokio::test]
+async fn what_waited_for_its_turn_is_looked_up_before_it_starts() {
+    stage(async |stage| {
+        announce_front(stage).await;
+        let mut config = asking(stage, Duration::from_secs(60));
+        config.worker.concurrency = 1;
+        let (worker, mut starts) = stage.probes_with(&config, quick());
+        let first = publish_plain(stage, r#"["held"]"#).await;
+        assert_eq!(starts.next().await.id.to_string(), first);
+        let mut others = Vec::new();
+        for _ in 0..3 {
+            others.push(publish_plain(stage, r#"["ok"]"#).await);
+        }
+        stage.rabbit.wait_count(&stage.work_queue(), 0).await;
+        // So long it must have waited.
+        tokio::time::sleep(Duration::from_millis(2_100)).await;
+        let mut desk = Desk::open(stage).await;
+        starts.release(1);
+        let end = json!({"status": "succeeded", "attempt": 1, "worker": "w", "output": null});
+        let known = |job: &Value| {
+            if job["id"] == others[1].as_str() { json!({"final": end, "latest_run": 1}) } else { json!({}) }
+        };
+        let asked = desk.answer(known).await;
+        let asked: Vec<&str> = asked.iter().filter_map(|job| job["id"].as_str()).collect();
+        assert_eq!(asked, others, "all that waited, at once");
+        for expected in [&others[0], &others[2]] {
+            assert_eq!(starts.next().await.id.to_string(), *expected);
+        }
+        let report = worker.stop().await;
+        assert!(starts.rest().is_empty());
+        assert_eq!((report.succeeded, report.repeats, report.handed_back), (3, 1, 0), "{report:?}");
+    })
+    .await;
+}
+
+/// What is not suspicious does not wait long for somebody who is not there.
+#[tokio::test]
+async fn where_nobody_answers_what_waited_for_its_turn_starts_soon() {
+    stage(async |stage| {
+        announce_front(stage).await;
+        let mut config = asking(stage, Duration::from_secs(600));
+        config.worker.concurrency = 1;
+        let (worker, mut starts) = stage.probes_with(&config, quick());
+        publish_plain(stage, r#"["held"]"#).await;
+        starts.next().await;
+        let second = publish_plain(stage, r#"["ok"]"#).await;
+        stage.rabbit.wait_count(&stage.work_queue(), 0).await;
+        // So long it must have waited.
+        tokio::time::sleep(Duration::from_millis(2_100)).await;
+        starts.release(1);
+        // It would be held for minutes if it might be a repeat.
+        assert_eq!(starts.next().await.id.to_string(), second);
+        assert_eq!(worker.stop().await.succeeded, 2);
     })
     .await;
 }
