@@ -27,7 +27,10 @@ use super::{
     topology::{Plan, TopologyError},
     version::{self, BrokerVersion},
 };
-use crate::config::{Amqp, AmqpUrl};
+use crate::{
+    config::{Amqp, AmqpUrl},
+    metrics::{ConnectionMetrics, Metrics},
+};
 
 /// How often a connection's state is looked at, besides the events it sends.
 const LOOK: Duration = Duration::from_millis(500);
@@ -147,11 +150,19 @@ struct Inner {
     runtime: Arc<AmqpRuntime>,
     kick: Notify,
     closing: CancellationToken,
+    metrics: Metrics,
+    own_metrics: ConnectionMetrics,
 }
 
 impl Link {
     /// Starts to keep a connection under `name`, which the management UI shows.
-    pub(crate) fn start(config: &Amqp, name: String, plan: Plan, runtime: &Arc<AmqpRuntime>) -> Self {
+    pub(crate) fn start(
+        config: &Amqp,
+        name: String,
+        plan: Plan,
+        runtime: &Arc<AmqpRuntime>,
+        metrics: (&Metrics, ConnectionMetrics),
+    ) -> Self {
         let url = with_heartbeat(config.url.expose(), config.heartbeat);
         let inner = Arc::new(Inner {
             name,
@@ -163,6 +174,8 @@ impl Link {
             runtime: Arc::clone(runtime),
             kick: Notify::new(),
             closing: CancellationToken::new(),
+            metrics: metrics.0.clone(),
+            own_metrics: metrics.1,
         });
         runtime.handle().spawn(supervise(Arc::clone(&inner)));
         Self(inner)
@@ -170,6 +183,11 @@ impl Link {
 
     pub(crate) fn runtime(&self) -> Handle {
         self.0.runtime.handle()
+    }
+
+    /// What this process counts.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<LinkState> {
@@ -277,6 +295,7 @@ pub(super) fn with_heartbeat(url: &str, seconds: u16) -> String {
 async fn supervise(inner: Arc<Inner>) {
     let mut pauses = Pauses::new();
     let mut epoch = 0;
+    let mut again = false;
     let mut last_error = String::new();
     while !inner.closing.is_cancelled() {
         epoch += 1;
@@ -288,8 +307,10 @@ async fn supervise(inner: Arc<Inner>) {
             Ok(up) => {
                 pauses.reset();
                 last_error.clear();
+                inner.own_metrics.made(std::mem::replace(&mut again, true));
                 inner.state.send_replace(LinkState::Up(up.clone()));
                 let why = until_lost(&inner, &up).await;
+                inner.own_metrics.lost();
                 if inner.closing.is_cancelled() {
                     drop(timeout(Duration::from_secs(2), up.connection.close(200, "bye".into())).await);
                     break;
