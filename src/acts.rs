@@ -238,7 +238,7 @@ pub async fn serve(
     let runtime = link.runtime();
     let reconciling =
         [runtime.spawn(strays::reconcile(acts.clone())), runtime.spawn(lost::watch(acts.clone()))];
-    let worker = worker(config, acts);
+    let worker = worker(config, acts).counting_in(client.shared_metrics().clone());
     let told = async {
         shutdown.await;
         // Before the worker drains: acts that run go on elsewhere, or after the start.

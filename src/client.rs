@@ -47,6 +47,7 @@ use crate::{
     config::Config,
     event::{self, Event, EventType},
     job::{Envelope, Job, JobId, Kind, QueueName, Reply, Status, envelope::RetryOverrides, json},
+    metrics::{self, Metrics},
 };
 
 /// Who published, on the wire: a program with this library. An `app_id` that starts with `hopline-` says that a
@@ -83,14 +84,18 @@ impl Submission {
         self.delay.saturating_sub(since)
     }
 
+    /// When it is to run, where that is not now.
+    fn run_at(&self, now: Timestamp) -> Option<Timestamp> {
+        let delay = Some(self.delay).filter(|delay| !delay.is_zero())?;
+        self.envelope.created_at.unwrap_or(now).checked_add(delay).ok()
+    }
+
     /// The event that says so: what is in the record before any worker has seen the job.
     fn event(&self, source: &str, max_inline: usize, private: bool) -> Event {
-        let Self { envelope, delay, request, .. } = self;
+        let Self { envelope, request, .. } = self;
         let now = Timestamp::now();
         let mut event = Event::of(EventType::Submitted, envelope, source, now);
-        event.data.run_at = Some(*delay)
-            .filter(|delay| !delay.is_zero())
-            .and_then(|delay| envelope.created_at.unwrap_or(now).checked_add(delay).ok());
+        event.data.run_at = self.run_at(now);
         event.data.request.clone_from(request);
         event.data.args = event::inline(&envelope.args, max_inline, private);
         event.data.args_omitted = event.data.args.is_none();
@@ -141,6 +146,7 @@ struct Inner {
     role: Role,
     live: OnceLock<Result<Live, String>>,
     recording: Option<Recording>,
+    metrics: Metrics,
 }
 
 impl Client {
@@ -170,6 +176,7 @@ impl Client {
             role: Role::Producer,
             live: OnceLock::new(),
             recording: Some(Recording::default()),
+            metrics: Metrics::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -181,15 +188,38 @@ impl Client {
     }
 
     pub(crate) fn with_role(config: &Config, role: Role) -> Self {
-        Self {
-            inner: Arc::new(Inner { config: config.clone(), role, live: OnceLock::new(), recording: None }),
-        }
+        Self::counting_in(config, role, Metrics::new())
+    }
+
+    /// A client that counts into `metrics`, which another one may do, too.
+    pub(crate) fn counting_in(config: &Config, role: Role, metrics: Metrics) -> Self {
+        let inner = Inner { config: config.clone(), role, live: OnceLock::new(), recording: None, metrics };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// What this client counts.
+    #[cfg(feature = "worker")]
+    pub(crate) fn shared_metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// What this client has counted, in Prometheus's text format: of a program that serves `/metrics` by itself.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        metrics::text(self.metric_families())
+    }
+
+    /// The same, to be shown with more.
+    pub(crate) fn metric_families(&self) -> Vec<prometheus::proto::MetricFamily> {
+        let started = self.inner.live.get().and_then(|live| live.as_ref().ok());
+        let up = started.and_then(|live| live.publisher.link().up().ok());
+        self.inner.metrics.families(up.is_some(), up.is_some_and(|up| up.is_blocked()))
     }
 
     /// The connections, started now if they are not yet.
     pub(crate) fn live(&self) -> Result<&Live, String> {
-        let Inner { config, role, live, .. } = &*self.inner;
-        live.get_or_init(|| Live::start(config, role)).as_ref().map_err(Clone::clone)
+        let Inner { config, role, live, metrics, .. } = &*self.inner;
+        live.get_or_init(|| Live::start(config, role, metrics)).as_ref().map_err(Clone::clone)
     }
 
     /// Enqueues a job to be run as its type says.
@@ -373,6 +403,8 @@ impl Client {
             recording.add(job.envelope, delay);
             return Ok(());
         }
+        job.envelope.due_at = job.run_at(Timestamp::now());
+        let envelope = &job.envelope;
         let live = self.live().map_err(SubmitError::Unavailable)?;
         let deadline = Instant::now() + self.inner.config.amqp.confirm_timeout;
         if self.inner.role == Role::Http {
@@ -440,7 +472,9 @@ impl Client {
         let live = self.live().map_err(SubmitError::Unavailable)?;
         let deadline = Instant::now() + self.inner.config.amqp.confirm_timeout;
         let patience = Patience { room: Some(deadline), confirm: give_up };
-        let ticks = delay::ticks_capped(job.remaining(Timestamp::now()));
+        let now = Timestamp::now();
+        let ticks = delay::ticks_capped(job.remaining(now));
+        job.envelope.due_at = job.run_at(now);
         match live.publish_job(&job.envelope, ticks, patience).await {
             // The ladder takes it for any queue.
             Err(SubmitError::UnknownQueue(_)) => live.publish_job(&job.envelope, 1, patience).await?,

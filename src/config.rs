@@ -146,7 +146,7 @@ impl Default for Http {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Worker {
-    /// Address of `/healthz`; absent: none. Default none.
+    /// Address of `/healthz` and `/metrics`; absent: none. Default none.
     pub health: Option<SocketAddr>,
     /// Attempts at the same time per queue, where `queues` says nothing. Default 10.
     pub concurrency: usize,

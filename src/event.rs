@@ -141,6 +141,35 @@ pub enum AttemptOutcome {
     Cancelled,
 }
 
+impl AttemptOutcome {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Succeeded,
+        Self::Failed,
+        Self::Fatal,
+        Self::TimedOut,
+        Self::Panicked,
+        Self::Crashed,
+        Self::Snoozed,
+        Self::Cancelled,
+    ];
+
+    /// The name on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Fatal => "fatal",
+            Self::TimedOut => "timed_out",
+            Self::Panicked => "panicked",
+            Self::Crashed => "crashed",
+            Self::Snoozed => "snoozed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// Why an attempt, or a run, did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EventError {
@@ -441,6 +470,9 @@ mod tests {
     fn names_of_types_are_read_as_they_are_written() {
         for known in EventType::ALL {
             assert_eq!(EventType::parse(known.as_str()), Some(known));
+            assert_eq!(serde_json::to_value(known).unwrap(), known.as_str());
+        }
+        for known in AttemptOutcome::ALL {
             assert_eq!(serde_json::to_value(known).unwrap(), known.as_str());
         }
         assert_eq!(EventType::parse("exploded"), None);

@@ -27,6 +27,7 @@ mod job;
 mod jobs;
 mod keyed;
 mod list;
+mod metrics;
 mod naming;
 pub mod problem;
 mod queues;
@@ -43,6 +44,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
+    middleware::from_fn_with_state,
     routing::{delete, get, post},
 };
 use thiserror::Error;
@@ -56,6 +58,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     body::BodyMemory,
     guard::{Guard, is_loopback},
+    metrics::HttpMetrics,
     problem::{Code, Problem},
     spooling::Taken,
 };
@@ -121,6 +124,7 @@ struct Shared {
     memory: BodyMemory,
     guard: Guard,
     stopping: Stopping,
+    metrics: HttpMetrics,
 }
 
 /// How far the end has come.
@@ -167,6 +171,7 @@ impl App {
             memory: BodyMemory::new(config.http.max_body_memory),
             guard: Guard::new(&config.http),
             stopping,
+            metrics: HttpMetrics::new(),
         }))
     }
 
@@ -312,8 +317,12 @@ fn router(app: App) -> Router {
         .route("/v1/kinds", get(workers::kinds))
         .route("/v1/rpc/{kind}", post(rpc::post))
         .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready));
-    front::wrap(routes, &app.guard, &app.memory, app.http.read_timeout).with_state(app)
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(metrics::get));
+    front::wrap(routes, &app.guard, &app.memory, app.http.read_timeout)
+        // Around all else: what is refused and what panics is counted, too.
+        .layer(from_fn_with_state(app.clone(), metrics::count))
+        .with_state(app)
 }
 
 #[cfg(test)]

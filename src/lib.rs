@@ -16,6 +16,7 @@ pub mod fuzzing;
 #[cfg(feature = "server")]
 pub mod http;
 pub mod job;
+pub(crate) mod metrics;
 pub mod record;
 pub mod retry;
 #[cfg(feature = "worker")]

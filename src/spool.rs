@@ -29,6 +29,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use thiserror::Error;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -93,6 +94,17 @@ impl Fill {
     }
 }
 
+/// What a spool has done since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Tally {
+    /// Jobs that were stored.
+    pub(crate) taken: u64,
+    /// Jobs that were not: there was no room, or the disk failed.
+    pub(crate) refused: u64,
+    /// Jobs that have left, because the broker has them.
+    pub(crate) forwarded: u64,
+}
+
 #[derive(Debug)]
 enum Command {
     /// The row of a job, and its size.
@@ -102,6 +114,8 @@ enum Command {
     /// The jobs after a place, at most so many, to be published.
     Take(i64, usize, oneshot::Sender<Result<Vec<Entry>, SpoolError>>),
     Find(JobId, oneshot::Sender<Result<Option<Entry>, SpoolError>>),
+    /// When the job was submitted that is forwarded next.
+    Oldest(oneshot::Sender<Result<Option<Timestamp>, SpoolError>>),
     Close(oneshot::Sender<()>),
 }
 
@@ -110,6 +124,7 @@ enum Command {
 struct Known {
     ids: HashSet<JobId>,
     fill: Fill,
+    tally: Tally,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -141,7 +156,7 @@ impl Spool {
         let Some(folder) = config.path.clone() else { return Ok(None) };
         let lock = lock(&folder)?;
         let (table, ids) = Table::open(&folder.join(FILE), limits(config))?;
-        let known = Shared(Arc::new(Mutex::new(Known { ids, fill: table.fill() })));
+        let known = Shared(Arc::new(Mutex::new(Known { ids, fill: table.fill(), ..Known::default() })));
         let (commands, waiting) = mpsc::channel(WAITING);
         let spool = Self { commands, known: known.clone(), filled: Arc::new(Notify::new()), folder };
         let keeper = Keeper { table, known, filled: Arc::clone(&spool.filled), _lock: lock };
@@ -161,6 +176,7 @@ impl Spool {
     pub async fn put(&self, job: &Submission) -> Result<(), SpoolError> {
         let row = file::Row::of(job);
         if !self.fill().has_room_for(row.size()) {
+            self.known.lock().tally.refused += 1;
             return Err(SpoolError::Full);
         }
         self.ask(|answer| Command::Put(row, answer)).await
@@ -176,6 +192,22 @@ impl Spool {
     #[must_use]
     pub fn fill(&self) -> Fill {
         self.known.lock().fill
+    }
+
+    /// What it has done.
+    pub(crate) fn tally(&self) -> Tally {
+        self.known.lock().tally
+    }
+
+    /// When the job was submitted that is forwarded next; none if there is none, or it does not say.
+    ///
+    /// # Errors
+    /// [`SpoolError::Unavailable`].
+    pub(crate) async fn oldest(&self) -> Result<Option<Timestamp>, SpoolError> {
+        if !self.is_holding() {
+            return Ok(None);
+        }
+        self.ask(Command::Oldest).await
     }
 
     /// Where it is.
@@ -249,8 +281,11 @@ impl Spool {
 }
 
 fn limits(config: &config::Spool) -> Fill {
-    let number = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
     Fill { max_jobs: number(config.max_jobs), max_bytes: number(config.max_bytes), ..Fill::default() }
+}
+
+fn number(value: usize) -> u64 {
+    u64::try_from(value).unwrap_or(u64::MAX)
 }
 
 fn unavailable(why: String) -> SpoolError {
@@ -324,6 +359,7 @@ impl Keeper {
             match other {
                 Command::Take(place, most, answer) => drop(answer.send(self.table.take(place, most))),
                 Command::Find(id, answer) => drop(answer.send(self.table.find(id))),
+                Command::Oldest(answer) => drop(answer.send(self.table.oldest())),
                 Command::Put(..) | Command::Remove(..) | Command::Close(_) => {}
             }
         }
@@ -343,6 +379,7 @@ impl Keeper {
             }
             Err(error) => {
                 error!(%error, "the spool cannot be written");
+                self.known.lock().tally.refused += number(rows.len());
                 for answer in askers.into_iter().chain(told) {
                     let _ = answer.send(Err(error.clone()));
                 }
@@ -358,6 +395,10 @@ impl Keeper {
             known.ids.remove(&entry.job.envelope.id);
         }
         known.fill = self.table.fill();
+        let stored = number(taken.iter().filter(|taken| **taken).count());
+        known.tally.taken += stored;
+        known.tally.refused += number(taken.len()) - stored;
+        known.tally.forwarded += number(gone.len());
         if known.fill.jobs > 0 {
             self.filled.notify_one();
         }

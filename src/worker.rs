@@ -24,7 +24,8 @@
 //! | [`reply`] | telling callers how a run ended |
 //! | [`pause`] | one queue: when its jobs are taken |
 //! | [`beat`] | what the worker says of itself every few seconds |
-//! | [`health`] | `/healthz` |
+//! | [`health`] | `/healthz` and `/metrics` |
+//! | [`figures`] | what a worker's `/metrics` says |
 //!
 //! A worker takes jobs from the broker, decides and settles. It does not route, and it knows no other worker.
 
@@ -37,6 +38,7 @@ mod dispatch;
 mod disposition;
 mod executor;
 mod fence;
+mod figures;
 mod health;
 mod hold;
 mod isolate;
@@ -52,11 +54,7 @@ mod silence;
 mod tell;
 mod work;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{task::JoinHandle, time::timeout};
@@ -69,6 +67,7 @@ use self::{
     cpu::CpuPool,
     dispatch::QueueShare,
     fence::Fence,
+    figures::Figures,
     health::{Health, QueueHealth},
     lookup::Lookups,
     pause::Taking,
@@ -92,7 +91,9 @@ use crate::{
     amqp::control::{Control, Written},
     client::{Client, Live, Role},
     config::{Config, ConfigError},
+    event::AttemptOutcome,
     job::{Envelope, Job, JobResult, Options, QueueName},
+    metrics::{Metrics, Settlement},
     shutdown,
     telemetry::{self, TelemetryError},
 };
@@ -184,19 +185,26 @@ pub struct Worker<S = ()> {
     config: Config,
     registry: Registry,
     state: S,
+    metrics: Metrics,
 }
 
 impl Worker<()> {
     /// A worker without handlers and without state.
     pub fn new(config: Config) -> Self {
-        Self { config, registry: Registry::default(), state: () }
+        Self { config, registry: Registry::default(), state: (), metrics: Metrics::new() }
     }
 }
 
 impl<S: Send + Sync + 'static> Worker<S> {
     /// Sets the state that handlers registered from now on can reach by `cx.state()`.
     pub fn state<T: Send + Sync + 'static>(self, state: T) -> Worker<T> {
-        Worker { config: self.config, registry: self.registry, state }
+        Worker { config: self.config, registry: self.registry, state, metrics: self.metrics }
+    }
+
+    /// Counts into the metrics of the process that it is a part of.
+    #[cfg(feature = "server")]
+    pub(crate) fn counting_in(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// Registers a handler with default [`Options`].
@@ -258,11 +266,11 @@ impl<S: Send + Sync + 'static> Worker<S> {
         shutdown: impl Future<Output = ()> + Send,
         isolation: bool,
     ) -> Result<Report, WorkerError> {
-        let Self { config, registry, .. } = self;
+        let Self { config, registry, metrics, .. } = self;
         let registry = Arc::new(registry.checked().map_err(WorkerError::Registry)?);
         check_relations(&config, &registry)?;
         let queues = registry.queues();
-        let client = Client::with_role(&config, Role::Worker(queues.clone()));
+        let client = Client::counting_in(&config, Role::Worker(queues.clone()), metrics);
         let live = client.live().map_err(WorkerError::Start)?;
         let hello = Written::kinds(&live.instance, &registry.announcement());
         let control = live.follow_control(hello, None).clone();
@@ -270,7 +278,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
         let lookups = Lookups::start(&client, live, &control, lookup_patience(&config), stop.clone());
         let fence = Fence::start(&live.consume, &control, stop.clone());
         let shared = Arc::new(share(&config, registry, &client, live, fence, lookups, isolation)?);
-        let running = Running::start(&config, &shared, live, &control, &queues, &stop).await?;
+        let running = Running::start(&config, &shared, (&client, live), &control, &queues, &stop).await?;
         let broker = live.consume.describe();
         info!(broker, worker = live.instance, queues = ?queues.iter().map(QueueName::as_str).collect::<Vec<_>>(), "worker started");
         shutdown.await;
@@ -305,6 +313,14 @@ fn share(
         .map_err(|source| WorkerError::System { what: "start the CPU pool", source })?;
     let replier = Replier::start(live, &config.worker.reply_queues);
     let teller = Arc::new(Teller::new(live.instance.clone(), config.record.max_inline));
+    let metrics = client.shared_metrics().clone();
+    for entry in registry.handlers() {
+        metrics.expect(
+            entry.queue.as_str(),
+            entry.kind.as_str(),
+            &AttemptOutcome::ALL.map(AttemptOutcome::as_str),
+        );
+    }
     Ok(Shared {
         settler: Settler::new(live, Arc::clone(&teller), replier),
         events: live.events.clone(),
@@ -327,6 +343,7 @@ fn share(
         isolation,
         publish: live.publisher.link().clone(),
         counts: work::Counts::default(),
+        metrics,
         known: known::Known::default(),
         abort: CancellationToken::new(),
         cancel: CancellationToken::new(),
@@ -348,7 +365,7 @@ impl Running {
     async fn start(
         config: &Config,
         shared: &Arc<Shared>,
-        live: &Live,
+        (client, live): (&Client, &Live),
         control: &Control,
         queues: &[QueueName],
         stop: &CancellationToken,
@@ -359,18 +376,19 @@ impl Running {
         });
         let each = || queues.iter().cloned();
         let healths: Health = each().map(|queue| (queue, Arc::new(QueueHealth::default()))).collect();
-        let mut health = None;
-        if let Some(address) = config.worker.health {
-            let server = health::serve(address, healths.clone(), stop.clone()).await;
-            let server =
-                server.map_err(|source| WorkerError::System { what: "listen on worker.health", source })?;
-            health = Some(tokio::spawn(server));
-        }
         let shares: BTreeMap<QueueName, QueueShare> = each()
             .map(|queue| {
                 (queue.clone(), QueueShare::new(queue.clone(), config.worker.concurrency_of(&queue)))
             })
             .collect();
+        let mut health = None;
+        if let Some(address) = config.worker.health {
+            let figures = Figures::new(client, &healths, &shares);
+            let server = health::serve(address, healths.clone(), figures, stop.clone()).await;
+            let server =
+                server.map_err(|source| WorkerError::System { what: "listen on worker.health", source })?;
+            health = Some(tokio::spawn(server));
+        }
         let taking = each().map(|queue| {
             let taking = Taking {
                 source: live.names.queue(&queue),
@@ -481,15 +499,14 @@ pub(crate) async fn attempt_in_memory(
 
 impl work::Counts {
     fn report(&self) -> Report {
-        let get = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         Report {
-            succeeded: get(&self.succeeded),
-            retried: get(&self.retried),
-            dead: get(&self.dead),
-            expired: get(&self.expired),
-            cancelled: get(&self.cancelled),
-            handed_back: get(&self.handed_back),
-            repeats: get(&self.repeats),
+            succeeded: self.of(Settlement::Succeeded),
+            retried: self.of(Settlement::Retried) + self.of(Settlement::Snoozed),
+            dead: self.of(Settlement::Dead),
+            expired: self.of(Settlement::Expired),
+            cancelled: self.of(Settlement::Cancelled),
+            handed_back: self.of(Settlement::HandedBack),
+            repeats: self.of(Settlement::Repeat),
         }
     }
 }

@@ -128,7 +128,7 @@ pub(super) fn next_run(
 pub(super) fn next_run_raw(message: &Message, facts: &Facts, act: JobId) -> Message {
     let mut headers = carried_all(&message.headers);
     dead::unmark(&mut headers);
-    for name in [header::ATTEMPT, header::STEP, header::PATIENCE, header::EXPIRES_AT] {
+    for name in [header::ATTEMPT, header::STEP, header::PATIENCE, header::EXPIRES_AT, header::DUE_AT] {
         headers.remove(name);
     }
     headers.insert(header::RUN.to_owned(), facts.run.saturating_add(1).into());

@@ -5,7 +5,7 @@
 //! otherwise after all) leaves it without anything, also where it is not among what is wanted: a job is forgotten some
 //! time after its end, and then nothing would tell that such a message is good for nothing.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -300,6 +300,7 @@ impl Sweep {
         let limit = acts.config.limits.args;
         let (message, mut event) = match next_run(&letter.incoming, queue, limit, set, act) {
             Ok(envelope) => {
+                let envelope = envelope.due_in(Duration::ZERO);
                 let mut event = Event::of(EventType::Submitted, &envelope, &acts.instance, now);
                 acts.inline_args(&mut event, &envelope.args);
                 (envelope.encode(), event)

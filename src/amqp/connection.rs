@@ -27,7 +27,10 @@ use super::{
     topology::{Plan, TopologyError},
     version::{self, BrokerVersion},
 };
-use crate::config::{Amqp, AmqpUrl};
+use crate::{
+    config::{Amqp, AmqpUrl},
+    metrics::{ConnectionMetrics, Metrics},
+};
 
 /// How often a connection's state is looked at, besides the events it sends.
 const LOOK: Duration = Duration::from_millis(500);
@@ -150,11 +153,19 @@ struct Inner {
     /// The newest connection that was given up, and why.
     kick: watch::Sender<(u64, &'static str)>,
     closing: CancellationToken,
+    metrics: Metrics,
+    own_metrics: ConnectionMetrics,
 }
 
 impl Link {
     /// Starts to keep a connection under `name`, which the management UI shows.
-    pub(crate) fn start(config: &Amqp, name: String, plan: Plan, runtime: &Arc<AmqpRuntime>) -> Self {
+    pub(crate) fn start(
+        config: &Amqp,
+        name: String,
+        plan: Plan,
+        runtime: &Arc<AmqpRuntime>,
+        metrics: (&Metrics, ConnectionMetrics),
+    ) -> Self {
         let url = with_heartbeat(config.url.expose(), config.heartbeat);
         let inner = Arc::new(Inner {
             name,
@@ -166,6 +177,8 @@ impl Link {
             runtime: Arc::clone(runtime),
             kick: watch::Sender::new((0, "")),
             closing: CancellationToken::new(),
+            metrics: metrics.0.clone(),
+            own_metrics: metrics.1,
         });
         runtime.handle().spawn(supervise(Arc::clone(&inner)));
         Self(inner)
@@ -173,6 +186,11 @@ impl Link {
 
     pub(crate) fn runtime(&self) -> Handle {
         self.0.runtime.handle()
+    }
+
+    /// What this process counts.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<LinkState> {
@@ -286,6 +304,7 @@ pub(super) fn with_heartbeat(url: &str, seconds: u16) -> String {
 async fn supervise(inner: Arc<Inner>) {
     let mut pauses = Pauses::new();
     let mut epoch = 0;
+    let mut again = false;
     let mut last_error = String::new();
     while !inner.closing.is_cancelled() {
         epoch += 1;
@@ -296,9 +315,11 @@ async fn supervise(inner: Arc<Inner>) {
         match established {
             Ok(up) => {
                 last_error.clear();
+                inner.own_metrics.made(std::mem::replace(&mut again, true));
                 inner.state.send_replace(LinkState::Up(up.clone()));
                 let began = Instant::now();
                 let why = until_lost(&inner, &up).await;
+                inner.own_metrics.lost();
                 // What ends a connection at once, such as a message that cannot be parsed, is there the next time, too.
                 if began.elapsed() >= LASTING {
                     pauses.reset();

@@ -27,7 +27,10 @@ use super::{
     message::{properties, short},
     pause::Pauses,
 };
-use crate::job::wire::Message;
+use crate::{
+    job::wire::Message,
+    metrics::{ChannelMetrics, Published},
+};
 
 /// Most bytes of bodies that await their confirm on one channel.
 const WINDOW_BYTES: usize = 64 << 20;
@@ -77,6 +80,8 @@ struct Request {
     message: Message,
     deadline: Instant,
     done: Done,
+    /// When it was handed over.
+    since: Instant,
 }
 
 /// Who wants to know what became of a publish.
@@ -116,10 +121,12 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Starts the owner of one channel on `link`: at most `window` unconfirmed, at most `backlog` waiting.
-    pub(crate) fn start(link: &Link, window: usize, backlog: usize) -> Self {
+    /// Starts the owner of one channel on `link`: at most `window` unconfirmed, at most `backlog` waiting. `traffic` says
+    /// in a word what it carries, for metrics.
+    pub(crate) fn start(link: &Link, traffic: &'static str, window: usize, backlog: usize) -> Self {
         let (requests, queue) = mpsc::channel(backlog);
-        link.runtime().spawn(own(link.clone(), queue, window));
+        let metrics = link.metrics().channel(traffic);
+        link.runtime().spawn(own(link.clone(), queue, window, metrics));
         Self { requests, link: link.clone() }
     }
 
@@ -160,7 +167,7 @@ impl Publisher {
         let up = self.link.wait_up(room).await;
         up.map_err(|down| PublishError::Unavailable(down.0))?;
         let (done, answer) = oneshot::channel();
-        let request = Request { target, message, deadline, done: Done::Caller(done) };
+        let request = Request { target, message, deadline, done: Done::Caller(done), since: Instant::now() };
         match timeout_at(room, self.requests.send(request)).await {
             Ok(Ok(())) => await_answer(answer, deadline).await,
             Ok(Err(_)) => Err(PublishError::Unavailable("closed".to_owned())),
@@ -180,7 +187,7 @@ impl Publisher {
         if up.is_blocked() {
             return Err(PublishError::Blocked);
         }
-        let request = Request { target, message, deadline, done };
+        let request = Request { target, message, deadline, done, since: Instant::now() };
         self.requests.try_send(request).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => PublishError::Full,
             mpsc::error::TrySendError::Closed(_) => PublishError::Unavailable("closed".to_owned()),
@@ -201,13 +208,15 @@ async fn await_answer(
 }
 
 /// Owns channel after channel until the link is closed.
-async fn own(link: Link, mut requests: mpsc::Receiver<Request>, window: usize) {
+async fn own(link: Link, mut requests: mpsc::Receiver<Request>, window: usize, metrics: ChannelMetrics) {
     let mut pauses = Pauses::new();
     loop {
         let Some(up) = refuse_until_up(&link, &mut requests).await else { return };
         let opened = Instant::now();
         let why = match up.confirming_channel().await {
-            Ok(channel) => Lane::new(channel, up.clone(), window).run(&link, &mut requests).await,
+            Ok(channel) => {
+                Lane::new(channel, up.clone(), window, metrics.clone()).run(&link, &mut requests).await
+            }
             Err(down) => down.0,
         };
         if requests.is_closed() && requests.is_empty() {
@@ -261,6 +270,7 @@ struct Slot {
     message_id: String,
     bytes: usize,
     since: Instant,
+    handed_over: Instant,
 }
 
 /// One channel's life.
@@ -278,10 +288,11 @@ struct Lane {
     returned: HashMap<(String, String), u32>,
     /// A publish has failed, so the channel is closed.
     failed: bool,
+    metrics: ChannelMetrics,
 }
 
 impl Lane {
-    fn new(channel: Channel, up: Up, window: usize) -> Self {
+    fn new(channel: Channel, up: Up, window: usize, metrics: ChannelMetrics) -> Self {
         Self {
             channel,
             up,
@@ -293,6 +304,7 @@ impl Lane {
             blocked: None,
             returned: HashMap::new(),
             failed: false,
+            metrics,
         }
     }
 
@@ -356,7 +368,7 @@ impl Lane {
 
     /// Starts a publish; it is written when the set is polled next.
     fn begin(&mut self, request: Request) {
-        let Request { target, message, deadline, done } = request;
+        let Request { target, message, deadline, done, since: handed_over } = request;
         if done.is_abandoned() || deadline <= Instant::now() {
             // The caller has given up and was told that it may happen; it need not.
             return;
@@ -382,7 +394,8 @@ impl Lane {
         };
         self.bytes += bytes;
         self.in_flight.push(publish.boxed());
-        self.slots.insert(index, Slot { done, target, message_id, bytes, since: Instant::now() });
+        let since = Instant::now();
+        self.slots.insert(index, Slot { done, target, message_id, bytes, since, handed_over });
     }
 
     /// Takes all answers that are there and passes them on; an error ends the channel.
@@ -455,6 +468,7 @@ impl Lane {
                 Err(failure(&error, &slot.target.exchange, alone))
             }
         };
+        self.metrics.answered(published(&result), slot.handed_over.elapsed());
         slot.done.tell(result);
     }
 
@@ -468,8 +482,20 @@ impl Lane {
         };
         drop(timeout(LAST_ANSWERS, last).await);
         for slot in self.slots.into_values() {
+            self.metrics.answered(Published::Lost, slot.handed_over.elapsed());
             slot.done.tell(Err(PublishError::Lost(why.to_owned())));
         }
+    }
+}
+
+/// How metrics call the result of a publish that was written.
+fn published(result: &Result<(), PublishError>) -> Published {
+    match result {
+        Ok(()) => Published::Confirmed,
+        Err(PublishError::Unroutable) => Published::Unroutable,
+        // Unavailable: its exchange is missing.
+        Err(PublishError::Refused | PublishError::Unavailable(_)) => Published::Refused,
+        Err(_) => Published::Lost,
     }
 }
 

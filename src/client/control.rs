@@ -148,6 +148,14 @@ impl Client {
             .collect()
     }
 
+    /// Whether workers have announced this kind, or the configuration routes it: not every name that a client makes up.
+    #[cfg(feature = "server")]
+    pub(crate) fn knows(&self, kind: &Kind) -> bool {
+        let known = self.live().ok().and_then(|live| live.known.get());
+        known.is_some_and(|known| known.queue_of(kind).is_some())
+            || self.inner.config.routes.contains_key(kind)
+    }
+
     /// The workers that have said something in the last 20 s, by name. Known to the HTTP front; empty elsewhere, and
     /// while an alarm of the broker keeps everybody from publishing.
     #[must_use]

@@ -24,6 +24,7 @@ use crate::{
     },
     config::{self, Config},
     job::{Envelope, JobId, QueueName},
+    metrics::Metrics,
     record::writer::EventWriter,
 };
 
@@ -67,6 +68,9 @@ pub(crate) struct Links {
     plan: Plan,
     /// What the connections' names start with.
     name: String,
+    /// What the process is, in metrics.
+    role: &'static str,
+    metrics: Metrics,
     runtime: Arc<AmqpRuntime>,
     started: Arc<Mutex<Vec<Link>>>,
 }
@@ -75,7 +79,8 @@ impl Links {
     /// A connection for one purpose, which the management UI shows in its name.
     pub(crate) fn start(&self, purpose: &str) -> Link {
         let name = format!("{} {purpose}", self.name);
-        let link = Link::start(&self.amqp, name, self.plan.clone(), &self.runtime);
+        let metrics = (&self.metrics, self.metrics.connection(self.role, purpose));
+        let link = Link::start(&self.amqp, name, self.plan.clone(), &self.runtime, metrics);
         self.started.lock().unwrap_or_else(PoisonError::into_inner).push(link.clone());
         link
     }
@@ -106,7 +111,7 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub(super) fn start(config: &Config, role: &Role) -> Result<Self, String> {
+    pub(super) fn start(config: &Config, role: &Role, metrics: &Metrics) -> Result<Self, String> {
         version::parse(config.amqp.url.expose())?;
         let runtime = AmqpRuntime::start().map_err(|error| format!("cannot start a thread: {error}"))?;
         let names = Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix);
@@ -124,7 +129,15 @@ impl Live {
         let name = format!("{} {} {instance}", config.amqp.prefix, role.name());
         let admin =
             Admin::new(&config.amqp, format!("{name} admin"), &runtime).map_err(|error| error.to_string())?;
-        let links = Links { amqp: config.amqp.clone(), plan, name, runtime, started: Arc::default() };
+        let links = Links {
+            amqp: config.amqp.clone(),
+            plan,
+            name,
+            role: role.name(),
+            metrics: metrics.clone(),
+            runtime,
+            started: Arc::default(),
+        };
         let publish = links.start("publish");
         publish.keep_repaired();
         let control = links.start("control");
@@ -134,7 +147,7 @@ impl Live {
             untold: Untold::default(),
             control,
             outlet,
-            publisher: Publisher::start(&publish, config.amqp.window, config.amqp.backlog),
+            publisher: Publisher::start(&publish, "jobs", config.amqp.window, config.amqp.backlog),
             names,
             instance,
             consume: links.start("consume"),

@@ -228,8 +228,22 @@ pub(super) async fn submit(
     result
 }
 
-/// Hands a job to the broker, or to the spool where that is due. `confirmed` is told when the broker has it.
+/// Hands a job to the broker, or to the spool where that is due, and counts it. `confirmed` is told when the broker has
+/// it.
 async fn hand_over(
+    app: &App,
+    job: Submission,
+    patient: bool,
+    give_up: Instant,
+    confirmed: impl FnOnce() + Send,
+) -> Result<Taken, Refusal> {
+    let kind = job.envelope.kind.clone();
+    let result = take(app, job, patient, give_up, confirmed).await;
+    app.count_submit(&kind, &result);
+    result
+}
+
+async fn take(
     app: &App,
     job: Submission,
     patient: bool,

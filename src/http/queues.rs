@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Questions to the broker at the same time.
-const ASKING: usize = 8;
+pub(super) const ASKING: usize = 8;
 /// In so many seconds a suggested number of workers empties the queue.
 const DRAIN_TIME: f64 = 60.0;
 
@@ -147,16 +147,16 @@ async fn order_pause(
 }
 
 /// What is known of all queues, but for what the broker has to be asked.
-struct Known {
-    records: BTreeMap<QueueName, QueueRecord>,
-    workers: Vec<WorkerInfo>,
+pub(super) struct Known {
+    pub(super) records: BTreeMap<QueueName, QueueRecord>,
+    pub(super) workers: Vec<WorkerInfo>,
     announced: BTreeSet<QueueName>,
-    paused: Arc<Pauses>,
+    pub(super) paused: Arc<Pauses>,
     now: Timestamp,
 }
 
 impl Known {
-    async fn gather(app: &App) -> Result<Self, Problem> {
+    pub(super) async fn gather(app: &App) -> Result<Self, Problem> {
         Ok(Self {
             records: app.record.queues().await.map_err(|error| Problem::record(&error))?,
             workers: app.client.workers(),
@@ -173,10 +173,22 @@ impl Known {
     }
 
     /// All queues that anything is known of.
-    fn names(&self) -> BTreeSet<QueueName> {
+    pub(super) fn names(&self) -> BTreeSet<QueueName> {
         let consumed = self.workers.iter().flat_map(|worker| worker.queues.iter().map(|queue| &queue.queue));
         let all = self.records.keys().chain(&self.announced).chain(self.paused.keys()).chain(consumed);
         all.cloned().collect()
+    }
+
+    /// Whether the configuration or a worker has named the queue, and not only a job.
+    pub(super) fn is_announced(&self, queue: &QueueName) -> bool {
+        self.announced.contains(queue)
+    }
+
+    /// For how many seconds the job has been ready that has waited longest; none where none waits, also if the record
+    /// thinks otherwise.
+    pub(super) fn oldest_age(&self, queue: &QueueName, ready: Option<u32>) -> Option<f64> {
+        let oldest = self.records.get(queue)?.oldest_queued_at.filter(|_| ready != Some(0))?;
+        Some(self.now.duration_since(oldest).as_secs_f64().max(0.0))
     }
 
     fn show<'a>(&'a self, queue: &'a QueueName, depth: Option<Depth>) -> Shown<'a> {
@@ -194,10 +206,7 @@ impl Known {
             scheduled: count(JobStatus::Scheduled),
             retrying: count(JobStatus::Retrying),
             dead: count(JobStatus::Dead),
-            oldest_age: record
-                .oldest_queued_at
-                .filter(|_| ready != Some(0))
-                .map(|at| rounded(self.now.duration_since(at).as_secs_f64().max(0.0))),
+            oldest_age: self.oldest_age(queue, ready).map(rounded),
             arrival_rate: rounded(record.arrival_rate),
             service_rate: rounded(record.service_rate),
             mean_duration: record.mean_duration.map(rounded),
@@ -244,15 +253,15 @@ struct Shown<'a> {
 
 /// The workers of one queue.
 #[derive(Debug, PartialEq)]
-struct Crew<'a> {
-    workers: Vec<&'a str>,
+pub(super) struct Crew<'a> {
+    pub(super) workers: Vec<&'a str>,
     running: usize,
     /// Attempts at the same time in one of them, on average.
     concurrency: Option<f64>,
 }
 
 impl<'a> Crew<'a> {
-    fn of(queue: &QueueName, workers: &'a [WorkerInfo]) -> Self {
+    pub(super) fn of(queue: &QueueName, workers: &'a [WorkerInfo]) -> Self {
         let mut crew = Self { workers: Vec::new(), running: 0, concurrency: None };
         let mut slots = 0;
         for worker in workers {

@@ -113,9 +113,13 @@ impl App {
 
     /// How many streams there are.
     pub(super) fn streams_in_use(&self) -> usize {
-        let places = self.http.max_streams.min(Semaphore::MAX_PERMITS);
-        places.saturating_sub(self.streams.available_permits())
+        in_use(&self.streams, self.http.max_streams)
     }
+}
+
+/// How many of `most` places are taken.
+pub(super) fn in_use(places: &Semaphore, most: usize) -> usize {
+    most.min(Semaphore::MAX_PERMITS).saturating_sub(places.available_permits())
 }
 
 /// The answer that sends what `source` yields, and holds `place` until it ends or the client is gone.

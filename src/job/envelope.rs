@@ -49,6 +49,8 @@ pub mod header {
     pub const CREATED_AT: &str = "hopline-created-at";
     /// After when no attempt starts, in ms since the epoch.
     pub const EXPIRES_AT: &str = "hopline-expires-at";
+    /// When this attempt is due, in ms since the epoch, where that is not when the job was submitted.
+    pub const DUE_AT: &str = "hopline-due-at";
     /// Whether another copy of this message may exist.
     pub const UNSURE: &str = "hopline-unsure";
     /// Tags, joined by commas.
@@ -68,7 +70,7 @@ pub mod header {
 }
 
 /// Headers that [`Envelope`] reads into fields of its own; all others are carried in [`Envelope::extra`].
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 16] = [
     header::VERSION,
     header::RUN,
     header::ATTEMPT,
@@ -78,6 +80,7 @@ const KNOWN: [&str; 15] = [
     header::TIMEOUT,
     header::CREATED_AT,
     header::EXPIRES_AT,
+    header::DUE_AT,
     header::UNSURE,
     header::TAGS,
     header::RETRY_INITIAL,
@@ -192,6 +195,8 @@ pub struct Envelope {
     pub created_at: Option<Timestamp>,
     /// After when no attempt starts.
     pub expires_at: Option<Timestamp>,
+    /// When this attempt is due, where that is not when the job was submitted.
+    pub due_at: Option<Timestamp>,
     /// Whether another copy may exist.
     pub unsure: bool,
     /// Tags.
@@ -235,6 +240,7 @@ impl Envelope {
             timeout: None,
             created_at: None,
             expires_at: None,
+            due_at: None,
             unsure: false,
             tags: Vec::new(),
             retry: RetryOverrides::default(),
@@ -278,7 +284,11 @@ impl Envelope {
                 put(name, HeaderValue::Double(value));
             }
         }
-        for (name, value) in [(header::CREATED_AT, self.created_at), (header::EXPIRES_AT, self.expires_at)] {
+        for (name, value) in [
+            (header::CREATED_AT, self.created_at),
+            (header::EXPIRES_AT, self.expires_at),
+            (header::DUE_AT, self.due_at),
+        ] {
             if let Some(value) = value {
                 put(name, value.as_millisecond().into());
             }
@@ -334,6 +344,7 @@ impl Envelope {
             timeout: read.duration(header::TIMEOUT)?.filter(|timeout| !timeout.is_zero()),
             created_at: read.time(header::CREATED_AT)?,
             expires_at: read.time(header::EXPIRES_AT)?,
+            due_at: read.time(header::DUE_AT)?,
             unsure: read.flag(header::UNSURE)?,
             tags: read.tags()?,
             retry: RetryOverrides {
@@ -358,7 +369,7 @@ impl Envelope {
     pub fn start_next_run(&mut self) {
         self.run = self.run.saturating_add(1);
         (self.attempt, self.step, self.patience) = (1, 0, 0);
-        self.expires_at = None;
+        (self.expires_at, self.due_at) = (None, None);
         dead::unmark(&mut self.extra);
     }
 
@@ -374,7 +385,21 @@ impl Envelope {
     #[must_use]
     pub fn next_step(mut self) -> Self {
         self.step = self.step.saturating_add(1);
+        self.due_at = None;
         self
+    }
+
+    /// The same, due in `delay` from now.
+    #[must_use]
+    pub fn due_in(mut self, delay: Duration) -> Self {
+        self.due_at = Timestamp::now().checked_add(delay).ok();
+        self
+    }
+
+    /// When this attempt is due or was, as far as that is known.
+    #[must_use]
+    pub fn due(&self) -> Option<Timestamp> {
+        self.due_at.or(self.created_at.filter(|_| self.run == 1 && self.step == 0))
     }
 
     /// What names one asking for one attempt: copies of the same message share it, republished ones do not.
@@ -448,7 +473,7 @@ pub fn raw_copy(message: &Message, queue: &QueueName) -> Message {
     copy.headers = carried_all(&message.headers);
     if dead::is_marked(&copy.headers) {
         dead::unmark(&mut copy.headers);
-        for name in [header::ATTEMPT, header::STEP, header::PATIENCE, header::EXPIRES_AT] {
+        for name in [header::ATTEMPT, header::STEP, header::PATIENCE, header::EXPIRES_AT, header::DUE_AT] {
             copy.headers.remove(name);
         }
         copy.headers.insert(header::RUN.to_owned(), place_of(message).run.into());
@@ -464,6 +489,7 @@ pub fn patient_copy(message: &Message, queue: &QueueName) -> Message {
     let (patience, step) = (patience_of(&copy), place_of(&copy).step);
     copy.headers.insert(header::PATIENCE.to_owned(), patience.saturating_add(1).into());
     copy.headers.insert(header::STEP.to_owned(), step.saturating_add(1).into());
+    copy.headers.remove(header::DUE_AT);
     copy
 }
 

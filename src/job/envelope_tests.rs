@@ -169,6 +169,7 @@ fn a_dead_message_moved_back_is_the_next_run() {
     let mut envelope = Envelope::new(Kind::parse("demo.fail").unwrap(), queue(), Bytes::from_static(b"{}"));
     (envelope.attempt, envelope.step) = (20, 19);
     envelope.expires_at = Timestamp::from_millisecond(1).ok();
+    envelope.due_at = Timestamp::from_millisecond(2).ok();
     let death = dead::Death {
         reason: Reason::Exhausted,
         code: "error",
@@ -179,8 +180,27 @@ fn a_dead_message_moved_back_is_the_next_run() {
     };
     let replayed = decode(dead::mark(envelope.encode(), &death)).unwrap().envelope;
     assert_eq!((replayed.run, replayed.attempt, replayed.step, replayed.expires_at), (2, 1, 0, None));
-    assert_eq!(replayed.id, envelope.id);
+    assert_eq!((replayed.id, replayed.due_at), (envelope.id, None));
     assert!(!dead::is_marked(&replayed.encode().headers));
+}
+
+#[test]
+fn a_job_is_due_when_it_was_submitted_unless_it_says_so_itself() {
+    let at = |ms| Timestamp::from_millisecond(ms).ok();
+    let mut envelope = Envelope::new(Kind::parse("a.b").unwrap(), queue(), Bytes::from_static(b"{}"));
+    assert_eq!(envelope.due(), None, "a foreign message may not say");
+    envelope.created_at = at(1_000);
+    assert_eq!(envelope.due(), at(1_000));
+    envelope.due_at = at(5_000);
+    assert_eq!(envelope.due(), at(5_000), "it was delayed");
+    // A copy is due at another time, of which only its writer knows.
+    let retry = envelope.clone().next_attempt();
+    assert_eq!((retry.due_at, retry.due()), (None, None));
+    let before = Timestamp::now();
+    let due = retry.due_in(Duration::from_secs(60)).due().unwrap();
+    assert!(due >= before + Duration::from_secs(60), "{due}");
+    let patient = patient_copy(&envelope.encode(), &queue());
+    assert!(!patient.headers.contains_key(header::DUE_AT));
 }
 
 prop_compose! {
@@ -189,6 +209,7 @@ prop_compose! {
         max_attempts in proptest::option::of(1..=1000_u32), timeout in proptest::option::of(1..u64::from(u32::MAX)),
         created in proptest::option::of(0..4_102_444_800_000_i64), unsure: bool,
         expires in proptest::option::of(0..4_102_444_800_000_i64),
+        due in proptest::option::of(0..4_102_444_800_000_i64),
         tags in proptest::collection::vec("[a-z0-9:]{1,20}", 0..5),
         factor in proptest::option::of(1.0..100.0_f64), args in "[a-z ]{0,40}",
         reply in proptest::option::of("[a-z.]{1,40}"),
@@ -200,6 +221,7 @@ prop_compose! {
         envelope.timeout = timeout.map(Duration::from_millis);
         envelope.created_at = created.and_then(|ms| Timestamp::from_millisecond(ms).ok());
         envelope.expires_at = expires.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        envelope.due_at = due.and_then(|ms| Timestamp::from_millisecond(ms).ok());
         envelope.unsure = unsure;
         envelope.tags = tags;
         envelope.retry.factor = factor;

@@ -89,7 +89,7 @@ impl EventWriter {
     pub(crate) fn start(link: &Link, names: &Names, outlet: Outlet) -> Self {
         let (requests, queue) = mpsc::channel(WAITING);
         let task = Task {
-            publisher: Publisher::start(link, BATCHES * 2, BATCHES * 2),
+            publisher: Publisher::start(link, "events", BATCHES * 2, BATCHES * 2),
             names: names.clone(),
             outlet,
             epoch: 0,

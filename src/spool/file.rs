@@ -299,6 +299,22 @@ impl Table {
         };
         read().map_err(SpoolError::Unavailable)
     }
+
+    /// When the first job in order was submitted.
+    ///
+    /// # Errors
+    /// [`SpoolError::Unavailable`].
+    pub(super) fn oldest(&self) -> Result<Option<Timestamp>, SpoolError> {
+        let read = || -> Result<Option<Timestamp>, String> {
+            let text = |error: rusqlite::Error| error.to_string();
+            let mut select =
+                self.db.prepare_cached("SELECT body FROM jobs ORDER BY place LIMIT 1").map_err(text)?;
+            let body: Option<String> = select.query_row([], |row| row.get(0)).optional().map_err(text)?;
+            let body = body.map(|body| json::read::<Body>(body.as_bytes()));
+            Ok(body.transpose()?.and_then(|body| time(body.created_at)))
+        };
+        read().map_err(SpoolError::Unavailable)
+    }
 }
 
 fn read_after(db: &Connection, place: i64, most: usize) -> rusqlite::Result<Vec<Entry>> {

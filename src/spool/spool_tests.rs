@@ -203,3 +203,23 @@ async fn whoever_waits_for_jobs_is_told() {
     let again = folder.open(10, 1 << 20).unwrap();
     tokio::time::timeout(PATIENCE, again.filled()).await.unwrap();
 }
+
+#[tokio::test]
+async fn what_it_has_done_is_counted() {
+    let folder = Folder::new();
+    let spool = folder.open(2, 1 << 20).unwrap();
+    assert_eq!((spool.tally(), spool.oldest().await.unwrap()), (Tally::default(), None));
+    let (first, second) = (full(), full());
+    spool.put(&first).await.unwrap();
+    spool.put(&second).await.unwrap();
+    assert_eq!(spool.put(&full()).await, Err(SpoolError::Full));
+    assert_eq!(spool.tally(), Tally { taken: 2, refused: 1, forwarded: 0 });
+    assert_eq!(spool.oldest().await.unwrap(), first.envelope.created_at);
+    let entries = spool.take(0, 1).await.unwrap();
+    spool.remove(entries).await.unwrap();
+    assert_eq!(spool.tally(), Tally { taken: 2, refused: 1, forwarded: 1 });
+    spool.close().await;
+    // A new process counts anew; what waits is there.
+    let spool = folder.open(2, 1 << 20).unwrap();
+    assert_eq!((spool.tally(), spool.fill().jobs), (Tally::default(), 1));
+}

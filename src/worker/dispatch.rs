@@ -28,7 +28,7 @@ use super::{
     lookup::{Verdict, judge},
     registry::Entry,
     settle::{Settled, Stray},
-    work::{Shared, count},
+    work::Shared,
 };
 use crate::{
     amqp::{
@@ -37,11 +37,12 @@ use crate::{
     },
     event::Event,
     job::{
-        Envelope, QueueName,
+        Envelope, Kind, QueueName,
         dead::Reason,
         envelope::{self, DecodeError, Decoded},
         wire::{Incoming, Message},
     },
+    metrics::Settlement,
     record::lookup::{Asked, Known},
 };
 
@@ -54,8 +55,8 @@ const BLOCKED_LOOK: Duration = Duration::from_millis(200);
 /// One queue's part of the process; cheap to clone.
 #[derive(Clone)]
 pub(super) struct QueueShare {
-    queue: QueueName,
-    concurrency: usize,
+    pub(super) queue: QueueName,
+    pub(super) concurrency: usize,
     turns: Arc<Semaphore>,
     room: Arc<Notify>,
     /// Jobs that wait for their turn.
@@ -162,7 +163,8 @@ impl Dispatcher {
         waiting.chain(held).for_each(|arrival| hand_back(&self.shared, arrival));
         // What was delivered but not admitted is handed back as it is dropped.
         while let Ok(delivery) = deliveries.try_recv() {
-            count(&self.shared.counts.handed_back);
+            let kind = kind_of(&delivery.incoming.message);
+            self.shared.count(&self.share.queue, kind.as_ref(), Settlement::HandedBack);
             delivery.receipt.hand_back();
         }
     }
@@ -266,7 +268,7 @@ impl Dispatcher {
     }
 
     fn follow(&mut self, arrival: Arrival, verdict: Verdict) {
-        let id = arrival.envelope.id;
+        let Envelope { id, kind, queue, .. } = &arrival.envelope;
         match verdict {
             Verdict::Run => self.clear(arrival),
             Verdict::Ended(end) => {
@@ -277,7 +279,7 @@ impl Dispatcher {
             }
             Verdict::Stale => {
                 debug!(job.id = %id, step = arrival.envelope.step, "a later step is known, not run again");
-                count(&self.shared.counts.repeats);
+                self.shared.count(queue, Some(kind), Settlement::Repeat);
                 arrival.receipt.ack();
             }
             Verdict::Cancel(order) => self.cancel(arrival, order),
@@ -344,7 +346,7 @@ impl Dispatcher {
     /// Settled here before: the work is done, the acknowledgement was lost with its connection.
     fn repeat(&self, envelope: &Envelope, receipt: Receipt) {
         debug!(job.id = %envelope.id, "already settled here, acknowledged again");
-        count(&self.shared.counts.repeats);
+        self.shared.count(&envelope.queue, Some(&envelope.kind), Settlement::Repeat);
         receipt.ack();
     }
 
@@ -364,9 +366,9 @@ impl Dispatcher {
 
     fn unknown_kind(&self, envelope: &Envelope, receipt: Receipt) {
         if envelope.patience < self.shared.settings.patience {
-            let mut copy = envelope.clone().next_step();
-            copy.patience += 1;
             let pause = self.pause(envelope.patience);
+            let mut copy = envelope.clone().next_step().due_in(pause);
+            copy.patience += 1;
             return self.wait(copy.encode(), pause, self.shared.teller.waits(envelope, pause), receipt);
         }
         let error = format!("no worker of queue {} knows kind {}", self.share.queue, envelope.kind);
@@ -399,11 +401,11 @@ impl Dispatcher {
     fn bury_raw(&self, message: Message, reason: Reason, error: String, receipt: Receipt) {
         let (shared, queue, hold) = (Arc::clone(&self.shared), self.share.queue.clone(), Hold::new(receipt));
         self.shared.attempts.spawn(async move {
-            let kind = message.kind.as_deref().and_then(|kind| crate::job::Kind::parse(kind).ok());
-            let private = kind.is_some_and(|kind| shared.is_private(&kind));
+            let kind = kind_of(&message);
+            let private = kind.as_ref().is_some_and(|kind| shared.is_private(kind));
             let stray = Stray { message: &message, queue: &queue, reason, error: &error, private };
             if shared.settler.bury_raw(&stray, &hold, &shared.abort).await == Settled::Done {
-                count(&shared.counts.dead);
+                shared.count(&queue, kind.as_ref(), Settlement::Dead);
             }
         });
     }
@@ -464,6 +466,11 @@ impl Dispatcher {
 
 fn hand_back(shared: &Shared, arrival: Arrival) {
     debug!(job.id = %arrival.envelope.id, queue = %arrival.envelope.queue, "handed back before its turn");
-    count(&shared.counts.handed_back);
+    shared.count(&arrival.envelope.queue, Some(&arrival.envelope.kind), Settlement::HandedBack);
     arrival.receipt.hand_back();
+}
+
+/// The kind of a message that may be anything.
+fn kind_of(message: &Message) -> Option<Kind> {
+    message.kind.as_deref().and_then(|kind| Kind::parse(kind).ok())
 }

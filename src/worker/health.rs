@@ -1,7 +1,8 @@
-//! `/healthz` of a worker: 200 while every queue has a consumer on a live channel or is paused, else 503.
+//! `/healthz` of a worker: 200 while every queue has a consumer on a live channel or is paused, else 503. And its
+//! `/metrics`, for which nobody is asked.
 //!
 //! A process that is alive but consumes nothing is the classic silent failure of queue workers, so that is what
-//! the probe asks. The answer needs one path and no library; anything but a GET of it is refused.
+//! the probe asks. The answers need two paths and no library; anything but a GET of them is refused.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +24,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::job::QueueName;
+use super::figures::Figures;
+use crate::{job::QueueName, metrics};
 
 /// Longest time for a probe to ask and read.
 const PROBE: Duration = Duration::from_secs(5);
@@ -43,14 +45,18 @@ pub(super) struct QueueHealth {
 
 pub(super) type Health = BTreeMap<QueueName, Arc<QueueHealth>>;
 
+const JSON: &str = "application/json";
+const NOT_FOUND: &str = "404 Not Found";
+
 /// Listens; the future answers until `stop`.
 pub(super) async fn serve(
     address: SocketAddr,
     queues: Health,
+    figures: Figures,
     stop: CancellationToken,
 ) -> io::Result<impl Future<Output = ()> + Send> {
     let listener = TcpListener::bind(address).await?;
-    let (queues, places) = (Arc::new(queues), Arc::new(Semaphore::new(PROBES)));
+    let (answers, places) = (Arc::new((queues, figures)), Arc::new(Semaphore::new(PROBES)));
     Ok(async move {
         loop {
             let accepted = tokio::select! {
@@ -60,11 +66,12 @@ pub(super) async fn serve(
             match accepted {
                 Ok((stream, _)) => {
                     let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-                    let queues = Arc::clone(&queues);
+                    let answers = Arc::clone(&answers);
                     tokio::spawn(async move {
                         let _place = place;
+                        let (queues, figures) = &*answers;
                         // A probe that hangs or breaks off is its own affair.
-                        drop(timeout(PROBE, answer(stream, &queues)).await);
+                        drop(timeout(PROBE, answer(stream, queues, || figures.text())).await);
                     });
                 }
                 // Out of file descriptors, most likely: try again soon.
@@ -74,11 +81,11 @@ pub(super) async fn serve(
     })
 }
 
-async fn answer(mut stream: TcpStream, queues: &Health) -> io::Result<()> {
+async fn answer(mut stream: TcpStream, queues: &Health, figures: impl Fn() -> String) -> io::Result<()> {
     let head = read_head(&mut stream).await?;
-    let (status, body) = response(&head, queues);
+    let (status, media, body) = response(&head, queues, figures);
     let response = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status}\r\ncontent-type: {media}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(response.as_bytes()).await?;
@@ -97,10 +104,29 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-fn response(head: &[u8], queues: &Health) -> (&'static str, String) {
-    if !(head.starts_with(b"GET /healthz ") || head.starts_with(b"GET /healthz?")) {
-        return ("404 Not Found", json!({ "detail": "GET /healthz" }).to_string());
+/// Whether this is the head of a GET of `path`, whatever its query.
+fn gets(head: &[u8], path: &str) -> bool {
+    let rest = head.strip_prefix(b"GET ").and_then(|rest| rest.strip_prefix(path.as_bytes()));
+    rest.is_some_and(|rest| matches!(rest.first(), Some(b' ' | b'?')))
+}
+
+/// Status, content type and body.
+fn response(
+    head: &[u8],
+    queues: &Health,
+    figures: impl Fn() -> String,
+) -> (&'static str, &'static str, String) {
+    if gets(head, "/metrics") {
+        return ("200 OK", metrics::CONTENT_TYPE, figures());
     }
+    if !gets(head, "/healthz") {
+        return (NOT_FOUND, JSON, json!({ "detail": "GET /healthz or /metrics" }).to_string());
+    }
+    let (status, body) = health(queues);
+    (status, JSON, body)
+}
+
+fn health(queues: &Health) -> (&'static str, String) {
     let (mut consuming, mut paused) = (BTreeMap::new(), Vec::new());
     for (queue, health) in queues {
         // In this order: a consumer that ends because of a pause does so after the pause is told.
@@ -125,23 +151,34 @@ mod tests {
             health.consuming.store(true, Ordering::Relaxed);
             (QueueName::parse(queue).unwrap(), Arc::new(health))
         }));
-        let get = b"GET /healthz HTTP/1.1\r\n\r\n";
-        assert_eq!(
-            response(get, &queues),
-            ("200 OK", r#"{"consuming":{"a":true,"b":true},"paused":[]}"#.into())
-        );
+        let get = |head: &[u8]| response(head, &queues, || "hopline_x 1\n".to_owned());
+        let asked = b"GET /healthz HTTP/1.1\r\n\r\n";
+        assert_eq!(get(asked), ("200 OK", JSON, r#"{"consuming":{"a":true,"b":true},"paused":[]}"#.into()));
         queues["b"].consuming.store(false, Ordering::Relaxed);
         queues["b"].paused.store(true, Ordering::Relaxed);
         assert_eq!(
-            response(get, &queues),
-            ("200 OK", r#"{"consuming":{"a":true,"b":false},"paused":["b"]}"#.into())
+            get(asked),
+            ("200 OK", JSON, r#"{"consuming":{"a":true,"b":false},"paused":["b"]}"#.into())
         );
         queues["b"].paused.store(false, Ordering::Relaxed);
-        assert_eq!(response(get, &queues).0, "503 Service Unavailable");
-        for other in
-            [&b"GET / HTTP/1.1\r\n\r\n"[..], b"POST /healthz HTTP/1.1\r\n\r\n", b"", b"GET /healthzz "]
-        {
-            assert_eq!(response(other, &queues).0, "404 Not Found");
+        assert_eq!(get(asked).0, "503 Service Unavailable");
+        for metrics in [&b"GET /metrics HTTP/1.1\r\n\r\n"[..], b"GET /metrics?a=b HTTP/1.0\r\n"] {
+            assert_eq!(
+                get(metrics),
+                ("200 OK", metrics::CONTENT_TYPE, "hopline_x 1\n".into()),
+                "also when it is ill"
+            );
+        }
+        for other in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            b"POST /healthz HTTP/1.1\r\n\r\n",
+            b"POST /metrics HTTP/1.1\r\n\r\n",
+            b"",
+            b"GET /healthzz ",
+            b"GET /metrics",
+            b"GET /metrics/ ",
+        ] {
+            assert_eq!(get(other).0, NOT_FOUND);
         }
     }
 }

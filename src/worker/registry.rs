@@ -101,11 +101,13 @@ impl Registry {
         queues.into_iter().cloned().collect()
     }
 
+    /// Each handler, once.
+    pub(crate) fn handlers(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|(name, entry)| **name == entry.kind).map(|(_, entry)| &**entry)
+    }
+
     pub(crate) fn options(&self) -> impl Iterator<Item = (&Kind, &Options)> {
-        self.entries
-            .iter()
-            .filter(|(name, entry)| **name == entry.kind)
-            .map(|(name, entry)| (name, &entry.options))
+        self.handlers().map(|entry| (&entry.kind, &entry.options))
     }
 
     /// Every kind and alias, with its queue.

@@ -57,7 +57,7 @@ impl Replier {
         let link = live.publisher.link();
         Self {
             names: live.names.clone(),
-            ours: Publisher::start(link, WINDOW, WINDOW),
+            ours: Publisher::start(link, "replies", WINDOW, WINDOW),
             foreign: Arc::default(),
             links: live.links.clone(),
             allowed: allowed.into(),
@@ -100,7 +100,7 @@ impl Replier {
         }
         let allowed = self.allowed.iter().any(|pattern| matches(pattern, reply_to));
         (reply_to.starts_with(DIRECT) || allowed).then(|| {
-            let start = || Publisher::start(&self.links.start("foreign replies"), WINDOW, WINDOW);
+            let start = || Publisher::start(&self.links.start("foreign replies"), "replies", WINDOW, WINDOW);
             (self.foreign.get_or_init(start), String::new())
         })
     }

@@ -141,12 +141,12 @@ impl Settler {
             Disposition::Retry { delay, error } => {
                 warn_failed(&ended.envelope, &error, delay);
                 let event = self.teller.retrying(&ended, delay, &error);
-                let copy = ended.envelope.clone().next_attempt();
+                let copy = ended.envelope.clone().next_attempt().due_in(delay);
                 self.republish(ended, &copy, delay, event, give_up).await
             }
             Disposition::Snooze { delay } => {
                 let event = self.teller.scheduled(&ended, delay);
-                let copy = ended.envelope.clone().next_step();
+                let copy = ended.envelope.clone().next_step().due_in(delay);
                 self.republish(ended, &copy, delay, event, give_up).await
             }
             Disposition::Die { reason, error } => self.bury(ended, reason, error, give_up).await,

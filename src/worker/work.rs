@@ -10,7 +10,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
@@ -34,7 +34,8 @@ use crate::{
     amqp::{connection::Link, control::Control},
     config,
     event::Event,
-    job::{Envelope, Kind},
+    job::{Envelope, Kind, QueueName},
+    metrics::{Metrics, OTHER, Settlement},
     record::{lookup::End, writer::EventWriter},
 };
 
@@ -64,6 +65,7 @@ pub(super) struct Shared {
     pub(super) isolation: bool,
     pub(super) publish: Link,
     pub(super) counts: Counts,
+    pub(super) metrics: Metrics,
     pub(super) known: Known,
     /// Asks all handlers to stop.
     pub(super) cancel: CancellationToken,
@@ -74,20 +76,14 @@ pub(super) struct Shared {
     pub(super) acknowledging: TaskTracker,
 }
 
-/// What the process did.
+/// What the process did, in the order of [`Settlement::ALL`].
 #[derive(Debug, Default)]
-pub(super) struct Counts {
-    pub(super) succeeded: AtomicU64,
-    pub(super) retried: AtomicU64,
-    pub(super) dead: AtomicU64,
-    pub(super) expired: AtomicU64,
-    pub(super) cancelled: AtomicU64,
-    pub(super) handed_back: AtomicU64,
-    pub(super) repeats: AtomicU64,
-}
+pub(super) struct Counts([AtomicU64; Settlement::ALL.len()]);
 
-pub(super) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
+impl Counts {
+    pub(super) fn of(&self, what: Settlement) -> u64 {
+        self.0[what as usize].load(Ordering::Relaxed)
+    }
 }
 
 impl Shared {
@@ -112,13 +108,19 @@ impl Shared {
         let strings = self.strings(&hold);
         let watched = self.cancels.watch(envelope.id, envelope.run, &strings);
         let mut telling = Telling::new(self, &envelope, &terms, &strings);
-        let started_at = telling.started_at;
+        let (started_at, began) = (telling.started_at, Instant::now());
+        let (queue, kind) = (envelope.queue.clone(), entry.kind.clone());
         let order = strings.order.get().cloned();
         let (outcome, ran) = if let Some(order) = order {
             (order.into(), false)
         } else if is_expired(&envelope, started_at) {
             (Outcome::Expired, false)
         } else {
+            if let Some(due) = envelope.due() {
+                // Clocks of two machines: it may seem to have started before.
+                let wait = Duration::try_from(started_at.duration_since(due)).unwrap_or_default();
+                self.metrics.waited(queue.as_str(), kind.as_str(), wait);
+            }
             let outcome = tokio::select! {
                 outcome = self.run(&envelope, entry, &terms, &strings, returns, slot) => outcome,
                 never = telling.go_on() => match never {},
@@ -128,6 +130,9 @@ impl Shared {
         drop(watched);
         let finished_at = Timestamp::now();
         let outcome_recorded = outcome.recorded().filter(|_| ran);
+        if let Some(outcome) = outcome_recorded {
+            self.metrics.attempted(queue.as_str(), kind.as_str(), outcome.as_str(), began.elapsed());
+        }
         let attempt = outcome_recorded.map(|outcome| Attempted { started_at, finished_at, outcome });
         let untold = telling.rest();
         let disposition = decide(outcome, envelope.attempt, &terms.retry, envelope.id.seed(envelope.attempt));
@@ -175,22 +180,31 @@ impl Shared {
         let mut running = Running::of(&self.known, envelope.key());
         let settled = self.settler.settle_again(&envelope, end, &hold, &self.abort).await;
         running.settled = settled == Settled::Done;
+        self.count_settled(&envelope.queue, &envelope.kind, settled, Settlement::Repeat);
+    }
+
+    async fn settle(&self, mut running: Running<'_>, ended: Ended<'_>, disposition: Disposition) {
+        let what = settlement(&disposition);
+        let (queue, kind) = (ended.envelope.queue.clone(), ended.envelope.kind.clone());
+        let settled = self.settler.settle(ended, disposition, &self.abort).await;
+        running.settled = settled == Settled::Done;
+        self.count_settled(&queue, &kind, settled, what);
+    }
+
+    fn count_settled(&self, queue: &QueueName, kind: &Kind, settled: Settled, what: Settlement) {
         match settled {
-            Settled::Done => count(&self.counts.repeats),
-            Settled::HandedBack => count(&self.counts.handed_back),
+            Settled::Done => self.count(queue, Some(kind), what),
+            Settled::HandedBack => self.count(queue, Some(kind), Settlement::HandedBack),
+            // The redelivery is counted.
             Settled::Left => {}
         }
     }
 
-    async fn settle(&self, mut running: Running<'_>, ended: Ended<'_>, disposition: Disposition) {
-        let counter = self.counter(&disposition);
-        let settled = self.settler.settle(ended, disposition, &self.abort).await;
-        running.settled = settled == Settled::Done;
-        match settled {
-            Settled::Done => count(counter),
-            Settled::HandedBack => count(&self.counts.handed_back),
-            Settled::Left => {}
-        }
+    /// Counts a delivery that has been settled. A kind without a handler here may be anything, and is no label.
+    pub(super) fn count(&self, queue: &QueueName, kind: Option<&Kind>, what: Settlement) {
+        let entry = kind.and_then(|kind| self.executor.registry().get(kind));
+        self.counts.0[what as usize].fetch_add(1, Ordering::Relaxed);
+        self.metrics.settled(queue.as_str(), entry.map_or(OTHER, |entry| entry.kind.as_str()), what);
     }
 
     /// Whether args and output of this kind stay out of the record: as its handler here says, or that of another
@@ -216,16 +230,18 @@ impl Shared {
             news: Arc::new(News::default()),
         }
     }
+}
 
-    fn counter(&self, disposition: &Disposition) -> &AtomicU64 {
-        match disposition {
-            Disposition::Succeed { .. } => &self.counts.succeeded,
-            Disposition::Expire => &self.counts.expired,
-            Disposition::Cancel { .. } => &self.counts.cancelled,
-            Disposition::Retry { .. } | Disposition::Snooze { .. } => &self.counts.retried,
-            Disposition::Die { .. } => &self.counts.dead,
-            Disposition::HandBack => &self.counts.handed_back,
-        }
+/// What a delivery counts as when this has been done.
+fn settlement(disposition: &Disposition) -> Settlement {
+    match disposition {
+        Disposition::Succeed { .. } => Settlement::Succeeded,
+        Disposition::Expire => Settlement::Expired,
+        Disposition::Cancel { .. } => Settlement::Cancelled,
+        Disposition::Retry { .. } => Settlement::Retried,
+        Disposition::Snooze { .. } => Settlement::Snoozed,
+        Disposition::Die { .. } => Settlement::Dead,
+        Disposition::HandBack => Settlement::HandedBack,
     }
 }
 

@@ -114,6 +114,11 @@ fn amqp_knows_neither_its_users_nor_http() {
 }
 
 #[test]
+fn metrics_know_nothing_of_what_they_count() {
+    forbid(|path| is_part(path, "metrics"), &["tokio", "lapin", "axum", "crate::"]);
+}
+
+#[test]
 fn acts_know_neither_http_nor_the_command_line() {
     forbid(|path| is_part(path, "acts"), &["axum", "rusqlite", "crate::http", "crate::cli"]);
     forbid(

@@ -30,6 +30,7 @@ mod http_refusals;
 mod ladder;
 mod layering;
 mod long_jobs;
+mod metrics;
 mod process_cancel;
 mod process_http;
 mod process_ledger;
