@@ -31,6 +31,7 @@ mod naming;
 pub mod problem;
 mod queues;
 mod rpc;
+mod schemas;
 mod server;
 mod spooling;
 mod sse;
@@ -57,6 +58,7 @@ use self::{
     body::BodyMemory,
     guard::{Guard, is_loopback},
     problem::{Code, Problem},
+    schemas::Checks,
     spooling::Taken,
 };
 use crate::{
@@ -120,6 +122,7 @@ struct Shared {
     streams: Arc<Semaphore>,
     memory: BodyMemory,
     guard: Guard,
+    checks: Checks,
     stopping: Stopping,
 }
 
@@ -166,6 +169,7 @@ impl App {
             streams: places(config.http.max_streams),
             memory: BodyMemory::new(config.http.max_body_memory),
             guard: Guard::new(&config.http),
+            checks: Checks::new(),
             stopping,
         }))
     }
