@@ -27,7 +27,7 @@ use tracing::debug;
 pub(crate) use self::live::{Links, host};
 pub(crate) use self::live::{Live, Role};
 pub use self::{
-    control::{CancelTarget, KindInfo},
+    control::{CancelTarget, KindInfo, KindRetry, KindSchemas},
     error::{CallError, EnqueueError, SubmitError},
     recording::Recorded,
 };
@@ -40,7 +40,7 @@ pub use crate::amqp::{
 };
 use crate::{
     amqp::{
-        control::{Control, Written},
+        control::{Control, Hello},
         delay,
         replies::Replies,
     },
@@ -162,7 +162,7 @@ impl Client {
         let client = Self::with_role(config, Role::Http);
         if let Ok(live) = client.live() {
             live.replies(config.http.max_waiters);
-            live.follow_control(Written::front(&live.instance), Some(config.limits.max_delay));
+            live.follow_control(Hello::front(&live.instance), Some(config.limits.max_delay));
             live.follow_workers();
         }
         client

@@ -32,6 +32,7 @@ mod naming;
 pub mod problem;
 mod queues;
 mod rpc;
+mod schemas;
 mod server;
 mod spooling;
 mod sse;
@@ -60,6 +61,7 @@ use self::{
     guard::{Guard, is_loopback},
     metrics::HttpMetrics,
     problem::{Code, Problem},
+    schemas::Checks,
     spooling::Taken,
 };
 use crate::{
@@ -123,6 +125,7 @@ struct Shared {
     streams: Arc<Semaphore>,
     memory: BodyMemory,
     guard: Guard,
+    checks: Checks,
     stopping: Stopping,
     metrics: HttpMetrics,
 }
@@ -170,6 +173,7 @@ impl App {
             streams: places(config.http.max_streams),
             memory: BodyMemory::new(config.http.max_body_memory),
             guard: Guard::new(&config.http),
+            checks: Checks::new(),
             stopping,
             metrics: HttpMetrics::new(),
         }))

@@ -10,6 +10,7 @@ pub mod json;
 pub mod name;
 pub mod options;
 pub mod reply;
+pub mod schema;
 pub mod wire;
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -20,6 +21,7 @@ pub use self::{
     name::{JobId, Kind, NameError, QueueName},
     options::Options,
     reply::{Reply, Status},
+    schema::{Schema, Schemas},
 };
 
 /// A type of work: the arguments of a job, under a stable wire name.
@@ -51,4 +53,12 @@ pub trait Job: Serialize + DeserializeOwned + Send + 'static {
 
     /// What a successful job returns, as JSON.
     type Output: Serialize + DeserializeOwned + Send + 'static;
+
+    /// JSON Schemas of args and output, which workers announce: the HTTP front then refuses args that do not fit, and
+    /// describes the kind. [`Schemas::of::<Self>()`](Schemas::of) where both types derive [`schemars::JsonSchema`];
+    /// nothing by default.
+    #[must_use]
+    fn schemas() -> Schemas {
+        Schemas::none()
+    }
 }

@@ -34,8 +34,9 @@ pub mod worker;
 pub use cli::up;
 pub use client::{Client, EnqueueOptions};
 pub use config::Config;
-pub use job::{Envelope, Job, JobError, JobId, JobResult, Kind, Options, QueueName, ResultExt};
+pub use job::{Envelope, Job, JobError, JobId, JobResult, Kind, Options, QueueName, ResultExt, Schemas};
 pub use retry::RetryPolicy;
+pub use schemars;
 #[cfg(feature = "worker")]
 pub use worker::{Context, FromRef, Stop, Worker};
 

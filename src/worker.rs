@@ -88,7 +88,7 @@ pub(crate) use self::{
     news::News,
 };
 use crate::{
-    amqp::control::{Control, Written},
+    amqp::control::{Announced, Control, Hello},
     client::{Client, Live, Role},
     config::{Config, ConfigError},
     event::AttemptOutcome,
@@ -272,7 +272,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
         let queues = registry.queues();
         let client = Client::counting_in(&config, Role::Worker(queues.clone()), metrics);
         let live = client.live().map_err(WorkerError::Start)?;
-        let hello = Written::kinds(&live.instance, &registry.announcement());
+        let hello = hello(&live.instance, &registry);
         let control = live.follow_control(hello, None).clone();
         let stop = CancellationToken::new();
         let lookups = Lookups::start(&client, live, &control, lookup_patience(&config), stop.clone());
@@ -296,6 +296,18 @@ impl<S: Send + Sync + 'static> Worker<S> {
         );
         Ok(report)
     }
+}
+
+/// What this worker announces: what has no room is left out, and said.
+fn hello(worker: &str, registry: &Registry) -> Hello {
+    let mut kinds = registry.announcement();
+    for (kind, why) in registry.unsaid() {
+        warn!(%kind, "{why}: it is not announced, and args are not checked by it");
+    }
+    for kind in Announced::bound(&mut kinds) {
+        warn!(%kind, "all schemas together are too long for one announcement: those of this kind are not announced");
+    }
+    Hello::kinds(worker, &kinds)
 }
 
 /// What all queues of the process share.

@@ -2,7 +2,7 @@
 //!
 //! | record | says | read by |
 //! |---|---|---|
-//! | kinds | which kinds a worker takes from which queue | whoever routes a job |
+//! | kinds | which kinds a worker takes from which queue, and what it says of them | whoever routes a job |
 //! | cancel | which runs are not to go on | workers |
 //! | pause | which queues are not to be worked on | workers |
 //! | front | that there are HTTP processes | workers: somebody answers their questions |
@@ -12,14 +12,16 @@
 //! once it has read that one, it has read all that was written before ([`Control::caught_up`]). A stream has no other
 //! mark of its end. Words are numbered; whoever was cut off asks for another one ([`Control::next_word`]).
 //!
-//! What is remembered, and how much of it, is in `state`; the wire in [`record`]; the writing in `teller`.
+//! What is remembered, and how much of it, is in `state` and `catalogue`; the wire in [`record`] and `announced`; the
+//! writing in `teller`.
 
+mod announced;
+mod catalogue;
 pub(crate) mod record;
 mod state;
 mod teller;
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -28,17 +30,22 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::sync::{broadcast, watch};
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-#[cfg(feature = "worker")]
-pub(crate) use self::record::Announced;
+pub(crate) use self::{
+    announced::{Announced, Pauses as RetryPauses},
+    catalogue::{Route, Version},
+};
 pub use self::{
     record::CancelOrder,
     state::{Pause, Pauses},
 };
-pub(crate) use self::{record::Written, state::Route};
+pub(crate) use self::{record::Written, teller::Hello};
 use self::{
     record::{PauseOrder, Record},
     state::State,
@@ -109,15 +116,16 @@ impl Words {
 impl Control {
     /// Starts to read the control log over `link`, and to write `hello` to it through `publisher`: now, at each
     /// connection, when asked and every hour. With `retell` (HTTP processes) pauses, and orders that are younger than this, are
-    /// written again before they leave the log.
+    /// written again before they leave the log, and schemas are remembered.
     pub(crate) fn start(
         link: &Link,
         publisher: Publisher,
         names: &Names,
-        hello: Written,
+        hello: Hello,
         retell_younger: Option<Duration>,
     ) -> Self {
         let control = Self::unread();
+        control.state().kinds.with_schemas = retell_younger.is_some();
         let reader = StreamReader::start(link, names.control_log(), None, PREFETCH);
         link.runtime().spawn(control.clone().read(reader));
         link.runtime().spawn(tell(publisher.clone(), names.control(), hello, control.clone()));
@@ -143,17 +151,23 @@ impl Control {
 
     /// The queue that workers take `kind` from.
     pub(crate) fn queue_of(&self, kind: &Kind) -> Option<QueueName> {
-        self.state().route(kind).map(|route| route.queue.clone())
+        self.state().kinds.route(kind).map(|route| route.queue.clone())
     }
 
     /// Whether args and outputs of `kind` stay out of the record; false while nobody has announced it.
     pub(crate) fn is_private(&self, kind: &Kind) -> bool {
-        self.state().route(kind).is_some_and(|route| route.private)
+        self.state().kinds.route(kind).is_some_and(|route| route.private)
     }
 
-    /// Every announced kind.
-    pub(crate) fn kinds(&self) -> BTreeMap<Kind, Route> {
-        self.state().routes().clone()
+    /// Every announced kind, by name.
+    pub(crate) fn kinds(&self) -> Vec<(Kind, Route)> {
+        self.state().kinds.routes().map(|(kind, route)| (kind.clone(), route.clone())).collect()
+    }
+
+    /// What workers say of a kind that are not known to be `gone`: by their name, and when their word was read. Those
+    /// that came last first; none if nobody has announced it, or nothing is remembered of schemas here.
+    pub(crate) fn versions(&self, kind: &Kind, gone: impl Fn(&str, Instant) -> bool) -> Vec<Version> {
+        self.state().kinds.versions(kind, record::now(), gone)
     }
 
     /// Whether an HTTP process has ever said that it is there: workers' questions can be answered.
@@ -317,7 +331,12 @@ impl Control {
         // A clock that is fast must not keep what it wrote from being told again.
         let told = |at: Timestamp| written.unwrap_or(at).min(now).as_second();
         match record {
-            Record::Kinds { worker, kinds } => self.state().learn_kinds(&worker, kinds, written),
+            Record::Kinds { worker, kinds } => {
+                let left_out = self.state().kinds.learn(&worker, kinds, written, (now, Instant::now()));
+                if left_out > 0 {
+                    warn!(worker, left_out, "no room for more schemas: args of these kinds are not checked");
+                }
+            }
             Record::Front => self.state().learn_front(),
             Record::Pause(order) => {
                 let told = told(order.at);

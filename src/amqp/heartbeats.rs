@@ -37,6 +37,8 @@ const HEARTBEAT: &str = "hopline.worker.heartbeat";
 pub(crate) const EVERY: Duration = Duration::from_secs(5);
 /// A worker that has said nothing for so long is gone.
 const GONE: Duration = Duration::from_secs(20);
+/// For so long it is remembered that a worker was there, and whether it has ended.
+const REMEMBERED: Duration = Duration::from_secs(2 * 3600);
 /// Most workers known at a time.
 const WORKERS_MAX: usize = 10_000;
 /// Longest heartbeat that is read.
@@ -186,6 +188,14 @@ impl Heartbeats {
         self.workers().alive(Instant::now())
     }
 
+    /// Whether a worker is known to be gone that spoke in the control log at `heard`: it said so, or has said nothing for
+    /// long since then, while others spoke. An alarm of the broker silences all of them, and then nobody is known to be
+    /// gone.
+    pub(crate) fn gone(&self) -> impl Fn(&str, Instant) -> bool + '_ {
+        let workers = self.workers();
+        move |worker, heard| workers.is_gone(worker, heard)
+    }
+
     pub(crate) fn close(&self) {
         self.stop.cancel();
     }
@@ -198,7 +208,19 @@ impl Heartbeats {
 
 /// The newest word of each worker, and when it came.
 #[derive(Debug, Default)]
-struct Workers(HashMap<String, (Instant, WorkerInfo)>);
+struct Workers {
+    seen: HashMap<String, Seen>,
+    /// When anybody spoke last.
+    last: Option<Instant>,
+}
+
+/// What a worker said last.
+#[derive(Debug)]
+struct Seen {
+    at: Instant,
+    /// None: it has ended.
+    info: Option<WorkerInfo>,
+}
 
 impl Workers {
     fn learn(&mut self, message: &Message, now: Instant) {
@@ -207,28 +229,31 @@ impl Workers {
             Ok(None) => return,
             Err(error) => return debug!(error, "not a heartbeat"),
         };
-        if ended {
-            self.0.remove(&info.worker);
-            return;
-        }
-        if self.0.len() >= WORKERS_MAX && !self.0.contains_key(&info.worker) {
-            self.forget_gone(now);
-            if self.0.len() >= WORKERS_MAX {
+        self.last = Some(now);
+        if self.seen.len() >= WORKERS_MAX && !self.seen.contains_key(&info.worker) {
+            self.seen.retain(|_, seen| seen.info.is_some() && now.duration_since(seen.at) < GONE);
+            if self.seen.len() >= WORKERS_MAX {
                 return;
             }
         }
-        self.0.insert(info.worker.clone(), (now, info));
+        self.seen.insert(info.worker.clone(), Seen { at: now, info: Some(info).filter(|_| !ended) });
     }
 
     fn alive(&mut self, now: Instant) -> Vec<WorkerInfo> {
-        self.forget_gone(now);
-        let mut alive: Vec<WorkerInfo> = self.0.values().map(|(_, info)| info.clone()).collect();
+        self.seen.retain(|_, seen| now.duration_since(seen.at) < REMEMBERED);
+        let spoke = self.seen.values().filter(|seen| now.duration_since(seen.at) < GONE);
+        let mut alive: Vec<WorkerInfo> = spoke.filter_map(|seen| seen.info.clone()).collect();
         alive.sort_by(|a, b| a.worker.cmp(&b.worker));
         alive
     }
 
-    fn forget_gone(&mut self, now: Instant) {
-        self.0.retain(|_, (at, _)| now.duration_since(*at) < GONE);
+    fn is_gone(&self, worker: &str, heard: Instant) -> bool {
+        let spoke = match self.seen.get(worker) {
+            Some(Seen { info: None, .. }) => return true,
+            Some(seen) => seen.at.max(heard),
+            None => heard,
+        };
+        self.last.is_some_and(|last| last.saturating_duration_since(spoke) >= GONE)
     }
 }
 
@@ -309,12 +334,30 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_is_gone_when_it_says_so_or_is_silent_while_others_speak() {
+        let (mut workers, start) = (Workers::default(), Instant::now());
+        let gone = |workers: &Workers, worker| workers.is_gone(worker, start);
+        assert!(!gone(&workers, "a"), "nothing is known of anybody");
+        workers.learn(&beat("a", false), start);
+        workers.learn(&beat("b", false), start + GONE / 2);
+        // An alarm: nobody speaks.
+        assert_eq!(names(&mut workers, start + 9 * GONE), [""; 0]);
+        assert!(!gone(&workers, "a") && !gone(&workers, "b") && !gone(&workers, "never heard"));
+        workers.learn(&beat("b", false), start + 9 * GONE);
+        assert!(gone(&workers, "a") && gone(&workers, "never heard") && !gone(&workers, "b"));
+        assert!(!workers.is_gone("announced just now", start + 9 * GONE));
+        workers.learn(&beat("b", true), start + 9 * GONE);
+        assert!(workers.is_gone("b", start + 9 * GONE));
+        assert_eq!(names(&mut workers, start + 9 * GONE), [""; 0]);
+    }
+
+    #[test]
     fn the_number_of_workers_is_bounded() {
         let (mut workers, start) = (Workers::default(), Instant::now());
         for n in 0..=WORKERS_MAX {
             workers.learn(&beat(&n.to_string(), false), start);
         }
-        assert_eq!(workers.0.len(), WORKERS_MAX);
+        assert_eq!(workers.seen.len(), WORKERS_MAX);
         workers.learn(&beat("later", false), start + GONE);
         assert_eq!(names(&mut workers, start + GONE), ["later"], "those that are gone make room");
     }
@@ -330,7 +373,7 @@ mod tests {
         ] {
             workers.learn(&message, now);
         }
-        assert!(workers.0.is_empty());
+        assert!(workers.seen.is_empty());
     }
 
     #[test]

@@ -14,14 +14,14 @@ use crate::{
     amqp::{
         admin::Depth,
         control::{
-            CancelOrder, Pauses, Written,
+            CancelOrder, Pauses, RetryPauses, Route, Version, Written,
             record::{ORDERS_MAX, PauseOrder, now},
         },
         heartbeats::WorkerInfo,
         publisher::Target,
     },
     event::{Data, Event, EventType},
-    job::{JobId, Kind, QueueName},
+    job::{JobId, Kind, QueueName, Schema},
 };
 
 /// A run to be cancelled: where it stands, as far as its record says.
@@ -46,7 +46,7 @@ pub struct CancelTarget {
 }
 
 /// A kind that workers have announced.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KindInfo {
     /// Which.
     pub kind: Kind,
@@ -61,6 +61,51 @@ pub struct KindInfo {
     pub announced_at: Option<Timestamp>,
     /// The workers that are there and run it, by name.
     pub workers: Vec<String>,
+    /// The kind whose earlier name this is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias_of: Option<Kind>,
+    /// It should not be used any more: what to use instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deprecated: Option<String>,
+    /// Longest run of an attempt, in seconds, if it is not the default of 10 minutes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<f64>,
+    /// Attempts in all, if they are not the default of 20.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    /// The pauses between attempts, if they are not the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry: Option<KindRetry>,
+    /// What workers say that they take and return. Several while they do not agree, as during a deploy: those that came
+    /// last first. Args that fit one of them are taken. Empty where none of them says anything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub schemas: Vec<KindSchemas>,
+}
+
+/// The pauses between a kind's attempts, in the members of a submit's `retry`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct KindRetry {
+    /// The first pause, in seconds.
+    pub initial: f64,
+    /// Each further pause is so many times longer.
+    pub factor: f64,
+    /// The longest pause, in seconds.
+    pub max: f64,
+    /// The share by which a pause is lengthened or shortened.
+    pub jitter: f64,
+}
+
+/// What some workers say of a kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KindSchemas {
+    /// The JSON Schema of the args that they take; absent: they do not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub args: Option<Schema>,
+    /// The JSON Schema of the output that they return; absent: they do not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<Schema>,
+    /// Which workers; they may be gone where no other is there.
+    pub announced_by: Vec<String>,
 }
 
 #[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
@@ -137,13 +182,31 @@ impl Client {
         }
         let routes = known.kinds().into_iter();
         routes
-            .map(|(kind, route)| KindInfo {
-                workers: running.remove(&kind).unwrap_or_default(),
-                kind,
-                queue: route.queue,
-                private: route.private,
-                announced_by: route.worker,
-                announced_at: route.at,
+            .map(|(kind, route)| {
+                let workers = running.remove(&kind).unwrap_or_default();
+                let schemas = self.schemas(&kind);
+                KindInfo::new(kind, route, workers, schemas)
+            })
+            .collect()
+    }
+
+    /// What the workers that may be there say of a kind, those that came last first. Empty where it is not known of all
+    /// of them; the HTTP front alone knows.
+    #[must_use]
+    pub fn schemas(&self, kind: &Kind) -> Vec<KindSchemas> {
+        let Ok(live) = self.live() else { return Vec::new() };
+        let (Some(known), Some(heartbeats)) = (live.known.get(), live.heartbeats.get()) else {
+            return Vec::new();
+        };
+        if !known.is_caught_up() {
+            return Vec::new();
+        }
+        let versions = known.versions(kind, heartbeats.gone()).into_iter();
+        versions
+            .map(|Version { schemas, workers }| KindSchemas {
+                args: schemas.args,
+                output: schemas.output,
+                announced_by: workers.iter().map(ToString::to_string).collect(),
             })
             .collect()
     }
@@ -213,6 +276,37 @@ impl Client {
             live.publisher.publish_patiently(target, message, self.deadline()).await
         };
         Ok(written?)
+    }
+}
+
+impl KindInfo {
+    fn new(kind: Kind, route: Route, workers: Vec<String>, mut schemas: Vec<KindSchemas>) -> Self {
+        // Nobody says anything.
+        if schemas.iter().all(|schemas| schemas.args.is_none() && schemas.output.is_none()) {
+            schemas.clear();
+        }
+        #[expect(clippy::cast_precision_loss, reason = "310 days in milliseconds fit a double exactly")]
+        let seconds = |millis: u64| millis as f64 / 1000.0;
+        let retry = route.retry.map(|RetryPauses { initial_ms, factor, max_ms, jitter }| KindRetry {
+            initial: seconds(initial_ms),
+            factor,
+            max: seconds(max_ms),
+            jitter,
+        });
+        Self {
+            kind,
+            queue: route.queue,
+            private: route.private,
+            announced_by: route.worker.to_string(),
+            announced_at: route.at,
+            workers,
+            alias_of: route.alias_of,
+            deprecated: route.deprecated,
+            timeout: route.timeout_ms.map(seconds),
+            max_attempts: route.max_attempts,
+            retry,
+            schemas,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
         Names, PublishError,
         admin::{Admin, Depth},
         connection::{AmqpRuntime, Link},
-        control::{Control, Written},
+        control::{Control, Hello},
         heartbeats::Heartbeats,
         outlet::Outlet,
         publisher::{Publisher, Target},
@@ -170,7 +170,7 @@ impl Live {
 
     /// Starts to follow the control log, with `hello` as this process's word in it. Those of an HTTP process write
     /// again what is about to leave the log (`retell_younger`).
-    pub(crate) fn follow_control(&self, hello: Written, retell_younger: Option<Duration>) -> &Control {
+    pub(crate) fn follow_control(&self, hello: Hello, retell_younger: Option<Duration>) -> &Control {
         // Not on a connection that jobs use: a record that lapin cannot read costs the connection.
         self.known.get_or_init(|| {
             Control::start(&self.control, self.publisher.clone(), &self.names, hello, retell_younger)

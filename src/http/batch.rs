@@ -70,6 +70,7 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     let trace = trace_context(&inbound.parts.headers);
     let mut batch = read(app, &trace, &received.bytes, &items).await;
     batch.begin(app).await;
+    batch.check(app).await;
     batch.submit(app, &mut received.room).await?;
     Ok(batch.answer(Some(received.room)))
 }
@@ -266,6 +267,26 @@ impl Batch {
                 Err(problem) => self.fail(place, problem),
             }
         }
+    }
+
+    /// Refuses what does not fit what its kind's workers say.
+    async fn check(&mut self, app: &App) {
+        let mut fit = Vec::with_capacity(self.ready.len());
+        for (index, (place, job, claim)) in std::mem::take(&mut self.ready).into_iter().enumerate() {
+            let told = if self.refused < TOLD_ALL { ITEM_ERRORS_MAX } else { 1 };
+            let Submission { envelope, .. } = &job;
+            match app.check_args(&envelope.kind, &envelope.args, "/args", told).await {
+                Ok(()) => fit.push((place, job, claim)),
+                Err(problem) => {
+                    self.refused += 1;
+                    self.fail(place, problem);
+                }
+            }
+            if index % TURN == TURN - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        self.ready = fit;
     }
 
     /// Submits what is ready.

@@ -64,7 +64,10 @@ async fn submit(app: &App, id: Option<JobId>, inbound: &mut Inbound) -> Result<R
     let (named, too_late) = (draft.named, draft.too_late.take());
     let job = draft.into_submission(|kind| app.client.queue_of(kind), &trace_context(headers), now);
     let mut response = match keyed::begin(app, named, &job.envelope.kind, too_late).await? {
-        Begun::New(claim) => submit_new(app, job, claim, deadline, received.room).await?,
+        Begun::New(claim) => {
+            app.check_args(&job.envelope.kind, &job.envelope.args, "/args", ERRORS_MAX).await?;
+            submit_new(app, job, claim, deadline, received.room).await?
+        }
         Begun::Repeat(repeat) => keyed::answer(app, repeat, job, deadline).await?,
     };
     say_applied(&mut response, &wait, false);

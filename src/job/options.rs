@@ -20,6 +20,8 @@ pub struct Options {
     pub queue: Option<String>,
     /// Whether args and outputs stay out of the record (for what must not be kept). Default false.
     pub private: bool,
+    /// That this kind should not be used any more, and what to use instead; at most 500 bytes, the rest is cut.
+    pub deprecated: Option<String>,
 }
 
 impl Default for Options {
@@ -30,6 +32,7 @@ impl Default for Options {
             retry: RetryPolicy::default(),
             queue: None,
             private: false,
+            deprecated: None,
         }
     }
 }
@@ -81,6 +84,13 @@ impl Options {
     #[must_use]
     pub fn private(mut self) -> Self {
         self.private = true;
+        self
+    }
+
+    /// Says that this kind should not be used any more, and what to use instead. It is announced, and nothing else.
+    #[must_use]
+    pub fn deprecated(mut self, instead: impl Into<String>) -> Self {
+        self.deprecated = Some(instead.into());
         self
     }
 }

@@ -13,7 +13,8 @@ use tokio::sync::Semaphore;
 use super::context::{Attempt, Context};
 use crate::{
     amqp::control::Announced,
-    job::{Job, JobError, JobResult, Kind, NameError, Options, QueueName},
+    job::{Job, JobError, JobResult, Kind, NameError, Options, QueueName, Schemas, options::DEFAULT_TIMEOUT},
+    retry::RetryPolicy,
 };
 
 /// A handler that cannot be registered.
@@ -40,6 +41,7 @@ pub(crate) struct Entry {
     pub(crate) kind: Kind,
     pub(crate) queue: QueueName,
     pub(crate) options: Options,
+    pub(crate) schemas: Schemas,
     /// Attempts of this kind at the same time; `None`: no limit of its own.
     pub(crate) turns: Option<Arc<Semaphore>>,
     pub(crate) run: Run,
@@ -70,7 +72,15 @@ impl Registry {
         };
         let turns =
             options.concurrency.map(|limit| Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))));
-        let entry = Arc::new(Entry { kind: kind.clone(), queue, options, turns, run: erase(handler, state) });
+        let schemas = J::schemas();
+        let entry = Arc::new(Entry {
+            kind: kind.clone(),
+            queue,
+            options,
+            schemas,
+            turns,
+            run: erase(handler, state),
+        });
         let aliases = J::ALIASES.iter().map(|alias| Kind::parse(*alias));
         for name in std::iter::once(Ok(kind)).chain(aliases) {
             match name {
@@ -110,14 +120,33 @@ impl Registry {
         self.handlers().map(|entry| (&entry.kind, &entry.options))
     }
 
-    /// Every kind and alias, with its queue.
+    /// Every kind and alias, with what is said of it.
     pub(crate) fn announcement(&self) -> Vec<Announced> {
-        let announced = |(kind, entry): (&Kind, &Arc<Entry>)| Announced {
-            kind: kind.clone(),
-            queue: entry.queue.clone(),
-            private: entry.options.private,
-        };
-        self.entries.iter().map(announced).collect()
+        self.entries.iter().map(|(name, entry)| entry.announced(name)).collect()
+    }
+
+    /// Which schemas cannot be announced, and why.
+    pub(crate) fn unsaid(&self) -> impl Iterator<Item = (&Kind, &str)> {
+        let own = self.entries.iter().filter(|(name, entry)| **name == entry.kind);
+        own.flat_map(|(kind, entry)| entry.schemas.left_out.iter().map(move |why| (kind, why.as_str())))
+    }
+}
+
+impl Entry {
+    /// What is said of this kind under one of its names: what differs from the defaults of the wire contract.
+    fn announced(&self, name: &Kind) -> Announced {
+        let Options { timeout, retry, private, deprecated, .. } = &self.options;
+        let plain = RetryPolicy::default();
+        let pauses = RetryPolicy { max_attempts: plain.max_attempts, ..*retry };
+        Announced {
+            private: *private,
+            alias_of: Some(self.kind.clone()).filter(|kind| kind != name),
+            deprecated: deprecated.clone(),
+            timeout_ms: u64::try_from(timeout.as_millis()).ok().filter(|_| *timeout != DEFAULT_TIMEOUT),
+            max_attempts: Some(retry.max_attempts).filter(|attempts| *attempts != plain.max_attempts),
+            retry: Some(pauses.into()).filter(|_| pauses != plain),
+            ..Announced::new(name.clone(), self.queue.clone()).with_schemas(self.schemas.clone())
+        }
     }
 }
 
@@ -144,6 +173,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde::{Deserialize, Serialize};
 
     use super::*;
@@ -157,6 +188,15 @@ mod tests {
                 const ALIASES: &'static [&'static str] = $aliases;
                 const QUEUE: &'static str = $queue;
                 type Output = ();
+
+                fn schemas() -> Schemas {
+                    // Most say nothing.
+                    if $kind == "one" {
+                        Schemas::none().args_of("{}").output_of("true")
+                    } else {
+                        Schemas::none()
+                    }
+                }
             }
         };
     }
@@ -189,6 +229,26 @@ mod tests {
         registry.add(nothing::<Wrong>, (), Options::default());
         assert!(matches!(errors(registry)[..], [RegistryError::Name(_), RegistryError::Name(_)]));
         assert_eq!(errors(Registry::default()), [RegistryError::Empty]);
+    }
+
+    #[test]
+    fn what_a_registration_sets_is_announced() {
+        let mut registry = Registry::default();
+        let options = Options::new().timeout(Duration::from_secs(60)).max_attempts(3).deprecated("use two");
+        registry.add(nothing::<One>, (), options);
+        registry.add(nothing::<Elsewhere>, (), Options::default());
+        let kinds = registry.announcement();
+        let [plain, one, uno] = &kinds[..] else { panic!("{kinds:?}") };
+        assert_eq!(*plain, Announced::new(Kind::parse("else").unwrap(), QueueName::parse("media").unwrap()));
+        assert_eq!((one.timeout_ms, one.max_attempts, one.retry), (Some(60_000), Some(3), None));
+        assert_eq!((one.deprecated.as_deref(), &one.alias_of), (Some("use two"), &None));
+        assert!(
+            one.args_schema.is_some() && one.output_schema.is_some() && registry.unsaid().next().is_none()
+        );
+        assert_eq!(
+            *uno,
+            Announced { kind: uno.kind.clone(), alias_of: Some(one.kind.clone()), ..one.clone() }
+        );
     }
 
     #[test]

@@ -26,7 +26,7 @@ const QUICK: &str = r#"{"kind":"test.probe"}"#;
 
 impl Stage {
     /// Writes a record to the control log as somebody else does.
-    async fn write_control(&self, kind: &str, key: &str, body: &str) {
+    pub(crate) async fn write_control(&self, kind: &str, key: &str, body: &str) {
         let properties = BasicProperties::default().with_type(kind.into()).with_delivery_mode(2);
         self.rabbit.publish_raw(&self.names.control(), key, properties, body.as_bytes()).await;
     }

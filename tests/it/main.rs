@@ -27,6 +27,7 @@ mod http;
 mod http_keys;
 mod http_record;
 mod http_refusals;
+mod kinds;
 mod ladder;
 mod layering;
 mod long_jobs;

@@ -8,9 +8,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
+use super::announced::Announced;
 use crate::{
     event::time_text,
-    job::{JobId, Kind, QueueName, dead::clip, json, wire::Message},
+    job::{JobId, QueueName, dead::clip, json, wire::Message},
 };
 
 /// Most orders of one record.
@@ -27,16 +28,6 @@ const KINDS: &str = "hopline.kinds";
 const FRONT: &str = "hopline.front";
 const CANCEL: &str = "hopline.cancel";
 const PAUSE: &str = "hopline.pause";
-
-/// One kind of an announcement.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Announced {
-    pub(crate) kind: Kind,
-    pub(crate) queue: QueueName,
-    /// Args and outputs of this kind stay out of the record.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) private: bool,
-}
 
 /// Someone's order that a run of a job is not to go on. It holds for this run only: a replay is another one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -258,6 +249,7 @@ pub(crate) mod time {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Kind;
 
     fn order(run: u32) -> CancelOrder {
         CancelOrder {
@@ -286,11 +278,8 @@ mod tests {
         assert_eq!(written.key, "pause.media");
         assert_eq!(read(&written.message).unwrap(), Some((Record::Pause(pause), 0)));
 
-        let kinds = vec![Announced {
-            kind: Kind::parse("image.thumbnail").unwrap(),
-            queue: QueueName::parse("media").unwrap(),
-            private: true,
-        }];
+        let (kind, queue) = (Kind::parse("image.thumbnail").unwrap(), QueueName::parse("media").unwrap());
+        let kinds = vec![Announced { private: true, ..Announced::new(kind, queue) }];
         let written = Written::kinds("w-1", &kinds);
         assert_eq!(written.key, "kinds.w-1");
         let worker = "w-1".to_owned();

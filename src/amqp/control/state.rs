@@ -1,10 +1,10 @@
 //! What the control log says, as far as it was read. Pure: records in, answers out.
 //!
-//! Kinds: the newest announcement in the log holds. Pauses: the last by their own time hold; ties are broken by
+//! Kinds: the newest announcement in the log holds; schemas: see `catalogue`. Pauses: the last by their own time hold; ties are broken by
 //! content. Orders to cancel: the first by its own time holds. So pauses and orders are a function of the *set* of
 //! records read: to write one again changes nothing.
 //!
-//! Bounded: [`KINDS_MAX`] kinds, [`PAUSES_MAX`] queues, [`ORDERS_KEPT`] orders. What is over is forgotten, the oldest
+//! Bounded: kinds and schemas (`catalogue`), [`PAUSES_MAX`] queues, [`ORDERS_KEPT`] orders. What is over is forgotten, the oldest
 //! first. Of orders it is remembered up to when some of them are not known, forgotten here or gone from the log: a job
 //! from before then may be cancelled without being known to be ([`State::is_blind`]), so it is asked about.
 
@@ -16,28 +16,18 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::record::{Announced, CancelOrder, PauseOrder};
-use crate::job::{JobId, Kind, QueueName};
+use super::{
+    catalogue::Catalogue,
+    record::{CancelOrder, PauseOrder},
+};
+use crate::job::{JobId, QueueName};
 
-/// Most kinds remembered; more than that are not routed by announcement.
-const KINDS_MAX: usize = 100_000;
 /// Most queues whose pause is remembered.
 const PAUSES_MAX: usize = 10_000;
 /// Most orders remembered, about 120 MB of them.
 pub(super) const ORDERS_KEPT: usize = 500_000;
 /// By how much the clocks of who submits a job and of who cancels it may differ.
 const SKEW: SignedDuration = SignedDuration::from_secs(60);
-
-/// Where a kind goes, by its newest announcement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Route {
-    pub(crate) queue: QueueName,
-    pub(crate) private: bool,
-    /// The worker that said so.
-    pub(crate) worker: String,
-    /// When, where the record says.
-    pub(crate) at: Option<Timestamp>,
-}
 
 /// A pause that is in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +44,8 @@ pub type Pauses = BTreeMap<QueueName, Pause>;
 /// All that is known.
 #[derive(Debug)]
 pub(super) struct State {
-    kinds: BTreeMap<Kind, Route>,
+    /// What workers announced.
+    pub(super) kinds: Catalogue,
     pauses: BTreeMap<QueueName, Told<PauseOrder>>,
     orders: Orders,
     /// When the last order was given that is not known any more, if there may be one.
@@ -79,7 +70,7 @@ impl State {
     /// Nothing is known yet, and at most so many orders ever.
     fn with_orders(limit: usize) -> Self {
         Self {
-            kinds: BTreeMap::new(),
+            kinds: Catalogue::default(),
             pauses: BTreeMap::new(),
             orders: Orders::new(limit),
             blind_before: None,
@@ -93,22 +84,6 @@ impl State {
 
     pub(super) fn has_front(&self) -> bool {
         self.has_front
-    }
-
-    pub(super) fn learn_kinds(&mut self, worker: &str, kinds: Vec<Announced>, at: Option<Timestamp>) {
-        for Announced { kind, queue, private } in kinds {
-            if self.kinds.len() < KINDS_MAX || self.kinds.contains_key(&kind) {
-                self.kinds.insert(kind, Route { queue, private, worker: worker.to_owned(), at });
-            }
-        }
-    }
-
-    pub(super) fn route(&self, kind: &Kind) -> Option<&Route> {
-        self.kinds.get(kind)
-    }
-
-    pub(super) fn routes(&self) -> &BTreeMap<Kind, Route> {
-        &self.kinds
     }
 
     /// Whether this changed which queues are paused, by whom or since when.

@@ -20,22 +20,6 @@ fn order(id: JobId, run: u32, by: &str, second: i64) -> CancelOrder {
     CancelOrder { id, run, by: Some(by.to_owned()), reason: None, at: at(second) }
 }
 
-fn announced(kind: &str, queue_name: &str, private: bool) -> Vec<Announced> {
-    vec![Announced { kind: Kind::parse(kind).unwrap(), queue: queue(queue_name), private }]
-}
-
-#[test]
-fn the_newest_announcement_of_a_kind_holds() {
-    let mut state = State::default();
-    let kind = Kind::parse("k").unwrap();
-    assert_eq!(state.route(&kind), None);
-    state.learn_kinds("w-1", announced("k", "a", true), None);
-    state.learn_kinds("w-2", announced("k", "b", false), Some(at(7)));
-    let route = Route { queue: queue("b"), private: false, worker: "w-2".into(), at: Some(at(7)) };
-    assert_eq!(state.route(&kind), Some(&route));
-    assert_eq!(state.counts(), (1, 0, 0));
-}
-
 #[test]
 fn a_pause_holds_until_a_later_word() {
     let mut state = State::default();

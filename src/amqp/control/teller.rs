@@ -6,6 +6,8 @@ use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 use tracing::{debug, info};
 
+#[cfg(feature = "worker")]
+use super::Announced;
 use super::{
     Control,
     record::{ORDERS_MAX, Written, now},
@@ -21,6 +23,9 @@ const UNSEEN: Duration = Duration::from_secs(5);
 /// How often a process says its own on a connection that lasts: what it said may have left the log (its age, a
 /// policy), and a front that starts then would send the kinds to `default`.
 const REPEAT: Duration = Duration::from_secs(3600);
+/// How often a process says all of its own on a connection that lasts: schemas are long, and what it said once holds as
+/// long as it is in the log.
+const REPEAT_WHOLE: Duration = Duration::from_secs(86_400);
 /// How often it is looked at what is to be written again, and how soon again where that failed.
 const LOOK: Duration = Duration::from_secs(3600);
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
@@ -42,12 +47,36 @@ async fn write(publisher: &Publisher, exchange: &str, record: Written) -> Result
     publisher.publish_patiently(target, message, Instant::now() + PATIENCE).await
 }
 
+/// A process's own word.
+#[derive(Debug, Clone)]
+pub(crate) struct Hello {
+    /// All of it.
+    whole: Written,
+    /// Without what holds since it was said whole.
+    brief: Written,
+}
+
+impl Hello {
+    /// What a worker takes.
+    #[cfg(feature = "worker")]
+    pub(crate) fn kinds(worker: &str, kinds: &[Announced]) -> Self {
+        let brief = Written::kinds(worker, &Announced::briefly(kinds));
+        Self { whole: Written::kinds(worker, kinds), brief }
+    }
+
+    /// That there is an HTTP process.
+    pub(crate) fn front(instance: &str) -> Self {
+        let whole = Written::front(instance);
+        Self { brief: whole.clone(), whole }
+    }
+}
+
 /// Says `hello` at each connection, to each new log, when asked and every hour, until told to be quiet.
-pub(super) async fn tell(publisher: Publisher, exchange: String, hello: Written, control: Control) {
+pub(super) async fn tell(publisher: Publisher, exchange: String, hello: Hello, control: Control) {
     let words = &control.0.words;
     let (mut state, mut logs) = (publisher.link().watch(), control.0.logs.subscribe());
     let mut wanted = words.wanted.subscribe();
-    let mut told = None;
+    let (mut told, mut told_whole) = (None, None);
     loop {
         state.borrow_and_update();
         let log = *logs.borrow_and_update();
@@ -58,11 +87,15 @@ pub(super) async fn tell(publisher: Publisher, exchange: String, hello: Written,
                 let still = still(told, place, due, words.are_awaited());
                 if still.is_zero() {
                     let (number, id) = words.begin();
-                    let mut word = hello.clone();
+                    let brief = is_told_whole(told_whole, place);
+                    let mut word = if brief { &hello.brief } else { &hello.whole }.clone();
                     word.message.message_id = Some(id);
                     match write(&publisher, &exchange, word).await {
                         Ok(()) => {
                             told = Some((place, number, Instant::now()));
+                            if !brief {
+                                told_whole = Some((place, Instant::now()));
+                            }
                             continue;
                         }
                         Err(error) => {
@@ -97,6 +130,11 @@ fn still(told: Option<(Place, u64, Instant)>, place: Place, wanted: u64, awaited
         Some((at, number, when)) if at == place && number >= wanted => lasts.saturating_sub(when.elapsed()),
         _ => Duration::ZERO,
     }
+}
+
+/// Whether all was said there, and not long ago.
+fn is_told_whole(told: Option<(Place, Instant)>, place: Place) -> bool {
+    told.is_some_and(|(at, when)| at == place && when.elapsed() < REPEAT_WHOLE)
 }
 
 /// Writes again what still holds and is about to leave the log; to a new log all of it; and after a connection was lost what was written shortly before, in case the broker lost it with its power. Idempotent: what is
@@ -207,5 +245,16 @@ mod tests {
         assert_eq!(still(told, (1, 0), 3, true), UNSEEN, "sooner as long as it has not come back");
         tokio::time::advance(REPEAT).await;
         assert_eq!(still(told, (1, 0), 3, false), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn schemas_are_said_on_each_connection_to_each_log_and_every_day() {
+        let told = Some(((1, 0), Instant::now()));
+        assert!(!is_told_whole(None, (1, 0)));
+        assert!(!is_told_whole(told, (2, 0)) && !is_told_whole(told, (1, 1)));
+        tokio::time::advance(REPEAT_WHOLE - Duration::from_secs(1)).await;
+        assert!(is_told_whole(told, (1, 0)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(!is_told_whole(told, (1, 0)));
     }
 }

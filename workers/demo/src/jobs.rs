@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use hopline::{Context, Job, JobError, JobResult};
+use hopline::{Context, Job, JobError, JobResult, Schemas, schemars::JsonSchema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
-/// Returns its args, byte for byte: a raw value keeps the digits of numbers and the order of keys.
+/// Returns its args, byte for byte: a raw value keeps the digits of numbers and the order of keys. Takes anything, so it
+/// announces no schema.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Echo(Box<RawValue>);
@@ -22,7 +23,8 @@ pub(crate) async fn echo(job: Echo, _cx: Context) -> JobResult<Box<RawValue>> {
 }
 
 /// Sleeps for `ms`, telling how far it is, then returns how often it was tried. Stops early when it is told to.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(crate = "hopline::schemars")]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sleep {
     /// Milliseconds; at most a day.
@@ -33,6 +35,10 @@ impl Job for Sleep {
     const KIND: &'static str = "demo.sleep";
     const QUEUE: &'static str = "demo";
     type Output = Value;
+
+    fn schemas() -> Schemas {
+        Schemas::of::<Self>()
+    }
 }
 
 pub(crate) async fn sleep(job: Sleep, cx: Context) -> JobResult<Value> {
@@ -50,7 +56,8 @@ pub(crate) async fn sleep(job: Sleep, cx: Context) -> JobResult<Value> {
 }
 
 /// Fails the first `failures` attempts, then succeeds.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(crate = "hopline::schemars")]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Flaky {
     /// How many attempts fail.
@@ -61,6 +68,10 @@ impl Job for Flaky {
     const KIND: &'static str = "demo.flaky";
     const QUEUE: &'static str = "demo";
     type Output = Value;
+
+    fn schemas() -> Schemas {
+        Schemas::of::<Self>()
+    }
 }
 
 pub(crate) async fn flaky(job: Flaky, cx: Context) -> JobResult<Value> {
@@ -72,7 +83,8 @@ pub(crate) async fn flaky(job: Flaky, cx: Context) -> JobResult<Value> {
 }
 
 /// Always fails: `{"fatal": true}` at once, else after all attempts.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(crate = "hopline::schemars")]
 pub(crate) struct Fail {
     /// Dead at the first attempt.
     #[serde(default)]
@@ -86,6 +98,10 @@ impl Job for Fail {
     const KIND: &'static str = "demo.fail";
     const QUEUE: &'static str = "demo";
     type Output = ();
+
+    fn schemas() -> Schemas {
+        Schemas::of::<Self>()
+    }
 }
 
 pub(crate) async fn fail(job: Fail, _cx: Context) -> JobResult<()> {
@@ -98,13 +114,18 @@ pub(crate) async fn fail(job: Fail, _cx: Context) -> JobResult<()> {
 }
 
 /// Panics.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(crate = "hopline::schemars")]
 pub(crate) struct Panic {}
 
 impl Job for Panic {
     const KIND: &'static str = "demo.panic";
     const QUEUE: &'static str = "demo";
     type Output = ();
+
+    fn schemas() -> Schemas {
+        Schemas::of::<Self>()
+    }
 }
 
 pub(crate) async fn panic(_job: Panic, _cx: Context) -> JobResult<()> {
@@ -112,13 +133,18 @@ pub(crate) async fn panic(_job: Panic, _cx: Context) -> JobResult<()> {
 }
 
 /// Kills the process that runs it.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[schemars(crate = "hopline::schemars")]
 pub(crate) struct Abort {}
 
 impl Job for Abort {
     const KIND: &'static str = "demo.abort";
     const QUEUE: &'static str = "demo";
     type Output = ();
+
+    fn schemas() -> Schemas {
+        Schemas::of::<Self>()
+    }
 }
 
 pub(crate) async fn abort(_job: Abort, _cx: Context) -> JobResult<()> {

@@ -6,6 +6,7 @@
 use std::io::Cursor;
 
 use fast_image_resize::{ResizeOptions, Resizer};
+use hopline::schemars::JsonSchema;
 use image::{
     DynamicImage, ImageDecoder, ImageEncoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage,
     codecs::{jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder},
@@ -29,8 +30,9 @@ pub const QUALITY: u8 = 85;
 const PROFILE_MAX: usize = 64 << 10;
 
 /// How a picture is fitted into the box.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(crate = "hopline::schemars")]
 pub enum Fit {
     /// All of the picture, its proportions kept, within the box; never enlarged.
     #[default]
@@ -42,8 +44,9 @@ pub enum Fit {
 }
 
 /// A picture format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(crate = "hopline::schemars")]
 pub enum Format {
     /// JPEG; transparency becomes white.
     Jpeg,

@@ -1,7 +1,7 @@
 //! `image.thumbnail`: makes a small picture of a large one.
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use hopline::{Context, Job, JobResult};
+use hopline::{Context, Job, JobResult, Schemas, schemars::JsonSchema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -11,14 +11,17 @@ use crate::{
 };
 
 /// The arguments. An unknown member is an error, so that a misspelt one is not silently ignored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(crate = "hopline::schemars")]
 #[serde(deny_unknown_fields)]
 pub struct Thumbnail {
     /// The picture: `{"base64": "…"}` or `{"path": "relative/to/the/picture/folder"}`.
     pub image: ImageArg,
     /// Width of the box to fit into, 1 to 8192 pixels.
+    #[schemars(range(min = 1, max = 8192))]
     pub width: u32,
     /// Height of the box, 1 to 8192 pixels; width × height at most 50 million.
+    #[schemars(range(min = 1, max = 8192))]
     pub height: u32,
     /// How to fit. Default `contain`.
     #[serde(default)]
@@ -28,6 +31,7 @@ pub struct Thumbnail {
     pub format: Option<Format>,
     /// JPEG quality, 1 to 100; ignored for other formats. Default 85.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
     pub quality: Option<u8>,
     /// Save the result under this path, relative to the picture folder, instead of returning its bytes. Its
     /// extension must suit the format.
@@ -36,7 +40,8 @@ pub struct Thumbnail {
 }
 
 /// Where the picture is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(crate = "hopline::schemars")]
 #[serde(rename_all = "lowercase")]
 pub enum ImageArg {
     /// In the job itself.
@@ -46,7 +51,8 @@ pub enum ImageArg {
 }
 
 /// The output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(crate = "hopline::schemars")]
 pub struct Picture {
     /// Width in pixels.
     pub width: u32,
@@ -68,6 +74,10 @@ impl Job for Thumbnail {
     const KIND: &'static str = "image.thumbnail";
     const QUEUE: &'static str = "media";
     type Output = Picture;
+
+    fn schemas() -> Schemas {
+        Schemas::of::<Self>()
+    }
 }
 
 /// Runs one `image.thumbnail` on the CPU pool.
