@@ -114,6 +114,8 @@ async fn no_call_is_made_without_a_key_that_holds_and_is_for_it() {
                 // What names a job of another queue, under a new id there is nothing to see.
                 "PUT /v1/jobs/{id}" => (403, "queue_forbidden"),
                 call if call.contains("{id}") => (404, "job_not_found"),
+                // Each item has an answer of its own.
+                "POST /v1/jobs/batch" => (403, ""),
                 // What names no queue shows less.
                 "GET /v1/queues" | "GET /v1/workers" | "GET /v1/kinds" => (200, ""),
                 _ => (403, "queue_forbidden"),
