@@ -14,6 +14,7 @@
 //! | [`control`] | the control log: kinds, pauses, orders to cancel |
 //! | [`heartbeats`] | what workers say of themselves every few seconds |
 //! | [`stream`] | reading a stream: in order, across reconnects |
+//! | [`tls`] | certificates for `amqps` |
 //! | [`version`] | what broker answers |
 //! | [`admin`] | short-lived questions, on pooled connections |
 //! | [`pass`] | going once over a dead-letter queue |
@@ -38,6 +39,7 @@ pub(crate) mod pause;
 pub(crate) mod publisher;
 pub(crate) mod replies;
 pub(crate) mod stream;
+mod tls;
 pub mod topology;
 pub(crate) mod version;
 

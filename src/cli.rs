@@ -6,7 +6,9 @@
 //! | module | owns |
 //! |---|---|
 //! | `jobs`, `dead`, `queues`, `events`, `workers`, `kinds` | a noun each: its commands and how its answers look |
-//! | `api` | requests to the server, problems, pages, exit codes |
+//! | `key` | API keys, in their file |
+//! | `api` | requests to the server, with the key, problems, pages, exit codes |
+//! | `tls` | which servers are trusted |
 //! | `acts`, `follow` | asking for bulk acts; waiting for the end of a job |
 //! | `filter`, `input` | arguments that several commands take |
 //! | `shown`, `table`, `human` | a job, tables and values for people |
@@ -24,6 +26,7 @@ mod follow;
 mod human;
 mod input;
 mod jobs;
+mod key;
 mod kinds;
 mod node_run;
 mod queues;
@@ -33,6 +36,7 @@ mod shown;
 mod spool;
 mod sse;
 mod table;
+mod tls;
 pub mod up;
 mod workers;
 
@@ -71,6 +75,9 @@ enum Command {
     /// Look at the kinds of jobs that workers have announced.
     #[command(subcommand)]
     Kinds(kinds::Command),
+    /// Make, list and revoke API keys.
+    #[command(subcommand)]
+    Key(key::Command),
     /// Serve HTTP: jobs are submitted and called here.
     Serve,
     /// Look at a spool that no process serves, and forward what waits in it.
@@ -108,6 +115,7 @@ pub fn main() -> ExitCode {
             Command::Events(command) => Box::pin(events::run(command)).await,
             Command::Workers(command) => Box::pin(workers::run(command)).await,
             Command::Kinds(command) => Box::pin(kinds::run(command)).await,
+            Command::Key(command) => key::run(command),
             Command::Up(arguments) => Box::pin(up::run(arguments)).await,
             Command::Down(place) => Box::pin(up::down(place)).await,
             Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,
@@ -134,7 +142,7 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 
 /// A client for our own processes: never through a proxy.
 fn local_http(timeout: Duration) -> reqwest::Result<reqwest::Client> {
-    reqwest::Client::builder().no_proxy().connect_timeout(timeout).timeout(timeout).build()
+    tls::plain().no_proxy().connect_timeout(timeout).timeout(timeout).build()
 }
 
 #[cfg(test)]

@@ -60,6 +60,12 @@ pub struct Amqp {
     pub ladder_prefix: String,
     /// Queues that exist from the start, declared by `hopline serve` and by workers. Default `["default"]`.
     pub queues: Vec<QueueName>,
+    /// With `amqps`: a file of certificates (PEM) of authorities to trust besides the system's. Default none.
+    pub ca: Option<PathBuf>,
+    /// With `amqps`: the certificate to show to the broker, with its chain (PEM). Default none.
+    pub client_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM). Default none.
+    pub client_key: Option<PathBuf>,
     /// Seconds between heartbeats; a peer silent for two of them is gone. 1 to 60. Default 10.
     pub heartbeat: u16,
     /// Longest time to connect, TLS and login included. Default 5 s.
@@ -81,6 +87,9 @@ impl Default for Amqp {
             prefix: "hopline".to_owned(),
             ladder_prefix: String::new(),
             queues: vec![QueueName::parse("default").expect("a literal within the rule")],
+            ca: None,
+            client_cert: None,
+            client_key: None,
             heartbeat: 10,
             connect_timeout: Duration::from_secs(5),
             confirm_timeout: Duration::from_secs(5),
@@ -94,10 +103,18 @@ impl Default for Amqp {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
-    /// Address and port. Default `127.0.0.1:8080`. Any other host than loopback needs `allow_unauthenticated`.
+    /// Address and port. Default `127.0.0.1:8080`. Any other host than loopback needs `keys` or
+    /// `allow_unauthenticated`.
     pub listen: SocketAddr,
     /// Listen beyond loopback although there are no keys: whoever reaches the port may submit jobs. Default false.
     pub allow_unauthenticated: bool,
+    /// The file of API keys, which `hopline key` writes. With it every call needs a key. Default none: everybody is let
+    /// in.
+    pub keys: Option<PathBuf>,
+    /// The server's certificate and its chain, a file (PEM): HTTP is over TLS then. Default none.
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate, a file (PEM). Default none.
+    pub tls_key: Option<PathBuf>,
     /// Names that a request's `Host` may have besides loopback addresses and `localhost`; a guard against DNS
     /// rebinding. Default none.
     pub hosts: Vec<String>,
@@ -128,6 +145,9 @@ impl Default for Http {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             allow_unauthenticated: false,
+            keys: None,
+            tls_cert: None,
+            tls_key: None,
             hosts: Vec::new(),
             max_wait: Duration::from_secs(60),
             max_waiters: 10_000,

@@ -4,8 +4,9 @@
 //! This module owns what a request may be and what it is answered with. It knows the broker through
 //! [`crate::client::Client`] and the past through [`crate::record::Record`] alone, and keeps nothing between requests:
 //! any number of these processes may run. [`serve`] runs it; a request goes through `front` (request id, log line,
-//! panics, guard) to one file per call.
+//! panics, guard) and `access` (keys) to one file per call.
 
+mod access;
 mod acts;
 mod answer;
 mod batch;
@@ -27,6 +28,7 @@ mod job;
 mod jobs;
 mod keyed;
 mod list;
+mod login;
 mod metrics;
 mod naming;
 pub mod problem;
@@ -38,6 +40,7 @@ mod spooling;
 mod sse;
 mod stall;
 mod submission;
+mod tls;
 mod wait;
 mod workers;
 
@@ -45,6 +48,7 @@ use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
+    http::Method,
     middleware::from_fn_with_state,
     routing::{delete, get, post},
 };
@@ -56,15 +60,19 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::tls::TlsError;
 use self::{
+    access::{Access, Gate},
     body::BodyMemory,
     guard::{Guard, is_loopback},
     metrics::HttpMetrics,
     problem::{Code, Problem},
     schemas::Checks,
     spooling::Taken,
+    tls::Tls,
 };
 use crate::{
+    access::{AccessError, Scope},
     amqp::Names,
     client::{Client, Submission},
     config::{self, Config},
@@ -82,8 +90,8 @@ use crate::{
 pub enum ServeError {
     /// Anyone who reaches the address could submit jobs, and the configuration does not say that this is wanted.
     #[error(
-        "refusing to listen on {0}: without API keys whoever reaches this address may submit jobs. Listen on \
-         loopback (http.listen = \"127.0.0.1:8080\"), or set http.allow_unauthenticated = true \
+        "refusing to listen on {0}: without API keys whoever reaches this address may submit jobs. Make keys \
+         (http.keys), listen on loopback (http.listen = \"127.0.0.1:8080\"), or set http.allow_unauthenticated = true \
          (HOPLINE_HTTP_ALLOW_UNAUTHENTICATED=true) if something else guards the port"
     )]
     Exposed(SocketAddr),
@@ -96,6 +104,12 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// The file of API keys cannot be read.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// The certificate or its key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The ids and keys that clients chose cannot be kept.
     #[error(transparent)]
     Keys(#[from] RecordError),
@@ -109,6 +123,7 @@ pub enum ServeError {
 struct App(Arc<Shared>);
 
 struct Shared {
+    access: Access,
     client: Client,
     record: Record,
     keys: Keys,
@@ -155,10 +170,12 @@ impl App {
         client: Client,
         record: Record,
         (keys, spool): (Keys, Option<Spool>),
+        access: Access,
         stopping: Stopping,
     ) -> Self {
         let places = |count: usize| Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)));
         Self(Arc::new(Shared {
+            access,
             client,
             record,
             keys,
@@ -226,8 +243,8 @@ fn finished<T>(result: Result<T, JoinError>) -> Result<T, Problem> {
 /// `shutdown.grace`, and returns.
 ///
 /// # Errors
-/// [`ServeError`], when the address is not loopback and `http.allow_unauthenticated` is not set, or cannot be had, or
-/// the folder of the record cannot be used.
+/// [`ServeError`], when the address is not loopback and there are neither keys nor `http.allow_unauthenticated`, or
+/// cannot be had, or the folder of the record, the keys or the certificate cannot be used.
 pub async fn serve(
     config: &Config,
     client: Client,
@@ -261,11 +278,15 @@ pub async fn serve_on(
     let unknown = |source| ServeError::Listen { address: config.http.listen, source };
     let address = listener.local_addr().map_err(unknown)?;
     check_exposure(config, address)?;
-    tracing::info!(http.address = %address, "listening");
+    let (access, tls) = (Access::open(&config.http)?, Tls::open(&config.http)?);
+    tracing::info!(http.address = %address, http.tls = tls.is_some(), "listening");
     let stopping = Stopping::default();
     let keys = Keys::open(&config.record.path, config.record.max_keys)?;
     let spool = Spool::open(&config.spool)?;
-    let app = App::new(config, client, record, (keys.clone(), spool.clone()), stopping.clone());
+    let app =
+        App::new(config, client, record, (keys.clone(), spool.clone()), access.clone(), stopping.clone());
+    let following =
+        access.keyring().cloned().map(|keyring| tokio::spawn(async move { keyring.follow().await }));
     let forwarding = spool.clone().map(|spool| {
         let app = app.clone();
         tokio::spawn(async move {
@@ -277,7 +298,10 @@ pub async fn serve_on(
         max_connections: descriptors::connections(config.http.max_connections),
         grace: config.shutdown.grace,
     };
-    server::run(listener, router(app), settings, &stopping, shutdown).await;
+    server::run(listener, router(app), (settings, tls), &stopping, shutdown).await;
+    if let Some(following) = following {
+        following.abort();
+    }
     if let Some(forwarding) = forwarding {
         // What is on its way stays in the spool, too.
         forwarding.abort();
@@ -289,8 +313,14 @@ pub async fn serve_on(
     Ok(())
 }
 
+/// Every call of the interface: its method, its path with names in braces, and the scope that a key needs for it; none:
+/// it needs no key.
+pub fn calls() -> impl Iterator<Item = (Method, &'static str, Option<Scope>)> {
+    access::routes::TABLE.iter().map(|(method, path, need)| (method.clone(), *path, need.scope()))
+}
+
 fn check_exposure(config: &Config, address: SocketAddr) -> Result<(), ServeError> {
-    if config.http.allow_unauthenticated || is_loopback(address.ip()) {
+    if config.http.allow_unauthenticated || config.http.keys.is_some() || is_loopback(address.ip()) {
         Ok(())
     } else {
         Err(ServeError::Exposed(address))
@@ -320,9 +350,15 @@ fn router(app: App) -> Router {
         .route("/v1/workers", get(workers::list))
         .route("/v1/kinds", get(workers::kinds))
         .route("/v1/rpc/{kind}", post(rpc::post))
+        .route("/login", get(login::form).post(login::log_in))
+        .route("/logout", post(login::log_out))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(metrics::get));
+    let gate =
+        Gate { access: app.access.clone(), memory: app.memory.clone(), read_timeout: app.http.read_timeout };
+    // Of routes alone: a path or a method that does not exist needs no key.
+    let routes = routes.route_layer(from_fn_with_state(gate, access::admit));
     front::wrap(routes, &app.guard, &app.memory, app.http.read_timeout)
         // Around all else: what is refused and what panics is counted, too.
         .layer(from_fn_with_state(app.clone(), metrics::count))
@@ -351,5 +387,8 @@ mod tests {
         assert!(error.to_string().contains("http.allow_unauthenticated = true"), "{error}");
         config.http.allow_unauthenticated = true;
         assert!(bind(&config).await.is_ok());
+        config.http =
+            config::Http { listen: config.http.listen, keys: Some("keys".into()), ..config::Http::default() };
+        assert!(bind(&config).await.is_ok(), "with keys");
     }
 }

@@ -3,6 +3,8 @@
 #![cfg_attr(not(feature = "worker"), allow(dead_code))]
 
 #[cfg(feature = "server")]
+pub mod access;
+#[cfg(feature = "server")]
 pub mod acts;
 pub mod amqp;
 #[cfg(feature = "server")]

@@ -11,7 +11,16 @@ const REFERENCE: &str = include_str!("../config/hopline.toml");
 /// Tables that are empty by default: the reference shows an example, which is none of the defaults.
 const EXAMPLES: [&str; 2] = ["routes", "worker.queues"];
 /// Have no value by default, which TOML cannot write.
-const ABSENT: [&str; 2] = ["worker.health", "spool.path"];
+const ABSENT: [&str; 8] = [
+    "worker.health",
+    "spool.path",
+    "http.keys",
+    "http.tls_cert",
+    "http.tls_key",
+    "amqp.ca",
+    "amqp.client_cert",
+    "amqp.client_key",
+];
 
 fn load(name: &str, toml: &str) -> Config {
     let file: PathBuf = std::env::temp_dir().join(format!("hopline-{name}-{}.toml", std::process::id()));

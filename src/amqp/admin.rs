@@ -1,5 +1,8 @@
 //! Short-lived questions to the broker, on connections of a pool (`deadpool-lapin`) that never publishes: an
 //! alarm blocks publishing connections as a whole, and these must answer all the same.
+//!
+//! The pool connects by address alone. Where the broker wants to see a certificate, or has one of an authority of its
+//! own, there is a link instead, which publishes as little.
 
 use std::{
     collections::HashMap,
@@ -16,9 +19,10 @@ use lapin::{
 use tokio::time::{Instant, timeout};
 
 use super::{
-    connection::{AmqpRuntime, LinkDown, REQUEST_TIMEOUT, with_heartbeat},
+    connection::{AmqpRuntime, Link, LinkDown, REQUEST_TIMEOUT, with_heartbeat},
     message::short,
     names::Names,
+    tls,
     topology::Plan,
 };
 use crate::{config::Amqp, job::QueueName};
@@ -35,10 +39,17 @@ const REMEMBERED_MAX: usize = 10_000;
 /// Asks the broker; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Admin {
-    pool: Pool,
+    asked: Asked,
     seen: Arc<Mutex<HashMap<String, Seen>>>,
     /// One question at a time: whoever asks the same meanwhile finds the answer.
     asking: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Who is asked.
+#[derive(Clone)]
+enum Asked {
+    Pool(Pool),
+    Link(Link),
 }
 
 /// What waits in a queue, and who takes from it.
@@ -60,7 +71,16 @@ struct Seen {
 
 impl Admin {
     /// A pool that connects when it is first asked.
-    pub(crate) fn new(config: &Amqp, name: String, runtime: &Arc<AmqpRuntime>) -> Result<Self, LinkDown> {
+    pub(crate) fn new(
+        config: &Amqp,
+        name: String,
+        names: &Names,
+        runtime: &Arc<AmqpRuntime>,
+    ) -> Result<Self, LinkDown> {
+        if tls::is_asked_for(config) {
+            let plan = Plan { names: names.clone(), queues: Vec::new() };
+            return Ok(Self::of(Asked::Link(Link::start(config, name, plan, runtime))));
+        }
         let properties = move || ConnectionProperties::default().with_connection_name(name.as_str().into());
         let manager = Manager::new(
             with_heartbeat(config.url.expose(), config.heartbeat),
@@ -76,7 +96,11 @@ impl Admin {
             Pool::builder(manager).max_size(POOL).timeouts(timeouts).runtime(deadpool_lapin::Runtime::Tokio1);
         let pool =
             pool.build().map_err(|error| LinkDown(format!("cannot make the connection pool: {error}")))?;
-        Ok(Self { pool, seen: Arc::default(), asking: Arc::default() })
+        Ok(Self::of(Asked::Pool(pool)))
+    }
+
+    fn of(asked: Asked) -> Self {
+        Self { asked, seen: Arc::default(), asking: Arc::default() }
     }
 
     /// Whether a queue exists; a yes is believed for half a minute.
@@ -155,7 +179,12 @@ impl Admin {
     }
 
     async fn channel(&self) -> Result<Channel, LinkDown> {
-        let connection = self.pool.get().await.map_err(|error| LinkDown(error.to_string()))?;
+        let connection = match &self.asked {
+            Asked::Pool(pool) => pool.get().await.map_err(|error| LinkDown(error.to_string()))?,
+            Asked::Link(link) => {
+                return link.wait_up(Instant::now() + REQUEST_TIMEOUT).await?.channel().await;
+            }
+        };
         for _ in 0..CHANNEL_ATTEMPTS {
             match connection.create_channel().await {
                 Ok(channel) => return Ok(channel),
@@ -184,7 +213,10 @@ impl Admin {
     }
 
     pub(crate) fn close(&self) {
-        self.pool.close();
+        match &self.asked {
+            Asked::Pool(pool) => pool.close(),
+            Asked::Link(link) => link.give_up(),
+        }
     }
 
     fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<String, Seen>> {

@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     pause::Pauses,
+    tls,
     topology::{Plan, TopologyError},
     version::{self, BrokerVersion},
 };
@@ -146,7 +147,7 @@ struct Inner {
     url: String,
     /// The address without its password.
     shown: AmqpUrl,
-    connect_timeout: Duration,
+    config: Amqp,
     plan: Plan,
     state: watch::Sender<LinkState>,
     runtime: Arc<AmqpRuntime>,
@@ -171,7 +172,7 @@ impl Link {
             name,
             url,
             shown: config.url.clone(),
-            connect_timeout: config.connect_timeout,
+            config: config.clone(),
             plan,
             state: watch::Sender::new(LinkState::Down("connecting".to_owned())),
             runtime: Arc::clone(runtime),
@@ -353,12 +354,16 @@ async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
         .with_client_property("product".into(), "Hopline".into())
         .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
     let runtime = Runtime::tokio_with_handle(inner.runtime.handle());
-    let connecting = Connection::connect_with_runtime(&inner.url, properties, runtime);
-    let connection = match timeout(inner.connect_timeout, connecting).await {
+    let tls = tls::config(&inner.config).map_err(LinkDown)?;
+    let connecting = Connection::connect_with_config(&inner.url, properties, tls, runtime);
+    let connection = match timeout(inner.config.connect_timeout, connecting).await {
         Ok(Ok(connection)) => Arc::new(connection),
         Ok(Err(error)) => return Err(LinkDown(refused(inner, &error))),
         Err(_) => {
-            return Err(LinkDown(format!("cannot connect: no answer within {:?}", inner.connect_timeout)));
+            return Err(LinkDown(format!(
+                "cannot connect: no answer within {:?}",
+                inner.config.connect_timeout
+            )));
         }
     };
     let up = Up { connection, epoch };
@@ -380,7 +385,7 @@ fn refused(inner: &Inner, error: &lapin::Error) -> String {
 }
 
 async fn check_version(inner: &Inner) -> Result<Option<BrokerVersion>, LinkDown> {
-    let asked = version::ask(&inner.url, inner.connect_timeout).await;
+    let asked = version::ask(&inner.url, inner.config.connect_timeout).await;
     let found = asked.map_err(|why| LinkDown(format!("cannot connect to {}: {why}", inner.shown)))?;
     if let Some(found) = &found {
         found.check().map_err(LinkDown)?;

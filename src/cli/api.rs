@@ -4,20 +4,21 @@
 //! Not here: what is asked and how it is shown (one file per noun), and `up`'s own questions to its processes.
 
 mod failure;
+mod key;
 mod near;
 mod pages;
 
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, header};
 use serde::{Serialize, de::DeserializeOwned};
 
 pub(super) use self::{
     failure::Failure,
     pages::{Listing, Most, Page},
 };
-use super::up;
+use super::{tls, up};
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 /// Longest time for a connection to be made.
@@ -159,6 +160,8 @@ pub(super) struct Server {
     /// Why this server, where nobody named it.
     by_default: bool,
     http: reqwest::Client,
+    /// The key, if there is one.
+    authorization: Option<header::HeaderValue>,
 }
 
 impl Server {
@@ -171,12 +174,13 @@ impl Server {
         if !matches!(url.scheme(), "http" | "https") || url.cannot_be_a_base() {
             bail!("`{base}` is no address of an HTTP server: it is written http://HOST:PORT");
         }
-        let http = reqwest::Client::builder().connect_timeout(CONNECT);
+        let http = if url.scheme() == "https" { tls::secure()? } else { tls::plain() };
+        let http = http.connect_timeout(CONNECT);
         // A proxy cannot reach this machine's loopback.
         let local = matches!(url.host_str(), Some("localhost" | "[::1]"))
             || url.host_str().is_some_and(|host| host.starts_with("127."));
         let http = if local { http.no_proxy() } else { http }.build()?;
-        Ok(Self { base: url, by_default, http })
+        Ok(Self { base: url, by_default, http, authorization: key::authorization()? })
     }
 
     /// Asks, and reads the answer to its end.
@@ -214,6 +218,9 @@ impl Server {
             url.query_pairs_mut().extend_pairs(&request.query);
         }
         let mut sent = self.http.request(request.method.clone(), url);
+        if let Some(key) = &self.authorization {
+            sent = sent.header(header::AUTHORIZATION, key.clone());
+        }
         for (name, value) in &request.headers {
             sent = sent.header(*name, value);
         }

@@ -219,6 +219,12 @@ impl Client {
             || self.inner.config.routes.contains_key(kind)
     }
 
+    /// Whether it is known which queue each announced kind goes to: the control log was read.
+    #[cfg(feature = "server")]
+    pub(crate) fn knows_kinds(&self) -> bool {
+        self.live().is_ok_and(|live| live.known.get().is_none_or(|known| known.is_caught_up()))
+    }
+
     /// The workers that have said something in the last 20 s, by name. Known to the HTTP front; empty elsewhere, and
     /// while an alarm of the broker keeps everybody from publishing.
     #[must_use]

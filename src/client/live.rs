@@ -127,8 +127,8 @@ impl Live {
         }
         let plan = Plan { names: names.clone(), queues };
         let name = format!("{} {} {instance}", config.amqp.prefix, role.name());
-        let admin =
-            Admin::new(&config.amqp, format!("{name} admin"), &runtime).map_err(|error| error.to_string())?;
+        let admin = Admin::new(&config.amqp, format!("{name} admin"), &names, &runtime)
+            .map_err(|error| error.to_string())?;
         let links = Links {
             amqp: config.amqp.clone(),
             plan,

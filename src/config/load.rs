@@ -16,7 +16,8 @@ use crate::job::QueueName;
 const FILE: &str = "hopline.toml";
 const PREFIX: &str = "HOPLINE_";
 /// Variables that are read by themselves and are no keys of the configuration.
-const OTHERS: [&str; 2] = ["HOPLINE_CONFIG", "HOPLINE_ISOLATE"];
+const OTHERS: [&str; 5] =
+    ["HOPLINE_CONFIG", "HOPLINE_ISOLATE", "HOPLINE_API_KEY", "HOPLINE_API_KEY_FILE", "HOPLINE_CA_FILE"];
 /// Variables of the test and development tools start with one of these.
 const TOOLS: [&str; 3] = ["HOPLINE_TEST_", "HOPLINE_RABBITMQ_", "HOPLINE_URL"];
 
@@ -138,6 +139,21 @@ impl Config {
             cfg!(feature = "tls") || !self.amqp.url.is_tls(),
             "amqp.url asks for TLS, which this program is built without: enable hopline's feature `tls`"
                 .into(),
+        );
+        let tls_files = [&self.amqp.ca, &self.amqp.client_cert, &self.amqp.client_key];
+        demand(
+            self.amqp.url.is_tls() || tls_files.iter().all(|file| file.is_none()),
+            "amqp.ca, amqp.client_cert and amqp.client_key need an amqp.url that starts with amqps://".into(),
+        );
+        for (name, cert, key) in [
+            ("amqp.client", &self.amqp.client_cert, &self.amqp.client_key),
+            ("http.tls", &self.http.tls_cert, &self.http.tls_key),
+        ] {
+            demand(cert.is_some() == key.is_some(), format!("{name}_cert and {name}_key need each other"));
+        }
+        demand(
+            self.http.keys.is_none() || !self.http.allow_unauthenticated,
+            "http.keys and http.allow_unauthenticated contradict each other".into(),
         );
         demand(
             QueueName::parse(self.amqp.prefix.as_str()).is_ok(),
@@ -315,13 +331,16 @@ mod tests {
 
     #[test]
     fn all_problems_are_reported_at_once() {
-        let toml = "[amqp]\nheartbeat = 0\nurl = \"http://x\"\n[worker]\nconcurrency = 30\nprefetch = 10\n[record]\nlost_after = \"59s\"\n";
+        let toml = "[amqp]\nheartbeat = 0\nurl = \"http://x\"\nca = \"x\"\n[worker]\nconcurrency = 30\nprefetch = 10\n[record]\nlost_after = \"59s\"\n[http]\nkeys = \"k\"\nallow_unauthenticated = true\ntls_key = \"k\"\n";
         let error = load(toml, &[]).unwrap_err().to_string();
         for part in [
             "amqp.heartbeat",
             "amqp.url",
             "prefetch (10) must be at least concurrency (30)",
             "record.lost_after must be 60 s to",
+            "http.tls_cert and http.tls_key",
+            "http.keys and http.allow_unauthenticated",
+            "amqp.ca,",
         ] {
             assert!(error.contains(part), "{part} not in {error}");
         }

@@ -18,6 +18,7 @@ use serde_json::value::RawValue;
 
 use super::{
     App,
+    access::Caller,
     answer::{self, Accepted},
     body::{self, Inbound, Media},
     cancel::{BY_MAX, REASON_MAX, is_note},
@@ -75,11 +76,11 @@ pub(super) async fn cancel(State(app): State<App>, request: Request) -> Response
 async fn one(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response, Problem> {
     let order = Order::read(app, inbound, &["set", "by", "reason"], false).await?;
     let id = read_id(id)?;
-    let ticket = match open::<Replay>(app, order.named, false).await? {
+    let ticket = match open::<Replay>(app, &inbound.caller, order.named, false).await? {
         Opened::New(ticket) => ticket,
         Opened::Repeat(answer) => return Ok(answer),
     };
-    let job = app.look_up(id).await?.ok_or_else(Problem::no_job)?;
+    let job = inbound.caller.visible(app, app.look_up(id).await?)?;
     check_dead(&job)?;
     let filter = Filter { queue: Some(job.summary.queue), ..Filter::default() };
     let act = Replay { filter, ids: Some(vec![id]), expected: Some(1), ..order.into_replay() };
@@ -103,13 +104,14 @@ async fn replay_many(app: &App, inbound: &mut Inbound) -> Result<Response, Probl
     let members = ["filter", "ids", "rate", "dry_run", "set", "by", "reason"];
     let mut order = Order::read(app, inbound, &members, true).await?;
     order.require_target(JobStatus::Dead)?;
+    order.narrow(app, &inbound.caller).await?;
     order.filter.status = vec![JobStatus::Dead];
-    replay_order(app, order).await
+    replay_order(app, &inbound.caller, order).await
 }
 
 /// Counts what an order to replay is about, and gives it unless it is a dry run.
-pub(super) async fn replay_order(app: &App, order: Order) -> Result<Response, Problem> {
-    let ticket = match open::<Replay>(app, order.named, order.dry_run).await? {
+pub(super) async fn replay_order(app: &App, caller: &Caller, order: Order) -> Result<Response, Problem> {
+    let ticket = match open::<Replay>(app, caller, order.named, order.dry_run).await? {
         Opened::New(ticket) => ticket,
         Opened::Repeat(answer) => return Ok(answer),
     };
@@ -150,10 +152,11 @@ async fn cancel_many(app: &App, inbound: &mut Inbound) -> Result<Response, Probl
     let members = ["filter", "ids", "dry_run", "by", "reason"];
     let mut order = Order::read(app, inbound, &members, true).await?;
     order.require_target(JobStatus::Queued)?;
+    order.narrow(app, &inbound.caller).await?;
     if order.filter.status.is_empty() {
         order.filter.status = JobStatus::ALL.into_iter().filter(|status| !status.is_final()).collect();
     }
-    let ticket = match open::<Cancel>(app, order.named, order.dry_run).await? {
+    let ticket = match open::<Cancel>(app, &inbound.caller, order.named, order.dry_run).await? {
         Opened::New(ticket) => ticket,
         Opened::Repeat(answer) => return Ok(answer),
     };
@@ -183,12 +186,17 @@ pub(super) struct Ticket {
 
 /// Finds out whether a request for an act is a repeat, before anything is checked that the first one may have changed.
 /// A dry run changes nothing, so its name does not matter.
-pub(super) async fn open<A: Job>(app: &App, named: Option<Named>, dry_run: bool) -> Result<Opened, Problem> {
+pub(super) async fn open<A: Job>(
+    app: &App,
+    caller: &Caller,
+    named: Option<Named>,
+    dry_run: bool,
+) -> Result<Opened, Problem> {
     let named = named.filter(|_| !dry_run);
     let job = submission::<A>(app, Bytes::new(), named)?;
     match keyed::begin(app, named, &job.envelope.kind, None).await? {
         Begun::New(claim) => Ok(Opened::New(Ticket { named, claim })),
-        Begun::Repeat(repeat) => keyed::answer(app, repeat, job, None).await.map(Opened::Repeat),
+        Begun::Repeat(repeat) => keyed::answer(app, caller, repeat, job, None).await.map(Opened::Repeat),
     }
 }
 
@@ -250,13 +258,15 @@ impl Order {
             return Err(body::content_type_missing());
         }
         let mut errors = Errors::new(ERRORS_MAX);
-        let choice = Choice::of(None, &inbound.parts.headers, &mut errors);
+        let choice = Choice::of(None, &inbound.parts.headers, inbound.caller.scope(), &mut errors);
         let [] = inbound.query([], &mut errors);
         let text = fields::text(&received.bytes)?;
         let text = if text.is_empty() && !required { "{}" } else { text };
         let object = Object::parse(text, "")?;
         let named = choice.named(|| naming::digest_of_act(&inbound.parts, Some(&object)));
-        Ok(Self { named, ..Self::parse(object, members, errors)? })
+        let mut order = Self { named, ..Self::parse(object, members, errors)? };
+        order.by = inbound.caller.by(order.by);
+        Ok(order)
     }
 
     /// Reads an order from its JSON.
@@ -306,6 +316,27 @@ impl Order {
             errors.at("/filter/status", format!("{status} cannot be asked for here"));
         }
         errors.none_or(Some(()))
+    }
+
+    /// Keeps the order to what its caller may touch: the queue of the filter; of jobs that are named by id, theirs.
+    async fn narrow(&mut self, app: &App, caller: &Caller) -> Result<(), Problem> {
+        let Some(ids) = self.ids.as_ref().filter(|_| caller.queues().is_some()) else {
+            return match caller.queues() {
+                Some(_) => caller.narrow_act(&mut self.filter.queue),
+                None => Ok(()),
+            };
+        };
+        app.catch_up().await?;
+        let known = ids.clone().into_iter().map(|id| app.record.job(id, Duration::ZERO));
+        let mut known = stream::iter(known).buffered(LOOK_UPS);
+        while let Some(job) = known.next().await {
+            let queue = caller.visible(app, job.ok().flatten())?.summary.queue;
+            let queue = self.filter.queue.get_or_insert_with(|| queue.clone()) == &queue;
+            if !queue {
+                return caller.narrow_act(&mut None);
+            }
+        }
+        caller.narrow_act(&mut self.filter.queue)
     }
 
     fn into_replay(self) -> Replay {

@@ -16,6 +16,7 @@ use tokio::task::coop::unconstrained;
 
 use super::{
     App,
+    access::Caller,
     answer::{self, status_of},
     body::{self, Inbound, Media, Room, held},
     fields::{self, Errors, FieldError, Items},
@@ -68,8 +69,9 @@ async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     let items = split(&received.bytes, media, app.http.batch_items)?;
     received.room.cover(received.bytes.len().max(items.len() * ITEM_COST))?;
     let trace = trace_context(&inbound.parts.headers);
-    let mut batch = read(app, &trace, &received.bytes, &items).await;
-    batch.begin(app).await;
+    let mut batch = read(app, &inbound.caller, &trace, &received.bytes, &items).await;
+    inbound.caller.charge_more(items.len() - 1);
+    batch.begin(app, &inbound.caller).await;
     batch.check(app).await;
     batch.submit(app, &mut received.room).await?;
     Ok(batch.answer(Some(received.room)))
@@ -163,20 +165,19 @@ struct Gravest {
     retry_after: Option<axum::http::HeaderValue>,
 }
 
-async fn read(app: &App, trace: &Headers, bytes: &Bytes, items: &[Item<'_>]) -> Batch {
+async fn read(app: &App, caller: &Caller, trace: &Headers, bytes: &Bytes, items: &[Item<'_>]) -> Batch {
     let now = Timestamp::now();
     let mut batch = Batch::default();
     for (index, item) in items.iter().enumerate() {
         let told = if batch.refused < TOLD_ALL { ITEM_ERRORS_MAX } else { 1 };
-        match read_item(item, bytes, app, now, told) {
+        match read_item(item, bytes, app, (caller, now), told) {
             Ok(mut draft) => {
                 let (named, too_late) = (draft.named, draft.too_late.take());
-                batch.add(
-                    item,
-                    draft.into_submission(|kind| app.client.queue_of(kind), trace, now),
-                    named,
-                    too_late,
-                );
+                let mut job = draft.into_submission(|kind| app.client.queue_of(kind), trace, now);
+                match caller.check(app, &mut job) {
+                    Ok(()) => batch.add(item, job, named, too_late),
+                    Err(problem) => batch.refuse(item, problem),
+                }
             }
             Err(problem) => batch.refuse(item, problem),
         }
@@ -191,12 +192,12 @@ fn read_item(
     item: &Item<'_>,
     bytes: &Bytes,
     app: &App,
-    now: Timestamp,
+    (caller, now): (&Caller, Timestamp),
     told: usize,
 ) -> Result<Draft, Problem> {
     let read = || {
         let text = fields::text(item.text)?;
-        Draft::read(text, bytes, &app.limits, now, Choice::Members, Errors::new(told))
+        Draft::read(text, bytes, &app.limits, now, Choice::Members(caller.scope()), Errors::new(told))
     };
     read().map_err(|problem| place(problem, item))
 }
@@ -232,7 +233,7 @@ impl Batch {
     }
 
     /// Finds out which items are new.
-    async fn begin(&mut self, app: &App) {
+    async fn begin(&mut self, app: &App, caller: &Caller) {
         let (mut named, mut first) = (Vec::new(), HashMap::new());
         for job in std::mem::take(&mut self.read) {
             let Some(name) = job.named else {
@@ -259,7 +260,7 @@ impl Batch {
             match begun {
                 Ok(Begun::New(claim)) => self.ready.push((place, job, claim)),
                 Ok(Begun::Repeat(_)) => {
-                    let now = keyed::status_now(app, job.envelope.id).await;
+                    let now = keyed::status_now(app, caller, job.envelope.id).await;
                     let answer = &mut self.answers[place];
                     answer.status = now.or(answer.status);
                     answer.replayed = true;

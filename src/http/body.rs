@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    access::Caller,
     fields::Errors,
     problem::{Code, Problem},
 };
@@ -132,6 +133,8 @@ pub(super) struct Received {
 pub(super) struct Inbound {
     /// Its head.
     pub(super) parts: Parts,
+    /// Who made it.
+    pub(super) caller: Caller,
     body: BodyDataStream,
     memory: BodyMemory,
     read_timeout: Duration,
@@ -141,7 +144,8 @@ impl Inbound {
     /// Takes a request in.
     pub(super) fn new(request: Request, memory: &BodyMemory, read_timeout: Duration) -> Self {
         let (parts, body) = request.into_parts();
-        Self { parts, body: body.into_data_stream(), memory: memory.clone(), read_timeout }
+        let caller = Caller::of(&parts.extensions);
+        Self { parts, caller, body: body.into_data_stream(), memory: memory.clone(), read_timeout }
     }
 
     /// Whether there is no body, as far as the head says.

@@ -39,13 +39,13 @@ async fn cancel(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response
     let mut errors = Errors::new(ERRORS_MAX);
     let [reason, by] = inbound.query(["reason", "by"], &mut errors);
     let reason = read_reason(reason, &mut errors);
-    let by = read_by(by, &mut errors);
+    let by = inbound.caller.by(read_by(by, &mut errors));
     let id = read_id(id)?;
     errors.none_or(Some(()))?;
     inbound.nothing().await?;
     // An order names a run: it must be the newest, not the one that this replica has heard of.
     app.catch_up().await?;
-    let job = app.look_up(id).await?.ok_or_else(Problem::no_job)?;
+    let job = inbound.caller.visible(app, app.look_up(id).await?)?;
     if let Some(answer) = settled(&job) {
         return answer;
     }
@@ -83,7 +83,7 @@ impl App {
     }
 }
 
-/// Reads `?by=`: who asks, for the record. Nobody checks it while there are no keys.
+/// Reads `?by=`: who asks, for the record. Nobody checks it; the name of a key is put before it.
 pub(super) fn read_by(text: Option<String>, errors: &mut Errors) -> Option<String> {
     read_note("by", text, BY_MAX, errors)
 }

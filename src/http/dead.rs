@@ -121,7 +121,7 @@ async fn order_replay(app: &App, queue: QueuePath, inbound: &mut Inbound) -> Res
     }
     check_queue(app, &queue).await?;
     (order.filter.queue, order.filter.status) = (Some(queue), vec![JobStatus::Dead]);
-    replay_order(app, order).await
+    replay_order(app, &inbound.caller, order).await
 }
 
 /// `DELETE /v1/queues/{queue}/dead`.
@@ -133,17 +133,17 @@ pub(super) async fn purge(State(app): State<App>, queue: QueuePath, request: Req
 
 async fn order_purge(app: &App, queue: QueuePath, inbound: &mut Inbound) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
-    let choice = Choice::of(None, &inbound.parts.headers, &mut errors);
+    let choice = Choice::of(None, &inbound.parts.headers, inbound.caller.scope(), &mut errors);
     let [kind, fingerprint, id, dry_run, by, reason] =
         inbound.query(["kind", "fingerprint", "id", "dry_run", "by", "reason"], &mut errors);
-    let (by, reason) = (read_by(by, &mut errors), read_reason(reason, &mut errors));
+    let (by, reason) = (inbound.caller.by(read_by(by, &mut errors)), read_reason(reason, &mut errors));
     let filter = filter::read([None, None, kind, None, None, None, None, fingerprint], &mut errors);
     let ids = id.map(|text| read_ids(&text, &mut errors));
     let dry_run = dry_run.is_some_and(|text| read_truth(&text, &mut errors));
     let queue = read_queue(queue)?;
     errors.none_or(Some(()))?;
     let named = choice.named(|| naming::digest_of_act(&inbound.parts, None));
-    let ticket = match open::<Purge>(app, named, dry_run).await? {
+    let ticket = match open::<Purge>(app, &inbound.caller, named, dry_run).await? {
         Opened::New(ticket) => ticket,
         Opened::Repeat(answer) => return Ok(answer),
     };
@@ -186,13 +186,13 @@ pub(super) async fn purge_jobs(State(app): State<App>, queue: QueuePath, request
 
 async fn order_purge_jobs(app: &App, queue: QueuePath, inbound: &mut Inbound) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
-    let choice = Choice::of(None, &inbound.parts.headers, &mut errors);
+    let choice = Choice::of(None, &inbound.parts.headers, inbound.caller.scope(), &mut errors);
     let [by, reason] = inbound.query(["by", "reason"], &mut errors);
-    let (by, reason) = (read_by(by, &mut errors), read_reason(reason, &mut errors));
+    let (by, reason) = (inbound.caller.by(read_by(by, &mut errors)), read_reason(reason, &mut errors));
     let queue = read_queue(queue)?;
     errors.none_or(Some(()))?;
     let named = choice.named(|| naming::digest_of_act(&inbound.parts, None));
-    let ticket = match open::<Purge>(app, named, false).await? {
+    let ticket = match open::<Purge>(app, &inbound.caller, named, false).await? {
         Opened::New(ticket) => ticket,
         Opened::Repeat(answer) => return Ok(answer),
     };

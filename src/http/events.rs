@@ -40,7 +40,7 @@ async fn follow_job(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Resp
     errors.none_or(Some(()))?;
     let last = sse::last_event_id(&inbound.parts.headers, last.as_deref())?;
     let place = app.enter_stream()?;
-    let job = app.look_up(id).await?.ok_or_else(Problem::no_job)?;
+    let job = inbound.caller.visible(app, app.look_up(id).await?)?;
     let at = match last {
         Some(last) => Some(app.find(last).await?),
         None => None,
@@ -61,15 +61,16 @@ pub(super) async fn of_log(State(app): State<App>, request: Request) -> Response
 async fn follow_log(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
     let [queue, kind, tag, last] = inbound.query(["queue", "kind", "tag", "last_event_id"], &mut errors);
-    let scope = filter::scope([queue, kind, tag], &mut errors);
+    let mut scope = filter::scope([queue, kind, tag], &mut errors);
     errors.none_or(Some(()))?;
+    inbound.caller.narrow(&mut scope.queue)?;
     let last = sse::last_event_id(&inbound.parts.headers, last.as_deref())?;
     let place = app.enter_stream()?;
     let at = match last {
         Some(last) => app.find(last).await?,
         None => Found { last: None, beyond: false, tail: app.now().await? },
     };
-    Ok(sse::response(LogStream::new(app, scope, at), place))
+    Ok(sse::response(LogStream::new(app, inbound.caller.clone(), scope, at), place))
 }
 
 /// Where a stream is to go on.

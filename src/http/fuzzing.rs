@@ -63,7 +63,7 @@ fn error_is_bounded(error: &FieldError) {
 pub(crate) fn submit(data: &[u8]) {
     let bytes = Bytes::copy_from_slice(data);
     let id = JobId::from_bytes([5; 16]);
-    for choice in [Choice::Ours, Choice::Client(id), Choice::Members] {
+    for choice in [Choice::Ours, Choice::Client(id), Choice::Members(None)] {
         let draft = fields::text(&bytes)
             .and_then(|text| Draft::read(text, &bytes, &limits(), now(), choice, Errors::new(ERRORS_MAX)));
         match draft {
@@ -85,7 +85,7 @@ pub(crate) fn batch(data: &[u8]) {
     for item in &items {
         let draft = fields::text(item.text).and_then(|text| {
             let errors = Errors::new(ITEM_ERRORS_MAX);
-            Draft::read(text, &bytes, &limits(), now(), Choice::Members, errors)
+            Draft::read(text, &bytes, &limits(), now(), Choice::Members(None), errors)
         });
         match draft {
             Ok(draft) => draft_holds(draft),
@@ -162,8 +162,8 @@ pub(crate) fn request(data: &[u8]) {
         Err(problem) => told(&problem),
     }
     let mut errors = Errors::new(ERRORS_MAX);
-    let choice = Choice::of(None, headers, &mut errors);
-    assert_ne!(choice, Choice::Members);
+    let choice = Choice::of(None, headers, None, &mut errors);
+    assert_ne!(choice, Choice::Members(None));
     let [status, queue, kind, tag, q, from, to, fingerprint] = filter::PARAMETERS;
     let values = inbound.query([status, queue, kind, tag, q, from, to, fingerprint], &mut errors);
     let filter = filter::read(values, &mut errors);

@@ -1,4 +1,4 @@
-//! What keeps a browser from being used against us while there are no keys: checks of `Host`, `Origin` and
+//! What keeps a browser from being used against us, with keys and without: checks of `Host`, `Origin` and
 //! `Sec-Fetch-Site`. Pure.
 //!
 //! A page anywhere can make a browser send requests to a server on loopback, and by DNS rebinding even under a
@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use axum::http::{HeaderMap, HeaderName, Method, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 
 use super::problem::{Code, Problem};
 use crate::config;
@@ -24,7 +24,8 @@ impl Guard {
     /// The guard that this configuration asks for.
     pub(super) fn new(config: &config::Http) -> Self {
         let hosts = config.hosts.iter().map(|host| host.trim().trim_end_matches('.').to_ascii_lowercase());
-        Self { hosts: hosts.collect(), open: config.allow_unauthenticated }
+        // With keys a page that got here under a name of its own has none, nor a session, which is bound to our name.
+        Self { hosts: hosts.collect(), open: config.allow_unauthenticated || config.keys.is_some() }
     }
 
     /// Checks a request's head.
@@ -86,6 +87,12 @@ fn check_origin(headers: &HeaderMap, host: &str) -> Result<(), Problem> {
         }
     }
     Ok(())
+}
+
+/// Whether a browser says that a page of this origin sent the request. That an `Origin` names no other one was checked.
+pub(super) fn shows_origin(headers: &HeaderMap) -> bool {
+    let same = |site: &HeaderValue| site.as_bytes().eq_ignore_ascii_case(b"same-origin");
+    headers.contains_key(header::ORIGIN) || headers.get(SEC_FETCH_SITE).is_some_and(same)
 }
 
 /// Whether host and port of `origin` are those of `host`; a port that is left out is the scheme's.
@@ -203,6 +210,33 @@ mod tests {
         for (host, result) in [("http:8080", Ok(())), ("10.1.2.3:8080", Ok(())), ("evil", Err(Code::BadHost))]
         {
             assert_eq!(check(&listed, "POST", &[("host", host)]), result, "{host}");
+        }
+    }
+
+    #[test]
+    fn with_keys_any_name_passes_that_is_not_ruled_out() {
+        let with = |hosts: &[&str]| {
+            let hosts = hosts.iter().map(|host| (*host).to_owned()).collect();
+            Guard::new(&config::Http { hosts, keys: Some("keys".into()), ..config::Http::default() })
+        };
+        assert_eq!(check(&with(&[]), "GET", &[("host", "jobs.example")]), Ok(()));
+        assert_eq!(check(&with(&["a"]), "GET", &[("host", "jobs.example")]), Err(Code::BadHost));
+        let evil = [("host", "jobs.example"), ("origin", "https://evil.example")];
+        assert_eq!(check(&with(&[]), "POST", &evil), Err(Code::CrossOrigin));
+    }
+
+    #[test]
+    fn a_browser_says_where_a_request_comes_from() {
+        for (name, value, shows) in [
+            ("origin", "http://localhost", true),
+            ("sec-fetch-site", "same-origin", true),
+            ("sec-fetch-site", "same-site", false),
+            ("sec-fetch-site", "none", false),
+            ("referer", "http://localhost/", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(HeaderName::from_static(name), value.parse().unwrap());
+            assert_eq!(shows_origin(&headers), shows, "{name}: {value}");
         }
     }
 

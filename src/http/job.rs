@@ -50,12 +50,13 @@ async fn show(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response, 
     errors.none_or(Some(()))?;
     let preferred = Prefer::read(&inbound.parts.headers).wait;
     let wait = Wait::choose(wait, preferred, Duration::ZERO, app.http.max_wait);
-    let known = if wait.patience.is_zero() {
-        app.look_up(id).await?
-    } else {
-        app.await_record(id, start + wait.patience).await?
-    };
-    let mut response = answer::record(StatusCode::OK, &known.ok_or_else(Problem::no_job)?);
+    let caller = &inbound.caller;
+    // Nobody waits for what is not there for him: the time would tell that there is something.
+    let mut known = caller.visible(app, app.look_up(id).await?)?;
+    if !wait.patience.is_zero() && !known.summary.status.is_final() {
+        known = caller.visible(app, app.await_record(id, start + wait.patience).await?)?;
+    }
+    let mut response = answer::record(StatusCode::OK, &known);
     say_applied(&mut response, &wait, false);
     Ok(response)
 }
@@ -72,7 +73,7 @@ async fn show_output(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Res
     let [] = inbound.query([], &mut errors);
     let id = read_id(id)?;
     errors.none_or(Some(()))?;
-    let job = app.look_up(id).await?.ok_or_else(Problem::no_job)?;
+    let job = inbound.caller.visible(app, app.look_up(id).await?)?;
     bare_output(&job)
 }
 

@@ -53,7 +53,7 @@ async fn submit(app: &App, id: Option<JobId>, inbound: &mut Inbound) -> Result<R
     let (start, now) = (Instant::now(), Timestamp::now());
     let mut errors = Errors::new(ERRORS_MAX);
     let headers = &inbound.parts.headers;
-    let choice = Choice::of(id, headers, &mut errors);
+    let choice = Choice::of(id, headers, inbound.caller.scope(), &mut errors);
     let [wait] = inbound.query(["wait"], &mut errors);
     let wait = wait_of(wait.as_deref(), &mut errors);
     let text = fields::text(&received.bytes)?;
@@ -62,13 +62,14 @@ async fn submit(app: &App, id: Option<JobId>, inbound: &mut Inbound) -> Result<R
     let wait = Wait::choose(wait, Prefer::read(headers).wait, Duration::ZERO, app.http.max_wait);
     let deadline = (!wait.patience.is_zero()).then(|| start + wait.patience);
     let (named, too_late) = (draft.named, draft.too_late.take());
-    let job = draft.into_submission(|kind| app.client.queue_of(kind), &trace_context(headers), now);
+    let mut job = draft.into_submission(|kind| app.client.queue_of(kind), &trace_context(headers), now);
+    inbound.caller.check(app, &mut job)?;
     let mut response = match keyed::begin(app, named, &job.envelope.kind, too_late).await? {
         Begun::New(claim) => {
             app.check_args(&job.envelope.kind, &job.envelope.args, "/args", ERRORS_MAX).await?;
             submit_new(app, job, claim, deadline, received.room).await?
         }
-        Begun::Repeat(repeat) => keyed::answer(app, repeat, job, deadline).await?,
+        Begun::Repeat(repeat) => keyed::answer(app, &inbound.caller, repeat, job, deadline).await?,
     };
     say_applied(&mut response, &wait, false);
     Ok(response)

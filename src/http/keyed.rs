@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     App,
+    access::Caller,
     answer::{self, Accepted},
     fields::FieldError,
     naming::Named,
@@ -308,13 +309,13 @@ pub(super) fn problem(refusal: &Refusal, job: JobId, named: bool) -> Problem {
     }
 }
 
-/// The status of a job, if it is known now.
-pub(super) async fn status_now(app: &App, id: JobId) -> Option<&'static str> {
-    if let Some(job) = app.spooled(id).await {
-        return Some(job.summary.status.as_str());
-    }
-    let known = app.record.job(id, Duration::ZERO).await.ok().flatten()?;
-    Some(known.summary.status.as_str())
+/// The status of a job, if it is known now and the caller sees it.
+pub(super) async fn status_now(app: &App, caller: &Caller, id: JobId) -> Option<&'static str> {
+    let known = match app.spooled(id).await {
+        Some(job) => Some(job),
+        None => app.record.job(id, Duration::ZERO).await.ok().flatten(),
+    };
+    known.filter(|job| caller.sees(app, job)).map(|job| job.summary.status.as_str())
 }
 
 /// The answer to the repeat of a submit: the job as it is now, or as it is when its run ends, if that is not later than
@@ -325,6 +326,7 @@ pub(super) async fn status_now(app: &App, id: JobId) -> Option<&'static str> {
 /// The problem, when too many wait.
 pub(super) async fn answer(
     app: &App,
+    caller: &Caller,
     repeat: Repeat,
     mut job: Submission,
     deadline: Option<Instant>,
@@ -338,6 +340,10 @@ pub(super) async fn answer(
         Err(problem) if problem.code != Code::RecordBehind => return Err(problem),
         known => known.ok().flatten(),
     };
+    // The kind went to another queue then.
+    if known.as_ref().is_some_and(|job| !caller.sees(app, job)) {
+        return Err(reused());
+    }
     let mut response = if let Some(known) = &known {
         answer::record(StatusCode::OK, known)
     } else {

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::{
     App,
+    access::Caller,
     answer::{self, Shown},
     body::Inbound,
     cursor,
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     job::{JobId, QueueName},
-    record::model::{Filter, JobRecord, JobStatus, Page, Position},
+    record::model::{Counts, Filter, JobRecord, JobStatus, Page, Position},
 };
 
 /// Jobs on a page that does not say.
@@ -55,9 +56,11 @@ async fn list(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
         [status, queue, kind, tag, q, from, to, fingerprint, "limit", "cursor", "include"],
         &mut errors,
     );
-    let filter = filter::read([status, queue, kind, tag, q, from, to, fingerprint], &mut errors);
+    let mut filter = filter::read([status, queue, kind, tag, q, from, to, fingerprint], &mut errors);
+    inbound.caller.narrow(&mut filter.queue)?;
     let asked = Asked::read(filter, [limit, cursor, include], errors)?;
-    show(app, inbound.parts.uri.query().unwrap_or_default(), asked, "/v1/jobs").await
+    let query = inbound.parts.uri.query().unwrap_or_default();
+    show(app, &inbound.caller, query, asked, "/v1/jobs").await
 }
 
 /// `GET /v1/queues/{queue}/dead`: the dead jobs of a queue that can be replayed.
@@ -71,7 +74,7 @@ pub(super) async fn dead(app: &App, inbound: &mut Inbound, queue: QueueName) -> 
     let filter = Filter { status: vec![JobStatus::Dead], queue: Some(queue), ..filter };
     let asked = Asked::read(filter, [limit, cursor, include], errors)?;
     let query = inbound.parts.uri.query().unwrap_or_default();
-    show(app, query, Asked { purged: false, ..asked }, &path).await
+    show(app, &inbound.caller, query, Asked { purged: false, ..asked }, &path).await
 }
 
 /// Which page of which list.
@@ -95,12 +98,18 @@ impl Asked {
     }
 }
 
-async fn show(app: &App, query: &str, asked: Asked, path: &str) -> Result<Response, Problem> {
+async fn show(
+    app: &App,
+    caller: &Caller,
+    query: &str,
+    asked: Asked,
+    path: &str,
+) -> Result<Response, Problem> {
     let Asked { filter, limit, after, include, purged } = asked;
     let page = app.record.jobs(filter.clone(), limit, after).await;
     let mut page = page.map_err(|error| Problem::record(&error))?;
     // Such a page is shorter, and has a next one all the same.
-    page.items.retain(|job| purged || !job.purged);
+    page.items.retain(|job| (purged || !job.purged) && caller.uses(&job.queue));
     let records = if include == Include::default() { BTreeMap::new() } else { records(app, &mut page).await };
     let next = page.next.map(|next| cursor::encode(next, &filter));
     let shown = page.items.iter().map(|job| {
@@ -190,9 +199,18 @@ pub(super) async fn counts(State(app): State<App>, request: Request) -> Response
 async fn count(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
     let [queue] = inbound.query(["queue"], &mut errors);
-    let queue = filter::scope([queue, None, None], &mut errors).queue;
+    let mut queue = filter::scope([queue, None, None], &mut errors).queue;
     errors.none_or(Some(()))?;
-    let counts = app.record.counts(queue).await.map_err(|error| Problem::record(&error))?;
+    inbound.caller.narrow(&mut queue)?;
+    let queues = match (&queue, inbound.caller.queues()) {
+        (None, Some(own)) => own.iter().cloned().map(Some).collect(),
+        _ => vec![queue],
+    };
+    let mut counts = Counts::default();
+    for queue in queues {
+        let some = app.record.counts(queue).await.map_err(|error| Problem::record(&error))?;
+        counts.by_status.iter_mut().zip(some.by_status).for_each(|(sum, count)| *sum += count);
+    }
     let by_status: serde_json::Map<_, _> =
         JobStatus::ALL.iter().map(|status| (status.to_string(), counts.of(*status).into())).collect();
     let total: u64 = counts.by_status.iter().sum();

@@ -10,6 +10,7 @@ use super::{
     problem::Problem,
 };
 use crate::{
+    access::KeyId,
     client::Submission,
     job::{JobId, Kind},
     record::keys::Digest,
@@ -21,8 +22,13 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const HEADER: &str = "Idempotency-Key";
 /// Longest key, in characters (all ASCII).
 const KEY_MAX: usize = 255;
-/// What keeps the keys of different clients apart: there is nothing yet that tells clients apart.
-const SCOPE: &str = "";
+/// What keeps the idempotency keys of different clients apart: the id of their API key, where they have one.
+pub(super) type Scope = Option<KeyId>;
+
+fn id_of(scope: Scope, key: &str) -> JobId {
+    JobId::from_key(scope.as_ref().map_or("", KeyId::as_str), key)
+}
+
 /// What a submit asks for, in its digest.
 pub(super) const SUBMIT: &str = "job";
 /// Members that say how a job is called, not what it is.
@@ -56,18 +62,18 @@ pub(super) enum Choice {
     /// From the path, or a key in the header.
     Client(JobId),
     /// From members of the job itself, if it has them.
-    Members,
+    Members(Scope),
 }
 
 impl Choice {
     /// The id in the path, or the one that the header's key stands for. What is wrong goes to `errors`.
-    pub(super) fn of(path: Option<JobId>, headers: &HeaderMap, errors: &mut Errors) -> Self {
+    pub(super) fn of(path: Option<JobId>, headers: &HeaderMap, scope: Scope, errors: &mut Errors) -> Self {
         if let Some(id) = path {
             refuse_key(headers, "cannot be given with PUT: the id in the path says what a repeat is", errors);
             return Self::Client(id);
         }
         match header_key(headers, errors) {
-            Some(key) => Self::Client(JobId::from_key(SCOPE, &key)),
+            Some(key) => Self::Client(id_of(scope, &key)),
             None => Self::Ours,
         }
     }
@@ -76,7 +82,7 @@ impl Choice {
     pub(super) fn named(self, digest: impl FnOnce() -> Digest) -> Option<Named> {
         match self {
             Self::Client(id) => Some(Named { id, digest: digest() }),
-            Self::Ours | Self::Members => None,
+            Self::Ours | Self::Members(_) => None,
         }
     }
 
@@ -85,7 +91,7 @@ impl Choice {
         match self {
             Self::Ours => None,
             Self::Client(id) => Some(id),
-            Self::Members => {
+            Self::Members(scope) => {
                 let both = NAMING_MEMBERS.iter().all(|name| object.has(name));
                 let id = object.take("id", errors, |raw| {
                     let id = fields::string(raw)?.parse::<JobId>().map_err(|error| error.to_string())?;
@@ -99,7 +105,7 @@ impl Choice {
                 if both {
                     errors.at(object.pointer("idempotency_key"), "cannot be given together with id");
                 }
-                id.or_else(|| key.map(|key| JobId::from_key(SCOPE, &key)))
+                id.or_else(|| key.map(|key| id_of(scope, &key)))
             }
         }
     }
@@ -319,7 +325,7 @@ mod tests {
     fn chosen_by(json: &str) -> Result<Option<JobId>, Code> {
         let mut object = Object::parse(json, "").unwrap();
         let mut errors = Errors::new(5);
-        let id = Choice::Members.read(&mut object, &mut errors);
+        let id = Choice::Members(None).read(&mut object, &mut errors);
         object.finish(&[], &mut errors);
         errors.none_or(Some(id)).map_err(|problem| problem.code)
     }
@@ -343,6 +349,22 @@ mod tests {
             (format!(r#"{{"idempotency_key":"{}"}}"#, "k".repeat(256)), Code::BadIdempotencyKey),
         ] {
             assert_eq!(chosen_by(&json), Err(code), "{json}");
+        }
+    }
+
+    #[test]
+    fn the_keys_of_two_clients_are_two_jobs() {
+        let (mut headers, mut errors) = (HeaderMap::new(), Errors::new(5));
+        headers.insert(IDEMPOTENCY_KEY, axum::http::HeaderValue::from_static("k1"));
+        let ids = [None, "0123456789ab".parse().ok(), "ba9876543210".parse().ok()];
+        let [nobody, one, other] = ids.map(|scope| Choice::of(None, &headers, scope, &mut errors));
+        assert_eq!(nobody, Choice::Client(JobId::from_key("", "k1")));
+        assert_eq!(one, Choice::Client(JobId::from_key("0123456789ab", "k1")));
+        assert!(one != nobody && one != other);
+        for (scope, header) in ids.into_iter().zip([nobody, one, other]) {
+            let mut object = Object::parse(r#"{"idempotency_key":"k1"}"#, "").unwrap();
+            let member = Choice::Members(scope).read(&mut object, &mut errors);
+            assert_eq!(member.map(Choice::Client), Some(header), "a header and a member are the same key");
         }
     }
 

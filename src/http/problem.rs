@@ -63,10 +63,16 @@ codes! {
     MalformedJson = BAD_REQUEST "malformed_json" "The body is not valid JSON";
     /// The body's framing broke, or the client stopped sending.
     UnreadableBody = BAD_REQUEST "unreadable_body" "The body could not be read";
+    /// No key, or none that holds.
+    Unauthorized = UNAUTHORIZED "unauthorized" "The request has no API key that holds";
     /// The `Host` is no name of this server.
     BadHost = FORBIDDEN "bad_host" "The Host header names another server";
     /// A browser sent this from a page of another origin.
     CrossOrigin = FORBIDDEN "cross_origin" "The request comes from another origin";
+    /// The key does not have the scope of this call.
+    ScopeMissing = FORBIDDEN "scope_missing" "The API key does not have the scope";
+    /// The key is not for this queue.
+    QueueForbidden = FORBIDDEN "queue_forbidden" "The API key is not for this queue";
     /// No such path.
     NotFound = NOT_FOUND "not_found" "There is nothing at this path";
     /// No job of this id is known.
@@ -117,6 +123,8 @@ codes! {
     KeyReused = UNPROCESSABLE_ENTITY "key_reused" "The id or key belongs to another request";
     /// RPC: the handler said that trying again is pointless.
     JobFatal = UNPROCESSABLE_ENTITY "job_fatal" "The job failed for good";
+    /// The key has used up its rate.
+    RateLimited = TOO_MANY_REQUESTS "rate_limited" "The API key makes too many requests";
     /// Our mistake; the log has the request id.
     Internal = INTERNAL_SERVER_ERROR "internal" "The server made a mistake";
     /// RPC: the job is dead.
@@ -139,6 +147,8 @@ codes! {
     BrokerBlocked = SERVICE_UNAVAILABLE "broker_blocked" "The broker takes no messages for now";
     /// The broker refused the message. The job was not accepted.
     BrokerRefused = SERVICE_UNAVAILABLE "broker_refused" "The broker refused the job";
+    /// The file of API keys cannot be read.
+    AccessUnknown = SERVICE_UNAVAILABLE "access_unknown" "The API keys cannot be read";
     /// As many idempotency keys are kept as may be.
     KeysFull = SERVICE_UNAVAILABLE "keys_full" "Too many ids and keys are kept";
     /// Idempotency keys cannot be written.
@@ -367,6 +377,9 @@ impl IntoResponse for Problem {
         *response.status_mut() = self.code.status();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.code == Code::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(pause) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(pause.as_secs()));
         }

@@ -11,7 +11,7 @@ use axum::{
     http::StatusCode,
     response::Response,
 };
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::ready, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -63,10 +63,12 @@ pub(super) async fn list(State(app): State<App>, request: Request) -> Response {
 async fn show_all(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     read_nothing(inbound)?;
     let known = Known::gather(app).await?;
-    let asked = stream::iter(known.names()).map(|queue| async move {
-        let depth = app.client.depth(&queue).await;
-        (queue, depth)
-    });
+    let caller = &inbound.caller;
+    let asked =
+        stream::iter(known.names()).filter(|queue| ready(caller.uses(queue))).map(|queue| async move {
+            let depth = app.client.depth(&queue).await;
+            (queue, depth)
+        });
     let depths: Vec<_> = asked.buffered(ASKING).collect().await;
     let items: Vec<Shown<'_>> = depths
         .iter()
@@ -131,7 +133,7 @@ async fn order_pause(
 ) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
     let [by] = inbound.query(["by"], &mut errors);
-    let by = read_by(by, &mut errors);
+    let by = inbound.caller.by(read_by(by, &mut errors));
     let queue = read_queue(queue)?;
     errors.none_or(Some(()))?;
     inbound.nothing().await?;

@@ -74,7 +74,7 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     }
     let (start, now) = (Instant::now(), Timestamp::now());
     let mut errors = Errors::new(ERRORS_MAX);
-    let choice = Choice::of(None, &inbound.parts.headers, &mut errors);
+    let choice = Choice::of(None, &inbound.parts.headers, inbound.caller.scope(), &mut errors);
     let kind = read_kind(kind.as_deref(), &mut errors);
     let asked = Asked::read(inbound, &mut errors);
     let args = read_args(received.bytes, &mut errors)?;
@@ -100,8 +100,9 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
         retry: RetryOverrides::default(),
         tags: Vec::new(),
     };
-    let job =
+    let mut job =
         draft.into_submission(|kind| app.client.queue_of(kind), &trace_context(&inbound.parts.headers), now);
+    inbound.caller.check(app, &mut job)?;
     let accepted = Accepted::new(&job);
     // Without the args: no answer has them, so their memory is free once the broker has the job.
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };

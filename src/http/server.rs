@@ -1,6 +1,6 @@
 //! Connections: accepts them, bounds their number and their patience, and ends them.
 //!
-//! HTTP/1.1 only. hyper serves each connection; this file owns the accept loop, the limits that hyper leaves to
+//! HTTP/1.1 only, over TLS where there is a certificate. hyper serves each connection; this file owns the accept loop, the limits that hyper leaves to
 //! its caller, and the order in which everything stops. It knows nothing of what the routes do.
 
 use std::{
@@ -19,7 +19,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
@@ -32,6 +32,7 @@ use super::{
     front::new_request_id,
     problem::{Code, Problem},
     stall::Stall,
+    tls::Tls,
 };
 
 /// Most bytes of a head, and of what is read of a body at once.
@@ -58,7 +59,7 @@ pub(super) struct Settings {
 pub(super) async fn run(
     listener: TcpListener,
     router: Router,
-    settings: Settings,
+    (settings, tls): (Settings, Option<Tls>),
     stopping: &Stopping,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
@@ -67,10 +68,10 @@ pub(super) async fn run(
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let take = |stream| {
         if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            let work = connection(stream, router.clone(), settings, stopping.clone(), place);
+            let work = connection(stream, tls.clone(), router.clone(), settings, stopping.clone(), place);
             connections.spawn(work);
         } else if let Ok(place) = Arc::clone(&refusals).try_acquire_owned() {
-            connections.spawn(refuse(stream, place));
+            connections.spawn(refuse(stream, tls.is_some(), place));
         }
     };
     let mut shutdown = pin!(shutdown);
@@ -135,6 +136,7 @@ fn is_the_peers(error: &io::Error) -> bool {
 
 async fn connection(
     stream: TcpStream,
+    tls: Option<Tls>,
     router: Router,
     settings: Settings,
     stopping: Stopping,
@@ -144,6 +146,22 @@ async fn connection(
     if stream.set_nodelay(true).is_err() {
         return;
     }
+    let Some(tls) = tls else { return serve(stream, router, settings, stopping).await };
+    let accepted = tokio::select! {
+        accepted = Box::pin(tls.accept(stream)) => accepted,
+        () = stopping.cut.cancelled() => return,
+    };
+    match accepted {
+        Ok(stream) => serve(stream, router, settings, stopping).await,
+        // Whoever speaks something else is not answered in it.
+        Err(error) => tracing::debug!(error = %error, "no TLS was agreed on"),
+    }
+}
+
+async fn serve<S>(stream: S, router: Router, settings: Settings, stopping: Stopping)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |request: Request<Incoming>| {
         let mut router = router.clone();
         async move { router.call(request.map(Body::new)).await }
@@ -177,9 +195,10 @@ async fn connection(
 }
 
 /// Tells a client whose head came too slowly; one that had sent nothing was idle, and is closed without a word.
-async fn late<S>(connection: Connection<TokioIo<Stall<TcpStream>>, S>)
+async fn late<S, H>(connection: Connection<TokioIo<Stall<S>>, H>)
 where
-    S: HttpService<Incoming, ResBody = Body>,
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: HttpService<Incoming, ResBody = Body>,
 {
     let parts = connection.into_parts();
     if !parts.read_buf.is_empty() {
@@ -188,14 +207,18 @@ where
     }
 }
 
-async fn refuse(stream: TcpStream, _place: OwnedSemaphorePermit) {
+async fn refuse(stream: TcpStream, tls: bool, _place: OwnedSemaphorePermit) {
+    // A handshake for a refusal is what there is no room for.
+    if tls {
+        return;
+    }
     let problem =
         Problem::new(Code::Overloaded, "there are too many connections (http.max_connections); try again");
     say(stream, &problem).await;
 }
 
 /// Answers with a problem on a connection that hyper does not serve, and closes it.
-async fn say(mut stream: TcpStream, problem: &Problem) {
+async fn say(mut stream: impl AsyncRead + AsyncWrite + Unpin, problem: &Problem) {
     let answer = raw(problem);
     let exchange = async {
         stream.write_all(answer.as_bytes()).await?;

@@ -24,7 +24,8 @@ impl Running {
         let stopping = Stopping::default();
         let tokens = stopping.clone();
         let shutdown = async { drop(stopped.await) };
-        let task = tokio::spawn(async move { run(listener, router, settings, &tokens, shutdown).await });
+        let task =
+            tokio::spawn(async move { run(listener, router, (settings, None), &tokens, shutdown).await });
         Self { address, stop: Some(stop), stopping, task }
     }
 

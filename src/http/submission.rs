@@ -116,7 +116,7 @@ impl Draft {
             errors.unsupported_at("/callback_url", "callbacks are not available yet; leave it out");
         }
         match choice {
-            Choice::Members => object.finish(&[&MEMBERS[..], &NAMING_MEMBERS].concat(), &mut errors),
+            Choice::Members(_) => object.finish(&[&MEMBERS[..], &NAMING_MEMBERS].concat(), &mut errors),
             _ => object.finish(&MEMBERS, &mut errors),
         }
         let draft = kind.map(|kind| Self {

@@ -249,12 +249,12 @@ fn a_named_job_is_submitted_as_one_that_may_have_a_copy() {
     assert_eq!(named.request.unwrap().len(), 32);
     let ours = job(Choice::Ours);
     assert_eq!((ours.envelope.unsure, ours.request), (false, None));
-    assert_eq!(job(Choice::Members).request, None, "it may be named and is not");
+    assert_eq!(job(Choice::Members(None)).request, None, "it may be named and is not");
 }
 
 #[test]
 fn only_an_item_may_name_its_job() {
     let text = format!(r#"{{"kind":"demo.echo","id":"{}"}}"#, JobId::new());
     assert_eq!(pointers(read(&text)), ["/id"]);
-    assert!(read_as(Choice::Members, &text).unwrap().named.is_some());
+    assert!(read_as(Choice::Members(None), &text).unwrap().named.is_some());
 }

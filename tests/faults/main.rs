@@ -131,6 +131,7 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
+    support::broker::crypto();
     if std::env::args().nth(1).as_deref() == Some(book::WORKER) {
         book::work();
         return ExitCode::SUCCESS;

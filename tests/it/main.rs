@@ -11,6 +11,7 @@
     reason = "a test fails by unwrapping, also in its helpers"
 )]
 
+mod amqps;
 mod backpressure;
 mod cli;
 mod control;
@@ -24,14 +25,17 @@ mod faults_restart;
 mod foreign;
 mod hostile;
 mod http;
+mod http_access;
 mod http_keys;
 mod http_record;
 mod http_refusals;
+mod http_tls;
 mod kinds;
 mod ladder;
 mod layering;
 mod long_jobs;
 mod metrics;
+mod process_access;
 mod process_cancel;
 mod process_http;
 mod process_ledger;

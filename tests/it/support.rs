@@ -5,6 +5,8 @@
 //! | [`process`], [`broker`] | for `process_*` and `faults_*`: processes, and the broker behind them |
 //! | [`rabbit`] | the broker under test: its addresses, its management API, a raw AMQP connection |
 //! | [`stage`] | one test's prefix, processes and clean-up |
+//! | [`keys`] | API keys |
+//! | [`tls`] | certificates |
 //! | [`front`] | an HTTP front and what it answers |
 //! | [`log`] | the event log, read raw |
 //! | [`sse`] | a reader of server-sent events |
@@ -12,12 +14,14 @@
 
 pub(crate) mod broker;
 pub(crate) mod front;
+pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod rabbit;
 pub(crate) mod sse;
 pub(crate) mod stage;
+pub(crate) mod tls;
 
 use std::time::Duration;
 

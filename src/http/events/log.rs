@@ -11,6 +11,7 @@ use super::Found;
 use crate::{
     http::{
         App,
+        access::Caller,
         sse::{Frame, Frames, KEEP_ALIVE},
     },
     record::{
@@ -30,6 +31,8 @@ const PAUSE_EACH: Duration = Duration::from_millis(1);
 /// A stream of the log.
 pub(super) struct LogStream {
     app: App,
+    /// Who sees only the events of his queues.
+    caller: Caller,
     scope: Scope,
     /// Up to here everything was sent, or is of no concern.
     after: Position,
@@ -43,7 +46,7 @@ pub(super) struct LogStream {
 
 impl LogStream {
     /// The stream of `scope` from where the client goes on.
-    pub(super) fn new(app: &App, scope: Scope, at: Found) -> Self {
+    pub(super) fn new(app: &App, caller: Caller, scope: Scope, at: Found) -> Self {
         let mut frames = Frames::default();
         let after = match at.last {
             Some(last) if at.beyond => {
@@ -54,7 +57,16 @@ impl LogStream {
             None => at.tail,
         };
         let tail = app.record.tail();
-        Self { app: app.clone(), scope, after, frames, tail, is_current: false, spoken: Instant::now() }
+        Self {
+            app: app.clone(),
+            caller,
+            scope,
+            after,
+            frames,
+            tail,
+            is_current: false,
+            spoken: Instant::now(),
+        }
     }
 
     /// Reads until there is something to send; none: the record cannot be read now, and the client may come back.
@@ -81,7 +93,9 @@ impl LogStream {
                 self.after = next;
             }
             for stored in events.iter().filter(|stored| stored.position > self.after) {
-                frames.event(stored);
+                if self.caller.sees_event(&stored.event) {
+                    frames.event(stored);
+                }
             }
             self.after = self.after.max(searched);
             // Else there may be more, if only a long stretch without an event of this scope.

@@ -39,6 +39,12 @@ const EXCHANGES: [&str; 7] = ["jobs", "dead", "control", "events", "record", "re
 /// Its queues, but for those of jobs.
 const QUEUES: [&str; 4] = ["strays", "control.log", "log", "lookup"];
 
+/// Gives the process its cryptography: an HTTP client cannot be made without, since it may have to speak TLS.
+pub(crate) fn crypto() {
+    // The first one stays.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
 impl Broker {
     /// The one that all tests share.
     pub(crate) fn shared() -> Self {

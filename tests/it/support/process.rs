@@ -71,6 +71,7 @@ impl Stage {
     }
 
     fn on(broker: Broker, dir: PathBuf, prefix: String, queue: String, ladder: &'static str) -> Self {
+        super::broker::crypto();
         Self { broker, prefix, queue, ladder, dir }
     }
 

@@ -71,6 +71,7 @@ fn vhost(url: &str) -> String {
 
 impl Rabbit {
     pub(crate) fn new() -> Self {
+        super::broker::crypto();
         let http =
             reqwest::Client::builder().timeout(Duration::from_secs(30)).build().expect("an HTTP client");
         Self {

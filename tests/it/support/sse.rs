@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use reqwest::Response;
+use hopline::access::ApiKey;
+use reqwest::{RequestBuilder, Response};
 use serde_json::Value;
 use tokio::time::timeout;
 
@@ -29,6 +30,11 @@ impl Sse {
     }
 }
 
+fn get(front: &Front, path: &str) -> RequestBuilder {
+    let client = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
+    client.get(front.url(path))
+}
+
 /// A stream of events that is read one by one. Dropped, it hangs up.
 pub(crate) struct Stream {
     response: Response,
@@ -39,11 +45,19 @@ pub(crate) struct Stream {
 impl Stream {
     /// Opens the stream at `path`, after the event `last`. An answer other than 200 is returned as its status.
     pub(crate) async fn open(front: &Front, path: &str, last: Option<&str>) -> Result<Self, u16> {
-        let client = reqwest::Client::builder().no_proxy().build().expect("an HTTP client");
-        let mut request = client.get(front.url(path));
+        let mut request = get(front, path);
         if let Some(last) = last {
             request = request.header("last-event-id", last);
         }
+        Self::of(request).await
+    }
+
+    /// Opens the stream at `path` with a key.
+    pub(crate) async fn open_by(front: &Front, path: &str, key: &ApiKey) -> Result<Self, u16> {
+        Self::of(get(front, path).bearer_auth(key.expose())).await
+    }
+
+    async fn of(request: RequestBuilder) -> Result<Self, u16> {
         let response = timeout(PATIENCE, request.send()).await.expect("in time").expect("an answer");
         if response.status() != 200 {
             return Err(response.status().as_u16());

@@ -1,0 +1,207 @@
+//! `/login` and `/logout`: a browser shows a key once and gets a session, a cookie that no script can read and that is
+//! sent by our own pages alone.
+//!
+//! The pages here are what is needed for that and no more. Where there are no keys, there is nothing here.
+
+use axum::{
+    body::Body,
+    extract::{Query, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
+    response::Response,
+};
+use jiff::Timestamp;
+
+use super::{
+    App, access,
+    body::Inbound,
+    fields::Errors,
+    problem::{Code, Problem},
+    submission::ERRORS_MAX,
+};
+use crate::access::{Denied, Keyring, SESSION_SECONDS};
+
+/// Longest form, in bytes: a key and its name.
+const FORM_MAX: usize = 4 << 10;
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// `GET /login`.
+pub(super) async fn form(State(app): State<App>, request: Request) -> Response {
+    let inbound = Inbound::new(request, &app.memory, app.http.read_timeout);
+    let result = show(&app, &inbound);
+    inbound.answer(result).await
+}
+
+fn show(app: &App, inbound: &Inbound) -> Result<Response, Problem> {
+    let keyring = keys(app)?;
+    no_parameters(inbound)?;
+    let session = access::cookie(&inbound.parts.headers, app.access.cookie());
+    let entry = session.and_then(|session| keyring.find_session(session, Timestamp::now()).ok());
+    Ok(match entry {
+        Some(entry) => page(StatusCode::OK, &logged_in(&entry.name)),
+        None => page(StatusCode::OK, &login("")),
+    })
+}
+
+/// `POST /login`.
+pub(super) async fn log_in(State(app): State<App>, request: Request) -> Response {
+    let mut inbound = Inbound::new(request, &app.memory, app.http.read_timeout);
+    let result = open(&app, &mut inbound).await;
+    inbound.answer(result).await
+}
+
+async fn open(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
+    let keyring = keys(app)?;
+    no_parameters(inbound)?;
+    check_form(&inbound.parts.headers)?;
+    let received = inbound.read(FORM_MAX).await?;
+    let key = read_key(&received.bytes)?;
+    match keyring.open_session(&key, Timestamp::now()) {
+        Ok((entry, session)) => {
+            tracing::info!(key.name = entry.name, key.id = %entry.id, "logged in");
+            Ok(with_cookie(app, &session, SESSION_SECONDS))
+        }
+        Err(Denied::Unknown) => {
+            let mut response =
+                page(StatusCode::UNAUTHORIZED, &login("<p role=\"alert\">There is no such key.</p>"));
+            let bearer = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+            Ok(response)
+        }
+        Err(other) => Err(access::denied(other)),
+    }
+}
+
+/// `POST /logout`.
+pub(super) async fn log_out(State(app): State<App>, request: Request) -> Response {
+    let inbound = Inbound::new(request, &app.memory, app.http.read_timeout);
+    let result = keys(&app).and_then(|_| no_parameters(&inbound)).map(|()| with_cookie(&app, "", 0));
+    inbound.answer(result).await
+}
+
+fn keys(app: &App) -> Result<&Keyring, Problem> {
+    app.access.keyring().ok_or_else(|| Problem::new(Code::NotFound, "there are no API keys here (http.keys)"))
+}
+
+/// A key has no place in an address, which is logged everywhere.
+fn no_parameters(inbound: &Inbound) -> Result<(), Problem> {
+    let mut errors = Errors::new(ERRORS_MAX);
+    let [] = inbound.query([], &mut errors);
+    errors.none_or(Some(()))
+}
+
+fn check_form(headers: &HeaderMap) -> Result<(), Problem> {
+    let media = headers.get(header::CONTENT_TYPE).and_then(|media| media.to_str().ok()).unwrap_or_default();
+    if media.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case(FORM) {
+        return Ok(());
+    }
+    Err(Problem::new(Code::UnsupportedMediaType, format!("a login is a form: Content-Type: {FORM}")))
+}
+
+/// The member `key` of a form.
+fn read_key(form: &[u8]) -> Result<String, Problem> {
+    // A form is written as a query is.
+    let query =
+        std::str::from_utf8(form).ok().and_then(|form| format!("/?{}", form.trim()).parse::<Uri>().ok());
+    let pairs = query.and_then(|uri| Query::<Vec<(String, String)>>::try_from_uri(&uri).ok());
+    let key = pairs.and_then(|Query(pairs)| pairs.into_iter().find(|(name, _)| name == "key"));
+    key.map(|(_, key)| key.trim().to_owned()).ok_or_else(|| {
+        let mut errors = Errors::new(1);
+        errors.at("", "must be a form with the member key");
+        Problem::invalid(errors)
+    })
+}
+
+/// The answer that gives or takes a session, and shows how that went.
+fn with_cookie(app: &App, session: &str, seconds: i64) -> Response {
+    let (name, secure) = (app.access.cookie(), if app.access.secure { "; Secure" } else { "" });
+    let cookie = format!("{name}={session}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SEE_OTHER;
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, HeaderValue::from_static("/login"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Ok(mut cookie) = HeaderValue::try_from(cookie) {
+        cookie.set_sensitive(true);
+        headers.insert(header::SET_COOKIE, cookie);
+    }
+    response
+}
+
+fn login(notice: &str) -> String {
+    format!(
+        "<h1>Log in</h1>{notice}<form method=\"post\" action=\"/login\"><label>API key \
+         <input type=\"password\" name=\"key\" required autofocus autocomplete=\"off\" size=\"40\"></label> \
+         <button>Log in</button></form>"
+    )
+}
+
+fn logged_in(name: &str) -> String {
+    // A key's name has no character that means something in HTML.
+    format!(
+        "<h1>Logged in</h1><p>With the key <b>{name}</b>.</p><form method=\"post\" action=\"/logout\">\
+         <button>Log out</button></form>"
+    )
+}
+
+fn page(status: StatusCode, body: &str) -> Response {
+    let text = format!(
+        "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Hopline</title>\
+         <meta name=\"viewport\" content=\"width=device-width\"></head><body>{body}</body></html>"
+    );
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-store"),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+        ),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("x-content-type-options"), "nosniff"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_read_out_of_its_form() {
+        let read = |form: &str| read_key(form.as_bytes()).map_err(|problem| problem.code);
+        assert_eq!(read("key=hl_a_b").as_deref(), Ok("hl_a_b"));
+        assert_eq!(read("other=1&key=+hl%5fa_b%0a").as_deref(), Ok("hl_a_b"));
+        for bad in ["", "hl_a_b", "KEY=x", "key", "\u{e9}"] {
+            assert!(bad == "key" || read(bad) == Err(Code::InvalidRequest), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_a_form_logs_in() {
+        let check = |media: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(media) = media {
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+            }
+            check_form(&headers).is_ok()
+        };
+        assert!(check(Some(FORM)) && check(Some("Application/X-WWW-Form-Urlencoded; charset=UTF-8")));
+        // What a page of another origin may send without asking.
+        assert!(!check(None) && !check(Some("text/plain")) && !check(Some("application/json")));
+    }
+
+    #[test]
+    fn pages_load_and_run_nothing() {
+        let response = page(StatusCode::OK, &login(""));
+        let policy = response.headers()["content-security-policy"].to_str().unwrap();
+        assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
+        assert_eq!(response.headers()["cache-control"], "no-store");
+        for text in [login(""), logged_in("ci")] {
+            assert!(!text.contains("script") && !text.contains("style"));
+        }
+    }
+}
