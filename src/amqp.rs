@@ -16,6 +16,7 @@
 //! | [`stream`] | reading a stream: in order, across reconnects |
 //! | [`version`] | what broker answers |
 //! | [`admin`] | short-lived questions, on pooled connections |
+//! | [`probe`] | an operator's looks at the broker and at a login's rights |
 //! | [`pass`] | going once over a dead-letter queue |
 //! | [`pause`] | pauses between attempts to connect: the only file that names `backoff` |
 
@@ -35,6 +36,8 @@ pub(crate) mod outlet;
 #[cfg(feature = "server")]
 pub(crate) mod pass;
 pub(crate) mod pause;
+#[cfg(feature = "server")]
+pub(crate) mod probe;
 pub(crate) mod publisher;
 pub(crate) mod replies;
 pub(crate) mod stream;

@@ -11,13 +11,16 @@
 //! | `filter`, `input` | arguments that several commands take |
 //! | `shown`, `table`, `human` | a job, tables and values for people |
 //! | `sse` | server-sent events |
+//! | `topology`, `doctor`, `broker` | what asks the broker itself; where its management API is |
 //! | `say` | standard output and standard error |
 //! | `serve`, `up`, `bench`, `node_run` | what runs processes |
 
 mod acts;
 mod api;
 mod bench;
+mod broker;
 mod dead;
+mod doctor;
 mod events;
 mod filter;
 mod follow;
@@ -33,6 +36,7 @@ mod shown;
 mod spool;
 mod sse;
 mod table;
+mod topology;
 pub mod up;
 mod workers;
 
@@ -76,6 +80,11 @@ enum Command {
     /// Look at a spool that no process serves, and forward what waits in it.
     #[command(subcommand)]
     Spool(spool::Command),
+    /// Compare the broker's exchanges, queues, bindings and policies with what Hopline needs, and make them.
+    #[command(subcommand)]
+    Topology(topology::Command),
+    /// Look for what is wrong with broker, configuration and machine, and say how to mend it.
+    Doctor(doctor::Arguments),
     /// Start all of Hopline on this machine: a private RabbitMQ node, the HTTP front, the workers.
     Up(up::Arguments),
     /// End what `hopline up` started.
@@ -108,6 +117,8 @@ pub fn main() -> ExitCode {
             Command::Events(command) => Box::pin(events::run(command)).await,
             Command::Workers(command) => Box::pin(workers::run(command)).await,
             Command::Kinds(command) => Box::pin(kinds::run(command)).await,
+            Command::Topology(command) => Box::pin(topology::run(command)).await,
+            Command::Doctor(arguments) => Box::pin(doctor::run(arguments)).await,
             Command::Up(arguments) => Box::pin(up::run(arguments)).await,
             Command::Down(place) => Box::pin(up::down(place)).await,
             Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,

@@ -60,6 +60,9 @@ pub struct Amqp {
     pub ladder_prefix: String,
     /// Queues that exist from the start, declared by `hopline serve` and by workers. Default `["default"]`.
     pub queues: Vec<QueueName>,
+    /// Whether processes declare exchanges, queues and bindings when they connect. False: `hopline topology apply` has
+    /// made them, and the login needs no right to. Default true.
+    pub declare: bool,
     /// Seconds between heartbeats; a peer silent for two of them is gone. 1 to 60. Default 10.
     pub heartbeat: u16,
     /// Longest time to connect, TLS and login included. Default 5 s.
@@ -81,6 +84,7 @@ impl Default for Amqp {
             prefix: "hopline".to_owned(),
             ladder_prefix: String::new(),
             queues: vec![QueueName::parse("default").expect("a literal within the rule")],
+            declare: true,
             heartbeat: 10,
             connect_timeout: Duration::from_secs(5),
             confirm_timeout: Duration::from_secs(5),

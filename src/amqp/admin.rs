@@ -39,6 +39,8 @@ pub(crate) struct Admin {
     seen: Arc<Mutex<HashMap<String, Seen>>>,
     /// One question at a time: whoever asks the same meanwhile finds the answer.
     asking: Arc<tokio::sync::Mutex<()>>,
+    /// `amqp.declare`.
+    declares: bool,
 }
 
 /// What waits in a queue, and who takes from it.
@@ -76,7 +78,7 @@ impl Admin {
             Pool::builder(manager).max_size(POOL).timeouts(timeouts).runtime(deadpool_lapin::Runtime::Tokio1);
         let pool =
             pool.build().map_err(|error| LinkDown(format!("cannot make the connection pool: {error}")))?;
-        Ok(Self { pool, seen: Arc::default(), asking: Arc::default() })
+        Ok(Self { pool, seen: Arc::default(), asking: Arc::default(), declares: config.declare })
     }
 
     /// Whether a queue exists; a yes is believed for half a minute.
@@ -101,7 +103,7 @@ impl Admin {
             if self.look(&name).await?.is_none() {
                 return Ok(false);
             }
-            let plan = Plan { names: names.clone(), queues: vec![queue.clone()] };
+            let plan = Plan { names: names.clone(), queues: vec![queue.clone()], declares: self.declares };
             plan.declare(&self.channel().await?).await.map_err(|error| LinkDown(error.to_string()))?;
             Ok(true)
         };
@@ -112,7 +114,7 @@ impl Admin {
     #[cfg(feature = "server")]
     pub(crate) async fn declare_dead(&self, names: &Names, queue: &QueueName) -> Result<(), LinkDown> {
         let declaring = async {
-            let plan = Plan { names: names.clone(), queues: Vec::new() };
+            let plan = Plan { names: names.clone(), queues: Vec::new(), declares: self.declares };
             let declared = plan.declare_dead(&self.channel().await?, queue).await;
             declared.map_err(|error| LinkDown(error.to_string()))
         };

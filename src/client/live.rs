@@ -120,7 +120,7 @@ impl Live {
             Role::Http => queues.push(names.acts()),
             Role::Producer => {}
         }
-        let plan = Plan { names: names.clone(), queues };
+        let plan = Plan { names: names.clone(), queues, declares: config.amqp.declare };
         let name = format!("{} {} {instance}", config.amqp.prefix, role.name());
         let admin =
             Admin::new(&config.amqp, format!("{name} admin"), &runtime).map_err(|error| error.to_string())?;
