@@ -85,10 +85,10 @@ pub(super) async fn permissions(config: &Config, names: &Names, role: Role, prob
             Err(Refusal::Other(words)) => odd.push(format!("{}: {words}", asked(act))),
         }
     }
-    let role_name = role.name();
+    let role_name = if role == Role::Http { "n HTTP front" } else { " worker" };
     if let Some(first) = refused.first() {
         let found =
-            format!("{} of {} rights of a {role_name} are refused, as {first}", refused.len(), acts.len());
+            format!("{} of {} rights of a{role_name} are refused, as {first}", refused.len(), acts.len());
         let mend = "hopline topology plan --users shows the patterns; rabbitmqctl set_permissions gives them";
         return Finding::fail("permissions", found, mend);
     }
@@ -106,7 +106,7 @@ pub(super) async fn permissions(config: &Config, names: &Names, role: Role, prob
     };
     Finding::ok(
         "permissions",
-        format!("what a {role_name} needs is allowed ({} acts tried){rest}", acts.len() - absent),
+        format!("what a{role_name} needs is allowed ({} acts tried){rest}", acts.len() - absent),
     )
 }
 

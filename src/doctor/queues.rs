@@ -244,13 +244,18 @@ pub(super) fn consumer_timeout(config: &Config, found: Option<(&Found, &Names)>)
 }
 
 /// Whether a queue has members on several nodes, or could.
-pub(super) fn is_replicated(queue: &Queue) -> bool {
+fn is_replicated(queue: &Queue) -> bool {
     let named = queue.arguments.0.get("x-queue-type").and_then(Value::as_str);
     matches!(named.unwrap_or(&queue.kind), "quorum" | "stream")
 }
 
-pub(super) fn leader(queue: &Queue) -> Option<&str> {
-    queue.leader.as_deref().filter(|leader| !leader.is_empty())
+/// RabbitMQ 3.10 names no leader of a stream.
+pub(super) fn lacks_leader(queue: &Queue) -> bool {
+    let is_stream = queue.arguments.0.get("x-queue-type").is_some_and(|kind| kind == "stream");
+    match queue.leader.as_deref() {
+        Some(leader) => leader.is_empty(),
+        None => !is_stream && is_replicated(queue),
+    }
 }
 
 /// Whether each queue has a leader and a majority.
@@ -266,7 +271,7 @@ pub(super) fn members(found: &Found, names: &Names) -> Finding {
         let Queue { name, members, online, .. } = queue;
         let away: Vec<&str> =
             members.iter().filter(|member| !online.contains(member)).map(String::as_str).collect();
-        if leader(queue).is_none() {
+        if lacks_leader(queue) {
             tell(Level::Fail, format!("{name} has no leader"));
         } else if online.len() * 2 <= members.len() {
             tell(Level::Fail, format!("{name} has no majority: {} is away", away.join(", ")));
@@ -375,6 +380,8 @@ mod tests {
         assert_eq!(queue("", &["a"], &["a"]), Level::Fail);
         assert_eq!(queue("a", &["a", "b", "c"], &["a", "b"]), Level::Warn);
         assert_eq!(queue("a", &["a", "b", "c"], &["a"]), Level::Fail);
+        let told_nothing = json!({"name": "hopline.log", "arguments": {"x-queue-type": "stream"}});
+        assert_eq!(members_level(&with(&[told_nothing])), Level::Ok, "as 3.10 does");
         let classic = json!({"name": "hopline.lookup", "type": "classic"});
         assert_eq!(members_level(&with(&[classic])), Level::Ok);
     }
