@@ -17,6 +17,7 @@
 //! | [`tls`] | certificates for `amqps` |
 //! | [`version`] | what broker answers |
 //! | [`admin`] | short-lived questions, on pooled connections |
+//! | [`probe`] | an operator's looks at the broker and at a login's rights |
 //! | [`pass`] | going once over a dead-letter queue |
 //! | [`pause`] | pauses between attempts to connect: the only file that names `backoff` |
 
@@ -36,6 +37,8 @@ pub(crate) mod outlet;
 #[cfg(feature = "server")]
 pub(crate) mod pass;
 pub(crate) mod pause;
+#[cfg(feature = "server")]
+pub(crate) mod probe;
 pub(crate) mod publisher;
 pub(crate) mod replies;
 pub(crate) mod stream;

@@ -13,13 +13,16 @@
 //! | `filter`, `input` | arguments that several commands take |
 //! | `shown`, `table`, `human` | a job, tables and values for people |
 //! | `sse` | server-sent events |
+//! | `topology`, `doctor`, `broker` | what asks the broker itself; where its management API is |
 //! | `say` | standard output and standard error |
 //! | `serve`, `up`, `bench`, `node_run` | what runs processes |
 
 mod acts;
 mod api;
 mod bench;
+mod broker;
 mod dead;
+mod doctor;
 mod events;
 mod filter;
 mod follow;
@@ -37,6 +40,7 @@ mod spool;
 mod sse;
 mod table;
 mod tls;
+mod topology;
 pub mod up;
 mod workers;
 
@@ -83,6 +87,11 @@ enum Command {
     /// Look at a spool that no process serves, and forward what waits in it.
     #[command(subcommand)]
     Spool(spool::Command),
+    /// Compare the broker's exchanges, queues, bindings and policies with what Hopline needs, and make them.
+    #[command(subcommand)]
+    Topology(topology::Command),
+    /// Look for what is wrong with broker, configuration and machine, and say how to mend it.
+    Doctor(doctor::Arguments),
     /// Start all of Hopline on this machine: a private RabbitMQ node, the HTTP front, the workers.
     Up(up::Arguments),
     /// End what `hopline up` started.
@@ -116,6 +125,8 @@ pub fn main() -> ExitCode {
             Command::Workers(command) => Box::pin(workers::run(command)).await,
             Command::Kinds(command) => Box::pin(kinds::run(command)).await,
             Command::Key(command) => key::run(command),
+            Command::Topology(command) => Box::pin(topology::run(command)).await,
+            Command::Doctor(arguments) => Box::pin(doctor::run(arguments)).await,
             Command::Up(arguments) => Box::pin(up::run(arguments)).await,
             Command::Down(place) => Box::pin(up::down(place)).await,
             Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,

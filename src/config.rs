@@ -66,6 +66,9 @@ pub struct Amqp {
     pub client_cert: Option<PathBuf>,
     /// The key of that certificate (PEM). Default none.
     pub client_key: Option<PathBuf>,
+    /// Whether processes declare exchanges, queues and bindings when they connect. False: `hopline topology apply` has
+    /// made them, and the login needs no right to. Default true.
+    pub declare: bool,
     /// Seconds between heartbeats; a peer silent for two of them is gone. 1 to 60. Default 10.
     pub heartbeat: u16,
     /// Longest time to connect, TLS and login included. Default 5 s.
@@ -90,6 +93,7 @@ impl Default for Amqp {
             ca: None,
             client_cert: None,
             client_key: None,
+            declare: true,
             heartbeat: 10,
             connect_timeout: Duration::from_secs(5),
             confirm_timeout: Duration::from_secs(5),

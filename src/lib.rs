@@ -11,6 +11,8 @@ pub mod amqp;
 pub mod cli;
 pub mod client;
 pub mod config;
+#[cfg(feature = "server")]
+pub(crate) mod doctor;
 pub mod event;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -18,9 +20,13 @@ pub mod fuzzing;
 #[cfg(feature = "server")]
 pub mod http;
 pub mod job;
+#[cfg(feature = "server")]
+pub(crate) mod management;
 pub(crate) mod metrics;
 pub mod record;
 pub mod retry;
+#[cfg(feature = "server")]
+pub(crate) mod setup;
 #[cfg(feature = "worker")]
 pub mod shutdown;
 #[cfg(feature = "server")]

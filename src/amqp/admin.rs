@@ -25,7 +25,11 @@ use super::{
     tls,
     topology::Plan,
 };
-use crate::{config::Amqp, job::QueueName};
+use crate::{
+    config::Amqp,
+    job::QueueName,
+    metrics::{ConnectionMetrics, Metrics},
+};
 
 /// Most connections of the pool: questions are rare.
 const POOL: usize = 2;
@@ -43,6 +47,8 @@ pub(crate) struct Admin {
     seen: Arc<Mutex<HashMap<String, Seen>>>,
     /// One question at a time: whoever asks the same meanwhile finds the answer.
     asking: Arc<tokio::sync::Mutex<()>>,
+    /// `amqp.declare`.
+    declares: bool,
 }
 
 /// Who is asked.
@@ -76,10 +82,11 @@ impl Admin {
         name: String,
         names: &Names,
         runtime: &Arc<AmqpRuntime>,
+        metrics: (&Metrics, ConnectionMetrics),
     ) -> Result<Self, LinkDown> {
         if tls::is_asked_for(config) {
-            let plan = Plan { names: names.clone(), queues: Vec::new() };
-            return Ok(Self::of(Asked::Link(Link::start(config, name, plan, runtime))));
+            let plan = Plan { names: names.clone(), queues: Vec::new(), declares: config.declare };
+            return Ok(Self::of(Asked::Link(Link::start(config, name, plan, runtime, metrics)), config.declare));
         }
         let properties = move || ConnectionProperties::default().with_connection_name(name.as_str().into());
         let manager = Manager::new(
@@ -96,11 +103,11 @@ impl Admin {
             Pool::builder(manager).max_size(POOL).timeouts(timeouts).runtime(deadpool_lapin::Runtime::Tokio1);
         let pool =
             pool.build().map_err(|error| LinkDown(format!("cannot make the connection pool: {error}")))?;
-        Ok(Self::of(Asked::Pool(pool)))
+        Ok(Self::of(Asked::Pool(pool), config.declare))
     }
 
-    fn of(asked: Asked) -> Self {
-        Self { asked, seen: Arc::default(), asking: Arc::default() }
+    fn of(asked: Asked, declares: bool) -> Self {
+        Self { asked, declares, seen: Arc::default(), asking: Arc::default() }
     }
 
     /// Whether a queue exists; a yes is believed for half a minute.
@@ -125,7 +132,7 @@ impl Admin {
             if self.look(&name).await?.is_none() {
                 return Ok(false);
             }
-            let plan = Plan { names: names.clone(), queues: vec![queue.clone()] };
+            let plan = Plan { names: names.clone(), queues: vec![queue.clone()], declares: self.declares };
             plan.declare(&self.channel().await?).await.map_err(|error| LinkDown(error.to_string()))?;
             Ok(true)
         };
@@ -136,7 +143,7 @@ impl Admin {
     #[cfg(feature = "server")]
     pub(crate) async fn declare_dead(&self, names: &Names, queue: &QueueName) -> Result<(), LinkDown> {
         let declaring = async {
-            let plan = Plan { names: names.clone(), queues: Vec::new() };
+            let plan = Plan { names: names.clone(), queues: Vec::new(), declares: self.declares };
             let declared = plan.declare_dead(&self.channel().await?, queue).await;
             declared.map_err(|error| LinkDown(error.to_string()))
         };

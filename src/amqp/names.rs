@@ -135,6 +135,31 @@ impl Names {
         format!("{}.q.{queue}", self.prefix)
     }
 
+    /// The work queue that has this name, if one has.
+    #[cfg(feature = "server")]
+    #[must_use]
+    pub(crate) fn work_queue_of(&self, name: &str) -> Option<QueueName> {
+        let rest = name.strip_prefix(self.prefix.as_str())?.strip_prefix(".q.")?;
+        QueueName::parse(rest).ok()
+    }
+
+    /// What all names start with, before a dot: one or two.
+    #[cfg(feature = "server")]
+    #[must_use]
+    pub(crate) fn prefixes(&self) -> Vec<&str> {
+        let mut both = vec![self.prefix.as_str(), self.ladder.as_str()];
+        both.dedup();
+        both
+    }
+
+    /// Whether a queue is one that a process declares for itself.
+    #[cfg(feature = "server")]
+    #[must_use]
+    pub(crate) fn is_of_instance(&self, name: &str) -> bool {
+        let rest = name.strip_prefix(self.prefix.as_str()).unwrap_or_default();
+        [".replies.", ".heartbeats.", ".pass."].iter().any(|kind| rest.starts_with(kind))
+    }
+
     /// Quorum queue: dead jobs of a queue.
     #[must_use]
     pub fn dead_queue(&self, queue: &QueueName) -> String {
@@ -217,6 +242,20 @@ mod tests {
         assert_eq!(Names::new("a", "b").delay(0), "b.delay.00");
         assert_eq!((names.acts().as_str(), Names::new("a", "b").acts().as_str()), ("hopline-acts", "acts-a"));
         assert_eq!(Names::new(&"p".repeat(QUEUE_MAX), "b").acts().as_str().len(), QUEUE_MAX);
+    }
+
+    #[cfg(feature = "server")]
+    #[test]
+    fn a_work_queue_is_known_by_its_name() {
+        let names = Names::new("hopline", "");
+        let found = |name: &str| names.work_queue_of(name).map(|queue| queue.to_string());
+        assert_eq!(found("hopline.q.media").as_deref(), Some("media"));
+        for other in
+            ["hopline.q.media.dead", "hopline.q.", "hopliner.q.media", "hopline.log", "other.q.media"]
+        {
+            assert_eq!(found(other), None, "{other}");
+        }
+        assert_eq!((names.prefixes().len(), Names::new("a", "b").prefixes()), (1, vec!["a", "b"]));
     }
 
     #[test]

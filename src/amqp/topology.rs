@@ -1,11 +1,14 @@
-//! Declaring what [`super::names`] names. Every process declares what it uses, at each connection: declaring
-//! what exists changes nothing, and an object that someone deleted comes back.
+//! What [`super::names`] names: every exchange, queue and binding with its arguments, and declaring them. Every
+//! process declares what it uses, at each connection: declaring what exists changes nothing, and an object that someone
+//! deleted comes back. Where `amqp.declare` is false a process only looks whether the objects are there.
+//!
+//! This is the only description: what `hopline topology` compares a broker with is [`Plan::objects`] as well.
 //!
 //! Arguments are constants: a queue argument that differs from the existing queue's is refused by the broker
 //! (406), so nothing here may come from the configuration. What an operator may want to change goes into
 //! policies (`docs/architecture.md`).
 
-use futures_util::future::{BoxFuture, FutureExt, try_join_all};
+use futures_util::future::try_join_all;
 use lapin::{
     Channel, ErrorKind, ExchangeKind,
     options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
@@ -42,7 +45,7 @@ const LOOKUP_TTL_MS: i32 = 10_000;
 const LOOKUP_LENGTH: i32 = 10_000;
 
 /// The broker refused to declare something.
-#[derive(Debug, Clone, Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TopologyError {
     /// It exists with other arguments.
@@ -61,22 +64,75 @@ pub enum TopologyError {
         /// The broker's words.
         detail: String,
     },
+    /// It is not there, and this process declares nothing (`amqp.declare`).
+    #[error("{detail}: amqp.declare is false, so somebody else makes it: `hopline topology apply`")]
+    Missing {
+        /// The broker's words.
+        detail: String,
+    },
     /// Anything else.
     #[error("cannot declare the topology: {0}")]
     Other(String),
 }
 
 impl TopologyError {
-    fn from_lapin(error: &lapin::Error) -> Self {
+    pub(super) fn from_lapin(error: &lapin::Error) -> Self {
         let text = error.to_string();
         let ErrorKind::ProtocolError(amqp) = error.kind() else { return Self::Other(text) };
         let detail = amqp.get_message().to_string();
         match amqp.kind() {
             AMQPErrorKind::Soft(_) if detail.starts_with("PRECONDITION_FAILED") => Self::Differs { detail },
             AMQPErrorKind::Soft(_) if detail.starts_with("ACCESS_REFUSED") => Self::Forbidden { detail },
+            AMQPErrorKind::Soft(_) if detail.starts_with("NOT_FOUND - no ") => Self::Missing { detail },
             _ => Self::Other(text),
         }
     }
+}
+
+/// The value of an argument.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Value {
+    Text(String),
+    Int(i32),
+    Long(i64),
+    Flag(bool),
+}
+
+/// Arguments of an exchange or a queue.
+pub(crate) type Arguments = Vec<(&'static str, Value)>;
+
+/// How an exchange routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Routing {
+    Topic,
+    Fanout,
+    Direct,
+}
+
+/// An object of the broker. All exchanges and queues are durable, none is deleted by the broker.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Object {
+    Exchange {
+        name: String,
+        routing: Routing,
+        arguments: Arguments,
+    },
+    Queue {
+        name: String,
+        arguments: Arguments,
+    },
+    /// Of a queue to an exchange.
+    Bound {
+        queue: String,
+        exchange: String,
+        key: String,
+    },
+    /// Of an exchange (`to`) to another.
+    Passes {
+        to: String,
+        from: String,
+        key: String,
+    },
 }
 
 /// What a process declares.
@@ -84,91 +140,107 @@ impl TopologyError {
 pub(crate) struct Plan {
     pub(crate) names: Names,
     pub(crate) queues: Vec<QueueName>,
+    /// Whether it declares at all (`amqp.declare`), or only looks.
+    pub(crate) declares: bool,
 }
-
-type Step<'a> = BoxFuture<'a, Result<(), lapin::Error>>;
 
 impl Plan {
     /// Declares everything on a channel that is thrown away afterwards: a refusal closes it.
     ///
     /// The requests are sent together and answered in order: a round trip for each would make a start slow.
     pub(crate) async fn declare(&self, channel: &Channel) -> Result<(), TopologyError> {
-        let mut steps = self.exchanges(channel);
-        steps.extend(self.shared_queues(channel));
-        steps.extend(self.ladder(channel));
-        steps.extend(self.queues.iter().flat_map(|queue| self.work_queue(channel, queue)));
-        // Joined in one task, each request is written in its place at the first poll.
-        try_join_all(steps).await.map(drop).map_err(|error| TopologyError::from_lapin(&error))
+        if !self.declares {
+            return all(self.needed().iter().map(|object| object.look(channel))).await;
+        }
+        let objects = self.objects();
+        all(objects.iter().map(|object| object.declare(channel))).await
     }
 
-    fn exchanges<'a>(&'a self, channel: &'a Channel) -> Vec<Step<'a>> {
+    /// All that is to be there, in an order in which it can be made.
+    pub(crate) fn objects(&self) -> Vec<Object> {
+        let mut all = self.exchanges();
+        all.extend(self.shared_queues());
+        all.extend(self.ladder());
+        all.extend(self.queues.iter().flat_map(|queue| self.work_queue(queue)));
+        all
+    }
+
+    /// What shows a process that somebody has made the topology: of all that it uses what every kind of process does.
+    fn needed(&self) -> Vec<Object> {
+        let uses = |object: &Object| match object {
+            Object::Exchange { name, .. } => *name == self.names.jobs(),
+            Object::Queue { name, .. } => self.queues.iter().any(|queue| *name == self.names.queue(queue)),
+            Object::Bound { .. } | Object::Passes { .. } => false,
+        };
+        self.objects().into_iter().filter(uses).collect()
+    }
+
+    fn exchanges(&self) -> Vec<Object> {
         let names = &self.names;
-        let parked = args([("alternate-exchange", text(&names.ladder_strays()))]);
         let mut all = vec![
-            (names.jobs(), ExchangeKind::Topic, FieldTable::default()),
-            (names.dead(), ExchangeKind::Topic, FieldTable::default()),
-            (names.control(), ExchangeKind::Topic, FieldTable::default()),
-            (names.events(), ExchangeKind::Topic, FieldTable::default()),
-            (names.record(), ExchangeKind::Fanout, FieldTable::default()),
-            (names.replies(), ExchangeKind::Direct, FieldTable::default()),
-            (names.strays(), ExchangeKind::Fanout, FieldTable::default()),
+            exchange(names.jobs(), Routing::Topic),
+            exchange(names.dead(), Routing::Topic),
+            exchange(names.control(), Routing::Topic),
+            exchange(names.events(), Routing::Topic),
+            exchange(names.record(), Routing::Fanout),
+            exchange(names.replies(), Routing::Direct),
+            exchange(names.strays(), Routing::Fanout),
         ];
         if names.ladder_strays() != names.strays() {
-            all.push((names.ladder_strays(), ExchangeKind::Fanout, FieldTable::default()));
+            all.push(exchange(names.ladder_strays(), Routing::Fanout));
         }
         // Without an alternate, one message for a queue that is gone would hold one of the level's 32
         // dead-lettering slots for ever.
-        all.push((names.ready(), ExchangeKind::Topic, parked));
-        all.extend((0..LEVELS).map(|level| (names.delay(level), ExchangeKind::Topic, FieldTable::default())));
-        all.into_iter().map(|(name, kind, args)| exchange(channel, name, kind, args)).collect()
+        let parked = vec![("alternate-exchange", Value::Text(names.ladder_strays()))];
+        all.push(Object::Exchange { name: names.ready(), routing: Routing::Topic, arguments: parked });
+        all.extend((0..LEVELS).map(|level| exchange(names.delay(level), Routing::Topic)));
+        all
     }
 
-    fn shared_queues<'a>(&'a self, channel: &'a Channel) -> Vec<Step<'a>> {
+    fn shared_queues(&self) -> Vec<Object> {
         let names = &self.names;
-        let mut steps = Vec::new();
+        let mut all = Vec::new();
         let mut strays = vec![names.strays()];
         if names.ladder_strays() != names.strays() {
             strays.push(names.ladder_strays());
         }
         for strays in strays {
-            let single = ("x-single-active-consumer", AMQPValue::Boolean(true));
-            steps.push(queue(channel, strays.clone(), quorum(NO_DELIVERY_LIMIT, [single])));
-            steps.push(bind(channel, strays.clone(), strays, String::new()));
+            let single = ("x-single-active-consumer", Value::Flag(true));
+            all.push(queue(strays.clone(), quorum(NO_DELIVERY_LIMIT, [single])));
+            all.push(bound(strays.clone(), strays, String::new()));
         }
-        steps.push(queue(channel, names.control_log(), stream(CONTROL_AGE, CONTROL_BYTES, CONTROL_SEGMENT)));
-        steps.push(bind(channel, names.control_log(), names.control(), "#".to_owned()));
+        all.push(queue(names.control_log(), stream(CONTROL_AGE, CONTROL_BYTES, CONTROL_SEGMENT)));
+        all.push(bound(names.control_log(), names.control(), "#".to_owned()));
         let log_age = format!("{LOG_AGE_DAYS}D");
-        steps.push(queue(channel, names.log(), stream(&log_age, LOG_BYTES, LOG_SEGMENT)));
-        steps.push(bind(channel, names.log(), names.record(), String::new()));
+        all.push(queue(names.log(), stream(&log_age, LOG_BYTES, LOG_SEGMENT)));
+        all.push(bound(names.log(), names.record(), String::new()));
         // Questions are asked again: what waits too long, or too many, may go.
-        let lookup = args([
-            ("x-message-ttl", AMQPValue::LongInt(LOOKUP_TTL_MS)),
-            ("x-max-length", AMQPValue::LongInt(LOOKUP_LENGTH)),
-        ]);
-        steps.push(queue(channel, names.lookup(), lookup));
-        steps.push(bind(channel, names.lookup(), names.replies(), names.lookup()));
-        steps
+        let lookup =
+            vec![("x-message-ttl", Value::Int(LOOKUP_TTL_MS)), ("x-max-length", Value::Int(LOOKUP_LENGTH))];
+        all.push(queue(names.lookup(), lookup));
+        all.push(bound(names.lookup(), names.replies(), names.lookup()));
+        all
     }
 
-    fn ladder<'a>(&'a self, channel: &'a Channel) -> Vec<Step<'a>> {
+    fn ladder(&self) -> Vec<Object> {
         let names = &self.names;
-        let mut steps = Vec::new();
+        let mut all = Vec::new();
         for level in 0..LEVELS {
             let next = level.checked_sub(1).map_or_else(|| names.ready(), |below| names.delay(below));
             let ttl = i64::try_from(delay::ttl(level).as_millis()).unwrap_or(i64::MAX);
-            let held = args([
+            let held = vec![
                 ("x-queue-type", text("quorum")),
-                ("x-message-ttl", AMQPValue::LongLongInt(ttl)),
+                ("x-message-ttl", Value::Long(ttl)),
                 ("x-dead-letter-exchange", text(&next)),
                 ("x-dead-letter-strategy", text("at-least-once")),
                 ("x-overflow", text("reject-publish")),
-                ("x-delivery-limit", AMQPValue::LongInt(NO_DELIVERY_LIMIT)),
-            ]);
-            steps.push(queue(channel, names.delay(level), held));
-            steps.push(bind(channel, names.delay(level), names.delay(level), delay::binding(level, 1)));
-            steps.push(pass_on(channel, next, names.delay(level), delay::binding(level, 0)));
+                ("x-delivery-limit", Value::Int(NO_DELIVERY_LIMIT)),
+            ];
+            all.push(queue(names.delay(level), held));
+            all.push(bound(names.delay(level), names.delay(level), delay::binding(level, 1)));
+            all.push(Object::Passes { to: next, from: names.delay(level), key: delay::binding(level, 0) });
         }
-        steps
+        all
     }
 
     /// Declares a dead-letter queue alone: a place for jobs whose work queue is gone.
@@ -178,20 +250,23 @@ impl Plan {
         channel: &Channel,
         name: &QueueName,
     ) -> Result<(), TopologyError> {
-        let steps = self.dead_queue(channel, name);
-        try_join_all(steps).await.map(drop).map_err(|error| TopologyError::from_lapin(&error))
+        let [queue, binding] = self.dead_queue(name);
+        if !self.declares {
+            return all([queue.look(channel)]).await;
+        }
+        all([queue.declare(channel), binding.declare(channel)]).await
     }
 
-    fn dead_queue<'a>(&'a self, channel: &'a Channel, name: &QueueName) -> [Step<'a>; 2] {
+    fn dead_queue(&self, name: &QueueName) -> [Object; 2] {
         let names = &self.names;
         [
-            queue(channel, names.dead_queue(name), quorum(NO_DELIVERY_LIMIT, [])),
-            bind(channel, names.dead_queue(name), names.dead(), Names::dead_binding(name)),
+            queue(names.dead_queue(name), quorum(NO_DELIVERY_LIMIT, [])),
+            bound(names.dead_queue(name), names.dead(), Names::dead_binding(name)),
         ]
     }
 
     /// A work queue, its dead-letter queue, and their bindings.
-    fn work_queue<'a>(&'a self, channel: &'a Channel, name: &QueueName) -> Vec<Step<'a>> {
+    fn work_queue(&self, name: &QueueName) -> Vec<Object> {
         let names = &self.names;
         // What the broker itself takes out (delivery limit) must keep its address: a job that came off the
         // ladder still has its bits in the routing key.
@@ -201,61 +276,113 @@ impl Plan {
             ("x-dead-letter-strategy", text("at-least-once")),
             ("x-overflow", text("reject-publish")),
         ];
-        let mut steps = Vec::from(self.dead_queue(channel, name));
-        steps.extend([
-            queue(channel, names.queue(name), quorum(DELIVERY_LIMIT, last_net)),
-            bind(channel, names.queue(name), names.jobs(), Names::jobs_binding(name)),
-            bind(channel, names.queue(name), names.ready(), Names::ready_binding(name)),
+        let mut all = Vec::from(self.dead_queue(name));
+        all.extend([
+            queue(names.queue(name), quorum(DELIVERY_LIMIT, last_net)),
+            bound(names.queue(name), names.jobs(), Names::jobs_binding(name)),
+            bound(names.queue(name), names.ready(), Names::ready_binding(name)),
         ]);
-        steps
+        all
     }
 }
 
-fn text(value: &str) -> AMQPValue {
-    AMQPValue::LongString(value.into())
+impl Object {
+    /// Makes it, or finds that it is there as it is described here.
+    pub(super) async fn declare(&self, channel: &Channel) -> Result<(), lapin::Error> {
+        match self {
+            Self::Exchange { name, routing, arguments } => {
+                let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+                channel.exchange_declare(short(name), kind(*routing), options, table(arguments)).await
+            }
+            Self::Queue { name, arguments } => {
+                let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+                channel.queue_declare(short(name), options, table(arguments)).await.map(drop)
+            }
+            Self::Bound { queue, exchange, key } => {
+                let (options, none) = (QueueBindOptions::default(), FieldTable::default());
+                channel.queue_bind(short(queue), short(exchange), short(key), options, none).await
+            }
+            Self::Passes { to, from, key } => {
+                let (options, none) = (ExchangeBindOptions::default(), FieldTable::default());
+                channel.exchange_bind(short(to), short(from), short(key), options, none).await
+            }
+        }
+    }
+
+    /// Looks whether it is there, whatever its arguments. A binding cannot be looked for, and nothing is asked.
+    pub(super) async fn look(&self, channel: &Channel) -> Result<(), lapin::Error> {
+        let none = FieldTable::default();
+        match self {
+            Self::Exchange { name, routing, .. } => {
+                let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+                channel.exchange_declare(short(name), kind(*routing), options, none).await
+            }
+            Self::Queue { name, .. } => {
+                let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+                channel.queue_declare(short(name), options, none).await.map(drop)
+            }
+            Self::Bound { .. } | Self::Passes { .. } => Ok(()),
+        }
+    }
 }
 
-fn args<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
+/// Joined in one task, each request is written in its place at the first poll.
+async fn all(
+    requests: impl IntoIterator<Item = impl Future<Output = Result<(), lapin::Error>>>,
+) -> Result<(), TopologyError> {
+    try_join_all(requests).await.map(drop).map_err(|error| TopologyError::from_lapin(&error))
+}
+
+fn kind(routing: Routing) -> ExchangeKind {
+    match routing {
+        Routing::Topic => ExchangeKind::Topic,
+        Routing::Fanout => ExchangeKind::Fanout,
+        Routing::Direct => ExchangeKind::Direct,
+    }
+}
+
+fn table(arguments: &Arguments) -> FieldTable {
     let mut table = FieldTable::default();
-    for (name, value) in entries {
-        table.insert(name.into(), value);
+    for (name, value) in arguments {
+        let value = match value {
+            Value::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Value::Int(number) => AMQPValue::LongInt(*number),
+            Value::Long(number) => AMQPValue::LongLongInt(*number),
+            Value::Flag(flag) => AMQPValue::Boolean(*flag),
+        };
+        table.insert((*name).into(), value);
     }
     table
 }
 
-fn quorum<const N: usize>(delivery_limit: i32, more: [(&str, AMQPValue); N]) -> FieldTable {
-    let mut table = args(more);
-    table.insert("x-queue-type".into(), text("quorum"));
-    table.insert("x-delivery-limit".into(), AMQPValue::LongInt(delivery_limit));
-    table
+fn text(value: &str) -> Value {
+    Value::Text(value.to_owned())
 }
 
-fn stream(age: &str, bytes: i64, segment: i64) -> FieldTable {
-    args([
+fn quorum<const N: usize>(delivery_limit: i32, more: [(&'static str, Value); N]) -> Arguments {
+    let mut arguments = Vec::from(more);
+    arguments.push(("x-queue-type", text("quorum")));
+    arguments.push(("x-delivery-limit", Value::Int(delivery_limit)));
+    arguments
+}
+
+fn stream(age: &str, bytes: i64, segment: i64) -> Arguments {
+    vec![
         ("x-queue-type", text("stream")),
         ("x-max-age", text(age)),
-        ("x-max-length-bytes", AMQPValue::LongLongInt(bytes)),
-        ("x-stream-max-segment-size-bytes", AMQPValue::LongLongInt(segment)),
-    ])
+        ("x-max-length-bytes", Value::Long(bytes)),
+        ("x-stream-max-segment-size-bytes", Value::Long(segment)),
+    ]
 }
 
-fn exchange(channel: &Channel, name: String, kind: ExchangeKind, args: FieldTable) -> Step<'_> {
-    let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    async move { channel.exchange_declare(short(&name), kind, options, args).await }.boxed()
+fn exchange(name: String, routing: Routing) -> Object {
+    Object::Exchange { name, routing, arguments: Vec::new() }
 }
 
-fn queue(channel: &Channel, name: String, args: FieldTable) -> Step<'_> {
-    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    async move { channel.queue_declare(short(&name), options, args).await.map(drop) }.boxed()
+fn queue(name: String, arguments: Arguments) -> Object {
+    Object::Queue { name, arguments }
 }
 
-fn bind(channel: &Channel, queue: String, exchange: String, key: String) -> Step<'_> {
-    let (options, args) = (QueueBindOptions::default(), FieldTable::default());
-    async move { channel.queue_bind(short(&queue), short(&exchange), short(&key), options, args).await }
-        .boxed()
-}
-
-fn pass_on(channel: &Channel, to: String, from: String, key: String) -> Step<'_> {
-    let (options, args) = (ExchangeBindOptions::default(), FieldTable::default());
-    async move { channel.exchange_bind(short(&to), short(&from), short(&key), options, args).await }.boxed()
+fn bound(queue: String, exchange: String, key: String) -> Object {
+    Object::Bound { queue, exchange, key }
 }

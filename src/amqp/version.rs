@@ -66,8 +66,13 @@ pub(crate) async fn ask(url: &str, deadline: Duration) -> Result<Option<BrokerVe
         Ok(Err(error)) => return Err(error.to_string()),
         Err(_) => return Err(format!("no answer within {deadline:?}")),
     };
-    let named = |name| property(&start, name);
-    Ok(named("product").zip(named("version")).map(|(product, version)| BrokerVersion { product, version }))
+    Ok(named(&start))
+}
+
+/// What a broker calls itself in its first frame.
+pub(super) fn named(start: &[u8]) -> Option<BrokerVersion> {
+    let named = |name| property(start, name);
+    named("product").zip(named("version")).map(|(product, version)| BrokerVersion { product, version })
 }
 
 /// Reads an address.
@@ -84,7 +89,7 @@ pub(crate) fn parse(url: &str) -> Result<AMQPUri, String> {
     if uri.authority.host.is_empty() { Err(wrong("it names no host".to_owned())) } else { Ok(uri) }
 }
 
-async fn first_frame(address: (String, u16)) -> io::Result<Vec<u8>> {
+pub(super) async fn first_frame(address: (String, u16)) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
     let mut head = [0; 7]; // type, channel, size

@@ -125,9 +125,10 @@ impl Live {
             Role::Http => queues.push(names.acts()),
             Role::Producer => {}
         }
-        let plan = Plan { names: names.clone(), queues };
+        let plan = Plan { names: names.clone(), queues, declares: config.amqp.declare };
         let name = format!("{} {} {instance}", config.amqp.prefix, role.name());
-        let admin = Admin::new(&config.amqp, format!("{name} admin"), &names, &runtime)
+        let counted = (&metrics, metrics.connection(role.name(), "admin"));
+        let admin = Admin::new(&config.amqp, format!("{name} admin"), &names, &runtime, counted)
             .map_err(|error| error.to_string())?;
         let links = Links {
             amqp: config.amqp.clone(),

@@ -16,8 +16,15 @@ use crate::job::QueueName;
 const FILE: &str = "hopline.toml";
 const PREFIX: &str = "HOPLINE_";
 /// Variables that are read by themselves and are no keys of the configuration.
-const OTHERS: [&str; 5] =
-    ["HOPLINE_CONFIG", "HOPLINE_ISOLATE", "HOPLINE_API_KEY", "HOPLINE_API_KEY_FILE", "HOPLINE_CA_FILE"];
+const OTHERS: [&str; 7] = [
+    "HOPLINE_CONFIG",
+    "HOPLINE_ISOLATE",
+    "HOPLINE_API_KEY",
+    "HOPLINE_API_KEY_FILE",
+    "HOPLINE_CA_FILE",
+    "HOPLINE_MANAGEMENT_URL",
+    "HOPLINE_MANAGEMENT_URL_FILE",
+];
 /// Variables of the test and development tools start with one of these.
 const TOOLS: [&str; 3] = ["HOPLINE_TEST_", "HOPLINE_RABBITMQ_", "HOPLINE_URL"];
 

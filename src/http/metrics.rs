@@ -12,7 +12,7 @@ use axum::{
     extract::{MatchedPath, Request, State},
     http::{HeaderValue, Method, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
@@ -24,6 +24,8 @@ use tokio::{
 
 use super::{
     App,
+    access::Caller,
+    problem::{Code, Problem},
     queues::{ASKING, Crew, Known},
     spooling::{Refusal, Taken},
     sse::in_use,
@@ -150,7 +152,14 @@ impl App {
 }
 
 /// `GET /metrics`.
-pub(super) async fn get(State(app): State<App>) -> Response {
+pub(super) async fn get(State(app): State<App>, request: Request) -> Response {
+    let caller = Caller::of(request.extensions());
+    if caller.queues().is_some() {
+        // Sums over all queues cannot be narrowed to some.
+        let name = caller.name().unwrap_or_default();
+        let why = format!("the key {name} is for some queues, and metrics are of all");
+        return Problem::new(Code::QueueForbidden, why).into_response();
+    }
     // Behind at most one look that has begun already.
     let view = timeout(LOOK * 2, look(&app)).await.unwrap_or_default();
     let snapshot = Snapshot::default();

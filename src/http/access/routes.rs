@@ -60,6 +60,7 @@ pub(in crate::http) const TABLE: &[(Method, &str, Need)] = &[
     (Method::POST, "/logout", NOTHING),
     (Method::GET, "/healthz", NOTHING),
     (Method::GET, "/readyz", NOTHING),
+    (Method::GET, "/metrics", READ),
 ];
 
 /// What a call needs; none: it has no place in the table.

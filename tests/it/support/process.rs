@@ -70,6 +70,11 @@ impl Stage {
         Self::on(broker, dir, "hltest".into(), unique(), "hltest")
     }
 
+    /// On a broker, with names of the test's own and no ladder that is shared.
+    pub(crate) fn at(broker: Broker, prefix: String, queue: String, dir: PathBuf) -> Self {
+        Self { broker, prefix, queue, ladder: "", dir }
+    }
+
     fn on(broker: Broker, dir: PathBuf, prefix: String, queue: String, ladder: &'static str) -> Self {
         super::broker::crypto();
         Self { broker, prefix, queue, ladder, dir }

@@ -82,6 +82,17 @@ impl Rabbit {
         }
     }
 
+    /// The address of the management API, with its login.
+    pub(crate) fn management(&self) -> &str {
+        &self.management
+    }
+
+    /// The user of both addresses.
+    pub(crate) fn user(&self) -> &str {
+        let rest = self.url.split_once("://").map_or("", |(_, rest)| rest);
+        rest.split([':', '@']).next().unwrap_or_default()
+    }
+
     /// Asks the management API; `path` follows `/api/`, and `{vhost}` in it is filled in.
     pub(crate) async fn ask(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
         let url = format!("{}/api/{}", self.management, path.replace("{vhost}", &vhost(&self.url)));
