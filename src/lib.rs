@@ -9,6 +9,8 @@ pub mod amqp;
 pub mod cli;
 pub mod client;
 pub mod config;
+#[cfg(feature = "server")]
+mod disk;
 pub mod event;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -128,6 +128,9 @@ async fn look(
         Weighed::Repeat(repeat) => return Ok(Begun::Repeat(repeat)),
         Weighed::Claim(claim) => claim,
     };
+    if let Some(waiting) = app.spooled(named.id).await? {
+        return compare(claim, Some(&waiting), named, kind, too_late).await;
+    }
     if let Some(error) = behind {
         return Err(Problem::record(error));
     }
@@ -236,7 +239,7 @@ async fn hand_over(
     give_up: Instant,
     confirmed: impl FnOnce() + Send,
 ) -> Result<Taken, Refusal> {
-    if app.spools_now() {
+    if app.spools_now(&job) {
         return app.spool(&job).await;
     }
     let kept = app.can_spool().then(|| job.clone());
@@ -268,7 +271,7 @@ async fn submit_claimed(
             // It may be stored.
             Err(
                 Refusal::Submit(SubmitError::Timeout | SubmitError::Lost(_))
-                | Refusal::Spool(SpoolError::Unavailable(_)),
+                | Refusal::Spool(SpoolError::Unavailable(_) | SpoolError::Timeout),
             ) => drop(claim),
             Err(_) => claim.refused(),
         }
@@ -296,7 +299,7 @@ pub(super) fn problem(refusal: &Refusal, job: JobId, named: bool) -> Problem {
 
 /// The status of a job, if it is known now.
 pub(super) async fn status_now(app: &App, id: JobId) -> Option<&'static str> {
-    if let Some(job) = app.spooled(id).await {
+    if let Some(job) = app.spooled(id).await.ok().flatten() {
         return Some(job.summary.status.as_str());
     }
     let known = app.record.job(id, Duration::ZERO).await.ok().flatten()?;
