@@ -197,7 +197,7 @@ async fn settled(
     management: &Management,
 ) -> Result<setup::found::Found, crate::management::ManagementError> {
     let mut found = setup::survey(config, management).await?;
-    if found.queues.values().any(|queue| queues::lacks_leader(queue)) {
+    if found.queues.values().any(queues::lacks_leader) {
         // RabbitMQ's own interval is 5 s; there is nothing to wait for but its next word.
         tokio::time::sleep(nodes::STATISTICS).await;
         found = setup::survey(config, management).await?;

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
+mod disk;
 pub(crate) mod doctor;
 pub mod event;
 #[cfg(feature = "fuzzing")]

@@ -6,22 +6,33 @@
 //!
 //! One thread owns the file and writes everything that waits in one transaction: many submits share one fsync. A job
 //! leaves the file after the broker's confirm, so a crash in between forwards it twice. Which ones may have been published
-//! is in the file before they are; the second copy is marked `hopline-unsure`, by which workers recognise it.
+//! is in the file before they are; the second copy is marked `hopline-unsure`, by which workers recognise it. What the
+//! broker has and the disk does not let go of is remembered, and nothing is published before it is out of the file.
+//!
+//! What keeps its order is a queue. While the broker is there, only what is for a queue that has jobs here queues up
+//! behind them; the others go straight.
 //!
 //! | module | owns |
 //! |---|---|
+//! | `keeper` | the thread: what waits for the disk, and who is told |
 //! | [`file`] | the table, one transaction at a time |
+//! | `body` | a row of it |
+//! | `ballast` | room on the disk for emptying it |
+//! | `index` | what is in it, and what is behind what |
 //! | [`drain`](mod@drain) | forwarding what waits |
 //!
 //! Not here: which submits go there (`http::keyed`), and what their clients are told.
 
+mod ballast;
+mod body;
 mod drain;
 mod file;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzzing;
+mod index;
+mod keeper;
 
 use std::{
-    collections::HashSet,
     fs::TryLockError,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -32,20 +43,29 @@ use std::{
 use jiff::Timestamp;
 use thiserror::Error;
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, Semaphore, mpsc, oneshot},
     time::{Instant, timeout_at},
 };
-use tracing::{error, warn};
+use tracing::warn;
 
 pub(crate) use self::drain::keep_empty;
-pub use self::drain::{Drained, drain};
-use self::file::Table;
-use crate::{client::Submission, config, job::JobId};
+pub use self::drain::{Drained, Drainer};
+use self::{
+    body::Row,
+    file::{Table, Taken},
+    index::{Index, Lane},
+    keeper::{Command, Keeper, Pick, Put, Turn, WAITING},
+};
+use crate::{
+    client::Submission,
+    config, disk,
+    job::{JobId, Kind, QueueName},
+};
 
 /// The file's name in the spool's folder.
 pub const FILE: &str = "spool.db";
-/// Most commands that wait for the thread.
-const WAITING: usize = 10_000;
+/// Most KiB of jobs that wait for the thread: their requests may be answered before.
+const WAITING_KIB: u32 = 64 << 10;
 /// Longest time that a caller waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -56,9 +76,15 @@ pub enum SpoolError {
     /// It holds as many jobs or bytes as it may. Not stored.
     #[error("the spool is full (spool.max_jobs, spool.max_bytes)")]
     Full,
-    /// Its disk cannot be written, or not in time. It may be stored.
+    /// Its disk cannot be written, or not in time. Not stored, as far as can be told.
     #[error("the spool cannot be used: {0}")]
     Unavailable(String),
+    /// It was being written when the time was up. It may be stored, and forwarded.
+    #[error("the disk did not answer in time; the job may run")]
+    Timeout,
+    /// Another job waits under this id. Not stored.
+    #[error("another job with this id waits in the spool")]
+    Other,
     /// Another process has it.
     #[error("the spool in {0} belongs to another process, which forwards it by itself")]
     Locked(PathBuf),
@@ -78,6 +104,8 @@ pub struct Entry {
 pub struct Fill {
     /// Jobs that wait.
     pub jobs: u64,
+    /// Those of them that this version cannot read: they stay, and the others pass them.
+    pub unreadable: u64,
     /// Bytes of their args and what else they carry.
     pub bytes: u64,
     /// Most jobs.
@@ -101,37 +129,15 @@ pub(crate) struct Tally {
     pub(crate) taken: u64,
     /// Jobs that were not: there was no room, or the disk failed.
     pub(crate) refused: u64,
-    /// Jobs that have left, because the broker has them.
+    /// Jobs that the broker has.
     pub(crate) forwarded: u64,
 }
 
-#[derive(Debug)]
-enum Command {
-    /// The row of a job, and its size.
-    Put(file::Row, oneshot::Sender<Result<(), SpoolError>>),
-    /// These have left.
-    Remove(Vec<Entry>, oneshot::Sender<Result<(), SpoolError>>),
-    /// The jobs after a place, at most so many, to be published.
-    Take(i64, usize, oneshot::Sender<Result<Vec<Entry>, SpoolError>>),
-    Find(JobId, oneshot::Sender<Result<Option<Entry>, SpoolError>>),
-    /// When the job was submitted that is forwarded next.
-    Oldest(oneshot::Sender<Result<Option<Timestamp>, SpoolError>>),
-    Close(oneshot::Sender<()>),
-}
-
-/// What is known of the file without asking its thread.
-#[derive(Debug, Default)]
-struct Known {
-    ids: HashSet<JobId>,
-    fill: Fill,
-    tally: Tally,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Shared(Arc<Mutex<Known>>);
+#[derive(Debug, Clone)]
+struct Shared(Arc<Mutex<Index>>);
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, Index> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -143,6 +149,8 @@ pub struct Spool {
     known: Shared,
     /// Told when the spool is not empty any more.
     filled: Arc<Notify>,
+    /// For jobs that wait for the thread, in KiB.
+    room: Arc<Semaphore>,
     folder: PathBuf,
 }
 
@@ -155,11 +163,14 @@ impl Spool {
     pub fn open(config: &config::Spool) -> Result<Option<Self>, SpoolError> {
         let Some(folder) = config.path.clone() else { return Ok(None) };
         let lock = lock(&folder)?;
-        let (table, ids) = Table::open(&folder.join(FILE), limits(config))?;
-        let known = Shared(Arc::new(Mutex::new(Known { ids, fill: table.fill(), ..Known::default() })));
+        let mut index = Index::new(limits(config));
+        let table = Table::open(&folder.join(FILE), |found| index.found(found))?;
+        let known = Shared(Arc::new(Mutex::new(index)));
         let (commands, waiting) = mpsc::channel(WAITING);
-        let spool = Self { commands, known: known.clone(), filled: Arc::new(Notify::new()), folder };
-        let keeper = Keeper { table, known, filled: Arc::clone(&spool.filled), _lock: lock };
+        let room = Arc::new(Semaphore::new(WAITING_KIB as usize));
+        let spool = Self { commands, known: known.clone(), filled: Arc::new(Notify::new()), room, folder };
+        let filled = Arc::clone(&spool.filled);
+        let keeper = Keeper { table, known, filled, gone: Vec::new(), _lock: lock };
         let spawned = thread::Builder::new().name("hopline spool".to_owned());
         let spawned = spawned.spawn(move || keeper.run(waiting));
         spawned.map_err(|error| unavailable(format!("cannot start a thread: {error}")))?;
@@ -172,26 +183,26 @@ impl Spool {
     /// Stores a job, to be forwarded. When this returns `Ok` it is on disk.
     ///
     /// # Errors
-    /// [`SpoolError::Full`]: not stored; [`SpoolError::Unavailable`]: stored or not.
+    /// [`SpoolError`]; after [`SpoolError::Timeout`] it may be stored.
     pub async fn put(&self, job: &Submission) -> Result<(), SpoolError> {
-        let row = file::Row::of(job);
+        let row = Row::of(job);
         if !self.fill().has_room_for(row.size()) {
             self.known.lock().tally.refused += 1;
             return Err(SpoolError::Full);
         }
-        self.ask(|answer| Command::Put(row, answer)).await
-    }
-
-    /// Whether jobs wait here.
-    #[must_use]
-    pub fn is_holding(&self) -> bool {
-        self.fill().jobs > 0
-    }
-
-    /// How much waits.
-    #[must_use]
-    pub fn fill(&self) -> Fill {
-        self.known.lock().fill
+        let deadline = Instant::now() + PATIENCE;
+        let kib = u32::try_from(row.size().div_ceil(1024)).unwrap_or(u32::MAX).min(WAITING_KIB);
+        let room = timeout_at(deadline, Arc::clone(&self.room).acquire_many_owned(kib)).await;
+        let room = room.map_err(|_| slow())?.map_err(|_| closed())?;
+        let (turn, (told, answered)) = (Turn::default(), oneshot::channel());
+        let put = Put { row, turn: turn.clone(), told, _room: room };
+        let sent = timeout_at(deadline, self.commands.send(Command::Put(put))).await;
+        sent.map_err(|_| slow())?.map_err(|_| closed())?;
+        match timeout_at(deadline, answered).await {
+            Ok(answer) => answer.map_err(|_| closed())?,
+            Err(_) if turn.give_up() => Err(slow()),
+            Err(_) => Err(SpoolError::Timeout),
+        }
     }
 
     /// What it has done.
@@ -204,10 +215,29 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::Unavailable`].
     pub(crate) async fn oldest(&self) -> Result<Option<Timestamp>, SpoolError> {
-        if !self.is_holding() {
-            return Ok(None);
-        }
         self.ask(Command::Oldest).await
+    }
+
+    /// Whether jobs wait here that can be forwarded, or were and are still in the file.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        let fill = self.fill();
+        fill.jobs > fill.unreadable
+    }
+
+    /// Whether a job for `queue` has to queue up behind others.
+    pub(crate) fn waits_for(&self, queue: &QueueName, queue_of: impl Fn(&Kind) -> QueueName) -> bool {
+        self.known.lock().waits_for(queue, queue_of)
+    }
+
+    fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.known.lock().lanes()
+    }
+
+    /// How much waits.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        self.known.lock().fill
     }
 
     /// Where it is.
@@ -221,25 +251,26 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::Unavailable`].
     pub async fn find(&self, id: JobId) -> Result<Option<Submission>, SpoolError> {
-        if !self.known.lock().ids.contains(&id) {
+        if !self.known.lock().has(id) {
             return Ok(None);
         }
         let found = self.ask(|answer| Command::Find(id, answer)).await?;
         Ok(found.map(|entry| entry.job))
     }
 
-    /// The jobs after `place`, at most `most` of them, in order, to be published: unsure if they were taken before.
-    pub(crate) async fn take(&self, place: i64, most: usize) -> Result<Vec<Entry>, SpoolError> {
-        self.ask(|answer| Command::Take(place, most, answer)).await
+    /// The jobs after `place` in lanes that `pick` wants, at most `most` of them, in order, to be published: unsure if
+    /// they were taken before. None are while forwarded ones cannot be removed.
+    async fn take(&self, place: i64, most: usize, pick: Pick) -> Result<Taken, SpoolError> {
+        self.ask(|answer| Command::Take(place, most, pick, answer)).await
     }
 
-    /// These have been forwarded.
-    pub(crate) async fn remove(&self, gone: Vec<Entry>) -> Result<(), SpoolError> {
+    /// These have been forwarded. If this fails it is done later; they are not taken again.
+    async fn remove(&self, gone: Vec<Entry>) -> Result<(), SpoolError> {
         self.ask(|answer| Command::Remove(gone, answer)).await
     }
 
     /// Waits until something is there.
-    pub(crate) async fn filled(&self) {
+    async fn filled(&self) {
         while !self.is_holding() {
             self.filled.notified().await;
         }
@@ -251,11 +282,9 @@ impl Spool {
     ) -> Result<T, SpoolError> {
         let deadline = Instant::now() + PATIENCE;
         let (answer, answered) = oneshot::channel();
-        let slow = |_| unavailable(format!("the disk did not answer within {PATIENCE:?}"));
-        let closed = || unavailable("closed".to_owned());
         let sent = timeout_at(deadline, self.commands.send(command(answer))).await;
-        sent.map_err(slow)?.map_err(|_| closed())?;
-        timeout_at(deadline, answered).await.map_err(slow)?.map_err(|_| closed())?
+        sent.map_err(|_| slow())?.map_err(|_| closed())?;
+        timeout_at(deadline, answered).await.map_err(|_| slow())?.map_err(|_| closed())?
     }
 
     /// Writes what waits for the disk and closes the file. Whoever asks afterwards is refused. Says so in the log if
@@ -288,6 +317,14 @@ fn number(value: usize) -> u64 {
     u64::try_from(value).unwrap_or(u64::MAX)
 }
 
+fn slow() -> SpoolError {
+    unavailable(format!("the disk did not answer within {PATIENCE:?}"))
+}
+
+fn closed() -> SpoolError {
+    unavailable("closed".to_owned())
+}
+
 fn unavailable(why: String) -> SpoolError {
     SpoolError::Unavailable(why)
 }
@@ -295,113 +332,13 @@ fn unavailable(why: String) -> SpoolError {
 /// Locks the folder for this process, until the file is dropped.
 fn lock(folder: &std::path::Path) -> Result<std::fs::File, SpoolError> {
     let failed = |error: std::io::Error| unavailable(format!("{}: {error}", folder.display()));
-    std::fs::create_dir_all(folder).map_err(failed)?;
+    disk::make_folder(folder).map_err(failed)?;
     let file =
         std::fs::File::options().create(true).append(true).open(folder.join("lock")).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(SpoolError::Locked(folder.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
-    }
-}
-
-/// The thread that owns the file.
-struct Keeper {
-    table: Table,
-    known: Shared,
-    filled: Arc<Notify>,
-    _lock: std::fs::File,
-}
-
-/// Who is told what was written, once it is on disk.
-type Told = oneshot::Sender<Result<(), SpoolError>>;
-
-impl Keeper {
-    fn run(mut self, mut waiting: mpsc::Receiver<Command>) {
-        let mut closing = None;
-        while let Some(first) = waiting.blocking_recv() {
-            let mut commands = vec![first];
-            while commands.len() < WAITING
-                && let Ok(command) = waiting.try_recv()
-            {
-                commands.push(command);
-            }
-            if let Some(done) = self.work_off(commands) {
-                waiting.close();
-                closing = Some(done);
-            }
-        }
-        drop(self);
-        if let Some(done) = closing {
-            // Whoever waited may have given up.
-            let _ = done.send(());
-        }
-    }
-
-    /// Writes first, all of it in one transaction; then the rest.
-    fn work_off(&mut self, commands: Vec<Command>) -> Option<oneshot::Sender<()>> {
-        let (mut puts, mut told, mut gone, mut others, mut closing) = (vec![], vec![], vec![], vec![], None);
-        for command in commands {
-            match command {
-                Command::Put(row, answer) => puts.push((row, answer)),
-                Command::Remove(entries, answer) => {
-                    gone.extend(entries);
-                    told.push(answer);
-                }
-                Command::Close(done) => closing = Some(done),
-                other => others.push(other),
-            }
-        }
-        if !(puts.is_empty() && told.is_empty()) {
-            self.write(puts, &gone, told);
-        }
-        for other in others {
-            match other {
-                Command::Take(place, most, answer) => drop(answer.send(self.table.take(place, most))),
-                Command::Find(id, answer) => drop(answer.send(self.table.find(id))),
-                Command::Oldest(answer) => drop(answer.send(self.table.oldest())),
-                Command::Put(..) | Command::Remove(..) | Command::Close(_) => {}
-            }
-        }
-        closing
-    }
-
-    fn write(&mut self, puts: Vec<(file::Row, Told)>, gone: &[Entry], told: Vec<Told>) {
-        let (rows, askers): (Vec<_>, Vec<_>) = puts.into_iter().unzip();
-        match self.table.write(&rows, gone) {
-            Ok(taken) => {
-                self.note(&rows, &taken, gone);
-                for (asker, taken) in askers.into_iter().zip(taken) {
-                    // Whoever asked may have given up, here and below.
-                    let _ = asker.send(if taken { Ok(()) } else { Err(SpoolError::Full) });
-                }
-                told.into_iter().for_each(|answer| drop(answer.send(Ok(()))));
-            }
-            Err(error) => {
-                error!(%error, "the spool cannot be written");
-                self.known.lock().tally.refused += number(rows.len());
-                for answer in askers.into_iter().chain(told) {
-                    let _ = answer.send(Err(error.clone()));
-                }
-            }
-        }
-    }
-
-    /// Takes over what was written into what is known without asking.
-    fn note(&self, rows: &[file::Row], taken: &[bool], gone: &[Entry]) {
-        let mut known = self.known.lock();
-        known.ids.extend(rows.iter().zip(taken).filter(|(_, taken)| **taken).map(|(row, _)| row.id));
-        for entry in gone {
-            known.ids.remove(&entry.job.envelope.id);
-        }
-        known.fill = self.table.fill();
-        let stored = number(taken.iter().filter(|taken| **taken).count());
-        known.tally.taken += stored;
-        known.tally.refused += number(taken.len()) - stored;
-        known.tally.forwarded += number(gone.len());
-        if known.fill.jobs > 0 {
-            self.filled.notify_one();
-        }
     }
 }
 

@@ -86,7 +86,10 @@ impl Admin {
     ) -> Result<Self, LinkDown> {
         if tls::is_asked_for(config) {
             let plan = Plan { names: names.clone(), queues: Vec::new(), declares: config.declare };
-            return Ok(Self::of(Asked::Link(Link::start(config, name, plan, runtime, metrics)), config.declare));
+            return Ok(Self::of(
+                Asked::Link(Link::start(config, name, plan, runtime, metrics)),
+                config.declare,
+            ));
         }
         let properties = move || ConnectionProperties::default().with_connection_name(name.as_str().into());
         let manager = Manager::new(

@@ -9,7 +9,7 @@ use super::{Usage, human::count, input, say};
 use crate::{
     Config,
     client::Client,
-    spool::{self, Spool},
+    spool::{self, Drainer, Fill, Spool},
     telemetry,
 };
 
@@ -96,6 +96,7 @@ impl Show {
                 fill.max_bytes
             )
         })?;
+        say_unreadable(fill);
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -108,17 +109,19 @@ impl Drain {
         // As an HTTP process: it has to know where each kind goes.
         let client = Client::for_http(&config);
         client.started().map_err(anyhow::Error::msg).context("cannot connect")?;
-        let (mut forwarded, mut left) = (0, None);
+        let (mut forwarded, mut left, mut drainer) = (0, None, Drainer::default());
         while spool.is_holding() {
             let look = Instant::now() + LOOK;
             let patience = deadline.map_or(look, |deadline| deadline.min(look));
-            let pass = spool::drain(&spool, &client, patience, |_| {}).await;
+            let pass = drainer.pass(&spool, &client, patience, |_| {}).await;
             forwarded += pass.forwarded;
             left = pass.left;
-            if left.is_none() || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 break;
             }
-            sleep(AGAIN).await;
+            if left.is_some() || pass.forwarded == 0 {
+                sleep(AGAIN).await;
+            }
         }
         client.close().await;
         spool.close().await;
@@ -127,7 +130,23 @@ impl Drain {
         if fill.jobs == 0 {
             return Ok(ExitCode::SUCCESS);
         }
-        say::error(format_args!("hopline: {}", left.unwrap_or_else(|| "the spool is not empty".to_owned())));
+        say_unreadable(fill);
+        if fill.jobs > fill.unreadable {
+            say::error(format_args!(
+                "hopline: {}",
+                left.unwrap_or_else(|| "the spool is not empty".to_owned())
+            ));
+        }
         Ok(ExitCode::FAILURE)
+    }
+}
+
+fn say_unreadable(fill: Fill) {
+    if fill.unreadable > 0 {
+        say::error(format_args!(
+            "hopline: {} cannot be read by this version, and stay where they are: the one that wrote them can forward \
+             them (the log says which, and why)",
+            count(fill.unreadable, "job")
+        ));
     }
 }

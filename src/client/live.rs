@@ -127,7 +127,7 @@ impl Live {
         }
         let plan = Plan { names: names.clone(), queues, declares: config.amqp.declare };
         let name = format!("{} {} {instance}", config.amqp.prefix, role.name());
-        let counted = (&metrics, metrics.connection(role.name(), "admin"));
+        let counted = (metrics, metrics.connection(role.name(), "admin"));
         let admin = Admin::new(&config.amqp, format!("{name} admin"), &names, &runtime, counted)
             .map_err(|error| error.to_string())?;
         let links = Links {

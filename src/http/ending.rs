@@ -150,7 +150,7 @@ impl App {
         id: JobId,
         patience: Duration,
     ) -> Result<Option<JobRecord>, Problem> {
-        if let Some(job) = self.spooled(id).await {
+        if let Some(job) = self.spooled(id).await? {
             return Ok(Some(job));
         }
         // Before the record is asked: what is told meanwhile may be missing there.

@@ -129,6 +129,9 @@ async fn look(
         Weighed::Repeat(repeat) => return Ok(Begun::Repeat(repeat)),
         Weighed::Claim(claim) => claim,
     };
+    if let Some(waiting) = app.spooled(named.id).await? {
+        return compare(claim, Some(&waiting), named, kind, too_late).await;
+    }
     if let Some(error) = behind {
         return Err(Problem::record(error));
     }
@@ -251,7 +254,7 @@ async fn take(
     give_up: Instant,
     confirmed: impl FnOnce() + Send,
 ) -> Result<Taken, Refusal> {
-    if app.spools_now() {
+    if app.spools_now(&job) {
         return app.spool(&job).await;
     }
     let kept = app.can_spool().then(|| job.clone());
@@ -283,7 +286,7 @@ async fn submit_claimed(
             // It may be stored.
             Err(
                 Refusal::Submit(SubmitError::Timeout | SubmitError::Lost(_))
-                | Refusal::Spool(SpoolError::Unavailable(_)),
+                | Refusal::Spool(SpoolError::Unavailable(_) | SpoolError::Timeout),
             ) => drop(claim),
             Err(_) => claim.refused(),
         }
@@ -311,7 +314,7 @@ pub(super) fn problem(refusal: &Refusal, job: JobId, named: bool) -> Problem {
 
 /// The status of a job, if it is known now and the caller sees it.
 pub(super) async fn status_now(app: &App, caller: &Caller, id: JobId) -> Option<&'static str> {
-    let known = match app.spooled(id).await {
+    let known = match app.spooled(id).await.ok().flatten() {
         Some(job) => Some(job),
         None => app.record.job(id, Duration::ZERO).await.ok().flatten(),
     };

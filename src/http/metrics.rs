@@ -135,7 +135,7 @@ fn result_label(result: &Result<Taken, Refusal>) -> &'static str {
         Ok(Taken::Spool) => "spooled",
         Err(
             Refusal::Submit(SubmitError::Timeout | SubmitError::Lost(_))
-            | Refusal::Spool(SpoolError::Unavailable(_)),
+            | Refusal::Spool(SpoolError::Timeout),
         ) => "unknown",
         Err(_) => "refused",
     }
@@ -344,7 +344,8 @@ mod tests {
             (Ok(Taken::Spool), "spooled"),
             (Err(Refusal::Submit(SubmitError::Timeout)), "unknown"),
             (Err(Refusal::Submit(SubmitError::Lost(why()))), "unknown"),
-            (Err(Refusal::Spool(SpoolError::Unavailable(why()))), "unknown"),
+            (Err(Refusal::Spool(SpoolError::Timeout)), "unknown"),
+            (Err(Refusal::Spool(SpoolError::Unavailable(why()))), "refused"),
             (Err(Refusal::Submit(SubmitError::Unavailable(why()))), "refused"),
             (Err(Refusal::Submit(SubmitError::Refused)), "refused"),
             (Err(Refusal::Spool(SpoolError::Full)), "refused"),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     App,
     ending::CATCH_UP,
+    keyed,
     problem::{Code, Problem},
 };
 use crate::{
@@ -45,10 +46,15 @@ impl Refusal {
             Self::Submit(error) => Problem::submit(error, job),
             Self::Spool(SpoolError::Full) => Problem::new(
                 Code::SpoolFull,
-                "the broker is away and the spool is full (spool.max_jobs, spool.max_bytes); the job was not accepted",
+                "the job has to wait in the spool (the broker is away, or jobs of its queue wait there), which is full \
+                 (spool.max_jobs, spool.max_bytes); the job was not accepted",
             ),
+            // It may be forwarded, as a publish that was not confirmed in time may be stored.
+            Self::Spool(SpoolError::Timeout) => Problem::submit(&SubmitError::Timeout, job),
+            Self::Spool(SpoolError::Other) => keyed::reused(),
             Self::Spool(error) => {
-                let detail = format!("the broker is away, and {error}; the job was not accepted; try again");
+                let detail =
+                    format!("the job has to wait in the spool, but {error}; it was not accepted; try again");
                 Problem::new(Code::SpoolUnavailable, detail)
             }
         }
@@ -63,9 +69,12 @@ fn may_be_spooled(error: &SubmitError) -> bool {
 }
 
 impl App {
-    /// Whether submits have to queue up behind others in the spool.
-    pub(super) fn spools_now(&self) -> bool {
-        self.spool.as_ref().is_some_and(crate::spool::Spool::is_holding)
+    /// Whether a submit has to queue up behind others of its queue in the spool.
+    pub(super) fn spools_now(&self, job: &Submission) -> bool {
+        let behind = |spool: &crate::spool::Spool| {
+            spool.waits_for(&job.envelope.queue, |kind| self.client.queue_of(kind))
+        };
+        self.spool.as_ref().is_some_and(behind)
     }
 
     /// Whether a submit goes to the spool when the broker does not take it.
@@ -100,13 +109,17 @@ impl App {
     }
 
     /// The job's record as far as its spool tells; none if it is not there.
-    pub(super) async fn spooled(&self, id: JobId) -> Option<JobRecord> {
-        let spool = self.spool.as_ref().filter(|spool| spool.is_holding())?;
+    ///
+    /// # Errors
+    /// The problem, when it is there and cannot be read: nobody else knows it.
+    pub(super) async fn spooled(&self, id: JobId) -> Result<Option<JobRecord>, Problem> {
+        let Some(spool) = &self.spool else { return Ok(None) };
         match spool.find(id).await {
-            Ok(job) => job.map(|job| record_of(&job)),
+            Ok(job) => Ok(job.map(|job| record_of(&job))),
             Err(error) => {
-                tracing::warn!(job.id = %id, %error, "the spool does not say whether it has this job");
-                None
+                tracing::warn!(job.id = %id, %error, "the spool has this job, and does not tell more");
+                let detail = format!("the job was accepted and is in the spool, but {error}; try again");
+                Err(Problem { job: Some(id), ..Problem::new(Code::SpoolUnavailable, detail) })
             }
         }
     }
@@ -190,5 +203,8 @@ mod tests {
             assert_eq!(problem.code, code);
             assert!(problem.retry_after.is_some() && problem.job.is_none());
         }
+        let late = Refusal::Spool(SpoolError::Timeout).problem(job.envelope.id);
+        assert_eq!((late.code, late.job), (Code::ConfirmTimeout, Some(job.envelope.id)), "it may run");
+        assert_eq!(Refusal::Spool(SpoolError::Other).problem(job.envelope.id).code, Code::KeyReused);
     }
 }

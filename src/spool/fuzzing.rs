@@ -1,6 +1,6 @@
 //! What holds for a row of the spool ([`crate::fuzzing`]).
 
-use super::file::{Row, read_job};
+use super::body::{Row, read_job};
 use crate::{client::Submission, fuzzing::bounded, job::JobId};
 
 const ID: [u8; 16] = [3; 16];

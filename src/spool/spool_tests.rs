@@ -64,8 +64,12 @@ fn full() -> Submission {
     job
 }
 
+async fn take(spool: &Spool, place: i64, most: usize) -> Vec<Entry> {
+    spool.take(place, most, Box::new(|_| true)).await.unwrap().entries
+}
+
 async fn places(spool: &Spool) -> Vec<JobId> {
-    let entries = spool.take(0, 1000).await.unwrap();
+    let entries = take(spool, 0, 1000).await;
     entries.into_iter().map(|entry| entry.job.envelope.id).collect()
 }
 
@@ -95,7 +99,7 @@ async fn what_was_tried_before_is_unsure() {
         spool.put(job).await.unwrap();
     }
     let unsure = async |spool: &Spool, place, most| {
-        let taken = spool.take(place, most).await.unwrap();
+        let taken = take(spool, place, most).await;
         taken.into_iter().map(|entry| entry.job.envelope.unsure).collect::<Vec<_>>()
     };
     assert_eq!(unsure(&spool, 0, 2).await, [true, false]);
@@ -127,10 +131,10 @@ async fn what_was_confirmed_survives_a_kill_in_its_order() {
     assert_eq!(again.fill().jobs, 250);
     assert_eq!(again.fill().bytes, spool.fill().bytes);
 
-    let first = again.take(0, 100).await.unwrap();
+    let first = take(&again, 0, 100).await;
     again.remove(first).await.unwrap();
     assert_eq!(places(&again).await, expected[100..]);
-    assert_eq!(again.take(0, 1).await.unwrap().len(), 1);
+    assert_eq!(take(&again, 0, 1).await.len(), 1);
     again.close().await;
     // Places go on: what comes later is later.
     let again = killed.open(1000, 1 << 20).unwrap();
@@ -149,7 +153,7 @@ async fn it_is_bounded_by_jobs_and_by_bytes() {
     assert!(put.iter().all(|put| matches!(put, Ok(()) | Err(SpoolError::Full))));
     assert!(!spool.fill().has_room_for(0));
     // What is there already takes no room, and is no second one.
-    let first = spool.take(0, 1).await.unwrap();
+    let first = take(&spool, 0, 1).await;
     spool.remove(first.clone()).await.unwrap();
     spool.put(&first[0].job).await.unwrap();
     assert_eq!((spool.fill().jobs, places(&spool).await.len()), (3, 3));
@@ -163,7 +167,7 @@ async fn it_is_bounded_by_jobs_and_by_bytes() {
     }
     let fill = spool.fill();
     assert!(taken > 5 && fill.jobs == taken && fill.bytes <= 2000 && fill.bytes > 1500, "{fill:?}");
-    let all = spool.take(0, 1000).await.unwrap();
+    let all = take(&spool, 0, 1000).await;
     spool.remove(all).await.unwrap();
     assert_eq!((spool.fill().jobs, spool.fill().bytes), (0, 0));
 }
@@ -204,6 +208,152 @@ async fn whoever_waits_for_jobs_is_told() {
     tokio::time::timeout(PATIENCE, again.filled()).await.unwrap();
 }
 
+impl Folder {
+    /// The file, beside the process that has it.
+    fn db(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.0.join(FILE)).unwrap()
+    }
+}
+
+/// As a disk does that has room for a page and not for more.
+const NO_REMOVAL: &str =
+    "CREATE TRIGGER stuck BEFORE DELETE ON jobs BEGIN SELECT RAISE(ABORT, 'no room'); END";
+
+#[tokio::test]
+async fn what_was_forwarded_and_cannot_be_removed_is_not_taken_again_and_holds_up_the_rest() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    let jobs = [job("1"), job("2")];
+    for job in &jobs {
+        spool.put(job).await.unwrap();
+    }
+    let first = take(&spool, 0, 1).await;
+    folder.db().execute_batch(NO_REMOVAL).unwrap();
+    spool.remove(first).await.unwrap_err();
+    for _ in 0..2 {
+        spool.take(0, 10, Box::new(|_| true)).await.unwrap_err();
+    }
+    assert!(spool.is_holding(), "whoever forwards tries again");
+    assert_eq!(spool.find(jobs[0].envelope.id).await.unwrap(), None, "the broker has it");
+    folder.db().execute_batch("DROP TRIGGER stuck").unwrap();
+    assert_eq!(places(&spool).await, [jobs[1].envelope.id]);
+    assert_eq!(spool.fill().jobs, 1);
+
+    // A submit may be what removes it.
+    let second = take(&spool, 0, 10).await;
+    folder.db().execute_batch(NO_REMOVAL).unwrap();
+    spool.remove(second).await.unwrap_err();
+    spool.put(&job("3")).await.unwrap_err();
+    folder.db().execute_batch("DROP TRIGGER stuck").unwrap();
+    let third = job("3");
+    spool.put(&third).await.unwrap();
+    assert_eq!(places(&spool).await, [third.envelope.id]);
+    assert_eq!(spool.fill().jobs, 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_stays_and_others_pass_it() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    let jobs: Vec<Submission> = ["1", "2", "3", "4"].map(job).into();
+    for job in &jobs {
+        spool.put(job).await.unwrap();
+    }
+    let spoil = |which: &str| {
+        let sql = format!("UPDATE jobs SET body = '{{\"of\": \"the future\"}}' WHERE place {which}");
+        folder.db().execute_batch(&sql).unwrap();
+    };
+    spoil("= 1");
+    let found = spool.take(0, 1, Box::new(|_| true)).await.unwrap();
+    assert_eq!((found.entries.len(), found.last), (0, Some(1)), "it goes on after it");
+    assert_eq!(places(&spool).await, [&jobs[1], &jobs[2], &jobs[3]].map(|job| job.envelope.id));
+    assert!(spool.is_holding());
+    assert_eq!((spool.fill().jobs, spool.fill().unreadable), (4, 1));
+    spool.find(jobs[0].envelope.id).await.unwrap_err();
+    spool.close().await;
+
+    spoil("< 4");
+    let spool = folder.open(10, 1 << 20).unwrap();
+    assert_eq!((spool.fill().jobs, spool.fill().unreadable), (4, 3), "known from the start");
+    let last = take(&spool, 0, 1).await;
+    assert_eq!(last[0].job.envelope.id, jobs[3].envelope.id);
+    spool.remove(last).await.unwrap();
+    assert!(!spool.is_holding(), "nothing that could be forwarded");
+    assert!(!spool.waits_for(&jobs[0].envelope.queue, |_| QueueName::parse("q").unwrap()));
+    assert_eq!(spool.fill().jobs, 3, "nothing is lost");
+    spool.find(jobs[1].envelope.id).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn older_files_are_taken_over_and_newer_ones_left_alone() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    spool.put(&job("1")).await.unwrap();
+    spool.close().await;
+    folder.db().execute_batch("DROP TABLE tried; PRAGMA user_version = 1").unwrap();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    let entries = take(&spool, 0, 10).await;
+    assert_eq!(entries.len(), 1);
+    assert!(entries[0].job.envelope.unsure, "nobody knows whether it was published");
+    spool.close().await;
+    folder.db().execute_batch("PRAGMA user_version = 3").unwrap();
+    let Err(SpoolError::Unavailable(why)) = folder.open(10, 1 << 20) else {
+        panic!("it is of a newer version")
+    };
+    assert!(why.contains("version 3") && why.contains("hopline spool drain"), "{why}");
+}
+
+#[tokio::test]
+async fn another_request_under_the_same_id_is_told_from_a_repeat() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    let named = |args, request: &str| Submission { request: Some(request.to_owned()), ..job(args) };
+    let first = named("1", "a");
+    spool.put(&first).await.unwrap();
+    let mut again = named("1", "a");
+    again.envelope.id = first.envelope.id;
+    again.envelope.created_at = Some(Timestamp::now());
+    spool.put(&again).await.unwrap();
+    let mut other = named("2", "b");
+    other.envelope.id = first.envelope.id;
+    assert_eq!(spool.put(&other).await, Err(SpoolError::Other));
+    let mut plain = job("2");
+    plain.envelope.id = first.envelope.id;
+    assert_eq!(spool.put(&plain).await, Err(SpoolError::Other));
+    assert_eq!(spool.fill().jobs, 1);
+    assert_eq!(spool.find(first.envelope.id).await.unwrap(), Some(first));
+}
+
+/// Another connection writes, so the thread waits for it.
+#[tokio::test]
+async fn a_slow_disk_says_not_stored_only_of_what_is_not() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    let (begun, waiting) = (Turn::default(), Turn::default());
+    assert!(begun.begin() && !begun.give_up(), "it may be stored");
+    assert!(waiting.give_up() && !waiting.begin(), "it never is");
+
+    let other = folder.db();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // The first one is being written, and keeps the second one waiting.
+    let (first, turn, (told, answered)) = (job("1"), Turn::default(), oneshot::channel());
+    let room = Arc::clone(&spool.room).acquire_many_owned(1).await.unwrap();
+    let put = Put { row: Row::of(&first), turn: turn.clone(), told, _room: room };
+    assert!(spool.commands.send(Command::Put(put)).await.is_ok());
+    while !turn.has_begun() {
+        tokio::task::yield_now().await;
+    }
+    let second = job("2");
+    let mut put = Box::pin(spool.put(&second));
+    assert!(futures_util::poll!(&mut put).is_pending());
+    assert!(spool.room.available_permits() < WAITING_KIB as usize - 1, "its memory is counted");
+    // Its caller goes away.
+    drop(put);
+    other.execute_batch("COMMIT").unwrap();
+    answered.await.unwrap().unwrap();
+    assert_eq!(places(&spool).await, [first.envelope.id], "what nobody waits for is not stored");
+}
+
 #[tokio::test]
 async fn what_it_has_done_is_counted() {
     let folder = Folder::new();
@@ -215,7 +365,7 @@ async fn what_it_has_done_is_counted() {
     assert_eq!(spool.put(&full()).await, Err(SpoolError::Full));
     assert_eq!(spool.tally(), Tally { taken: 2, refused: 1, forwarded: 0 });
     assert_eq!(spool.oldest().await.unwrap(), first.envelope.created_at);
-    let entries = spool.take(0, 1).await.unwrap();
+    let entries = take(&spool, 0, 1).await;
     spool.remove(entries).await.unwrap();
     assert_eq!(spool.tally(), Tally { taken: 2, refused: 1, forwarded: 1 });
     spool.close().await;

@@ -71,7 +71,7 @@ pub(crate) const ROWS: &[Row] = &[
     row!("spool-killed", "HTTP fronts with a spool: kill -9 while the broker is away", spool::killed, [Node]),
     row!(
         "spool-disk-full",
-        "disk full for a front's spool while the broker is away",
+        "disk full for a front's spool while the broker is away, and when it is back",
         spool::disk_full,
         [Node, Root]
     ),

@@ -247,3 +247,54 @@ async fn a_kind_finds_its_queue_when_the_broker_is_there() {
     worker.stop().await;
     node.stop().await;
 }
+
+/// A queue that refuses keeps its own jobs in the spool, in order, and nobody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_refuses_holds_up_no_other() {
+    let dir = new_folder();
+    let (mut node, broker) = Broker::private(&dir).await;
+    let stage = Stage::private(broker, dir);
+    let front = spooling(&stage, "spool", &[("HOPLINE_AMQP_QUEUES", "default")]).await;
+    front.until_ready().await;
+    let one = [("HOPLINE_WORKER_CONCURRENCY", "1"), ("HOPLINE_WORKER_PREFETCH", "1")];
+    let mut worker = stage.ledger_worker(&one);
+    stage.ledger().until_all_ended(&[front.submit(&stage, json!({})).await]).await;
+    worker.stop().await;
+    let pattern = format!("^{}$", stage.work_queue().replace('.', "\\."));
+    let limit = ["set_policy", "--apply-to", "queues", "small", &pattern, r#"{"max-length":3}"#];
+    node.ctl(&limit).await.expect("a policy");
+    away(&mut node, &front).await;
+    let elsewhere = json!({ "kind": "ledger.do", "queue": "default" });
+    let mut jobs = Vec::new();
+    for number in 0..30 {
+        let answer = front.post("/v1/jobs", &item(&stage, &json!({}))).await;
+        assert_eq!((answer.status, &answer.body["status"]), (202, &json!("spooled")), "{answer:?}");
+        jobs.push(answer.id());
+        if number % 10 == 0 {
+            let other = front.post("/v1/jobs", &elsewhere).await;
+            assert_eq!((other.status, &other.body["status"]), (202, &json!("spooled")), "{other:?}");
+        }
+    }
+    node.restart().await.expect("the broker comes back");
+    eventually("a job of the other queue goes straight", async || {
+        let answer = front.post("/v1/jobs", &elsewhere).await;
+        (answer.status == 202 && answer.body["status"] == "queued").then_some(())
+    })
+    .await;
+    front
+        .process
+        .until_logged("jobs are left in the spool for now", "the broker refused jobs for queue")
+        .await;
+    let behind = front.post("/v1/jobs", &item(&stage, &json!({}))).await;
+    assert_eq!((behind.status, &behind.body["status"]), (202, &json!("spooled")), "{behind:?}");
+    jobs.push(behind.id());
+    node.ctl(&["clear_policy", "small"]).await.expect("no policy");
+    let mut worker = stage.ledger_worker(&one);
+    stage.ledger().until_all_ended(&jobs).await;
+    emptied(&front).await;
+    let ran = stage.ledger().lines().into_iter().filter(|line| line.word == "start").map(|line| line.job);
+    let ran: Vec<String> = ran.filter(|job| jobs.contains(job)).collect();
+    assert_eq!(ran, jobs, "each ran once, in the order in which it was accepted");
+    worker.stop().await;
+    node.stop().await;
+}

@@ -1,13 +1,13 @@
 //! The file of reservations: one table, one transaction at a time. Knows nothing of threads and claims.
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Statement, TransactionBehavior, params};
 use tracing::error;
 
 use super::{Digest, KEPT};
-use crate::{job::JobId, record::store};
+use crate::{disk, job::JobId, record::store};
 
 /// The version of the table; the file's `user_version`.
 const VERSION: i64 = 1;
@@ -81,7 +81,7 @@ impl Table {
     /// Why the file cannot be used.
     pub(super) fn open(path: &Path, most: i64) -> Result<Self, String> {
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|error| error.to_string())?;
+            disk::make_folder(folder).map_err(|error| error.to_string())?;
         }
         let opened = match Self::open_file(path, most) {
             Err(Failure::Corrupt(why)) => {

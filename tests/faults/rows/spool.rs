@@ -154,12 +154,12 @@ pub(crate) async fn killed(site: Site, scale: Scale) -> Played {
     scene.end(times, &Expected::default()).await
 }
 
-/// The disk of a spool fills up while the broker is away.
+/// The disk of a spool fills up while the broker is away, and is still full when it is back.
 pub(crate) async fn disk_full(site: Site, scale: Scale) -> Played {
     let mut scene = set(site, scale, LASTING, true).await;
     Scene::stop(&mut scene.fronts[1].front.process, scale.patience()).await;
     let dir = scene.stage.dir.join("spool-1");
-    let _small = Small::mount(&dir, scale.of(64, 16));
+    let _small = Small::mount(&dir, scale.of(96, 48));
     scene.restart_front(1).await;
     scene.until_ready().await;
     scene.node().await.stop().await;
@@ -176,15 +176,26 @@ pub(crate) async fn disk_full(site: Site, scale: Scale) -> Played {
         until("the spool takes jobs again", scale.patience(), async || spooled(&scene, 1).await > taken)
             .await;
     }
+    let filler = fill_disk(&dir);
     scene.node().await.restart().await.expect("the broker comes back");
+    until("the full disk is emptied", scale.patience(), async || {
+        // A front that does not answer has not emptied it.
+        ready(&scene, 1).await["spool"]["jobs"] == 0
+    })
+    .await;
+    fs::remove_file(filler).expect("removed");
     scene.end(times, &Expected::default()).await
 }
 
 /// How many jobs wait in a front's spool.
 async fn spooled(scene: &Scene, front: usize) -> u64 {
+    ready(scene, front).await["spool"]["jobs"].as_u64().unwrap_or(0)
+}
+
+async fn ready(scene: &Scene, front: usize) -> serde_json::Value {
     let url = format!("{}/readyz", scene.fronts[front].front.url);
-    let Ok(answer) = reqwest::get(url).await else { return 0 };
-    answer.json::<serde_json::Value>().await.unwrap_or_default()["spool"]["jobs"].as_u64().unwrap_or(0)
+    let Ok(answer) = reqwest::get(url).await else { return serde_json::Value::Null };
+    answer.json().await.unwrap_or_default()
 }
 
 async fn set(site: Site, scale: Scale, cast: Cast, spools: bool) -> Scene {
