@@ -273,7 +273,7 @@ pub(super) fn members(found: &Found, names: &Names) -> Finding {
             members.iter().filter(|member| !online.contains(member)).map(String::as_str).collect();
         if lacks_leader(queue) {
             tell(Level::Fail, format!("{name} has no leader"));
-        } else if online.len() * 2 <= members.len() {
+        } else if !members.is_empty() && online.len() * 2 <= members.len() {
             tell(Level::Fail, format!("{name} has no majority: {} is away", away.join(", ")));
         } else if !away.is_empty() {
             tell(Level::Warn, format!("{name}: {} is away", away.join(", ")));

