@@ -59,6 +59,8 @@ pub(super) struct Index {
     places: BTreeMap<i64, Arc<Lane>>,
     /// How many of them there are.
     lanes: HashMap<Arc<Lane>, u64>,
+    /// The kinds among them: there may be many more queues.
+    kinds: HashSet<Kind>,
     pub(super) fill: Fill,
     pub(super) tally: Tally,
 }
@@ -89,6 +91,11 @@ impl Index {
         let lane =
             self.lanes.get_key_value(&lane).map_or_else(|| Arc::new(lane), |(lane, _)| Arc::clone(lane));
         *self.lanes.entry(Arc::clone(&lane)).or_default() += 1;
+        if let Lane::Kind(kind) = &*lane
+            && !self.kinds.contains(kind)
+        {
+            self.kinds.insert(kind.clone());
+        }
         self.places.insert(place, lane);
     }
 
@@ -98,6 +105,9 @@ impl Index {
             *count -= 1;
             if *count == 0 {
                 self.lanes.remove(&lane);
+                if let Lane::Kind(kind) = &*lane {
+                    self.kinds.remove(kind);
+                }
             }
         }
         true
@@ -144,11 +154,7 @@ impl Index {
         if self.lanes.contains_key(&Lane::Queue(queue.clone())) {
             return true;
         }
-        let mut kinds = self.lanes.keys().filter_map(|lane| match &**lane {
-            Lane::Kind(kind) => Some(kind),
-            Lane::Queue(_) => None,
-        });
-        kinds.by_ref().take(KINDS_MAX).any(|kind| queue_of(kind) == *queue) || kinds.next().is_some()
+        self.kinds.len() > KINDS_MAX || self.kinds.iter().any(|kind| queue_of(kind) == *queue)
     }
 }
 

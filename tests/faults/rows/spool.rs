@@ -157,6 +157,10 @@ pub(crate) async fn killed(site: Site, scale: Scale) -> Played {
 /// The disk of a spool fills up while the broker is away, and is still full when it is back.
 pub(crate) async fn disk_full(site: Site, scale: Scale) -> Played {
     let mut scene = set(site, scale, LASTING, true).await;
+    scene.until_ready().await;
+    // What it spooled while it started would lie below the small disk.
+    until("the spool is empty", scale.patience(), async || ready(&scene, 1).await["spool"]["jobs"] == 0)
+        .await;
     Scene::stop(&mut scene.fronts[1].front.process, scale.patience()).await;
     let dir = scene.stage.dir.join("spool-1");
     let _small = Small::mount(&dir, scale.of(96, 48));
