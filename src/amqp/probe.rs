@@ -232,8 +232,11 @@ impl Probe {
         let none = FieldTable::default;
         match act {
             Act::Configure(name) => {
-                self.ask(async |channel| channel.queue_declare(short(name), own, none()).await.map(drop))
-                    .await
+                self.ask(async |channel| {
+                    channel.queue_declare(short(name), own, none()).await?;
+                    forget(channel, name).await
+                })
+                .await
             }
             Act::Declare(object) => {
                 self.look(object).await?;
@@ -244,8 +247,11 @@ impl Probe {
                 let mut arguments = none();
                 let to = AMQPValue::LongString(exchange.as_str().into());
                 arguments.insert("x-dead-letter-exchange".into(), to);
-                self.ask(async |channel| channel.queue_declare(short(name), own, arguments).await.map(drop))
-                    .await
+                self.ask(async |channel| {
+                    channel.queue_declare(short(name), own, arguments).await?;
+                    forget(channel, name).await
+                })
+                .await
             }
             // The right is looked at before the arguments are: an argument that cannot be ends it before a message comes.
             Act::Read(queue) => {
@@ -266,7 +272,8 @@ impl Probe {
                 let options = QueueBindOptions::default();
                 self.ask(async |channel| {
                     channel.queue_declare(short(name), own, none()).await?;
-                    channel.queue_bind(short(name), short(exchange), short(name), options, none()).await
+                    channel.queue_bind(short(name), short(exchange), short(name), options, none()).await?;
+                    forget(channel, name).await
                 })
                 .await
             }
@@ -276,6 +283,11 @@ impl Probe {
     pub(crate) async fn close(self) {
         drop(timeout(Duration::from_secs(2), self.connection.close(200, "bye".into())).await);
     }
+}
+
+/// Deletes a queue of one's own: the next act that declares one under its name would only find it.
+async fn forget(channel: &Channel, name: &str) -> Result<(), lapin::Error> {
+    channel.queue_delete(short(name), QueueDeleteOptions::default()).await.map(drop)
 }
 
 impl Refusal {
