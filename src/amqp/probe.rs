@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use async_rs::Runtime;
 use lapin::{
     Channel, Connection, ConnectionProperties, ErrorKind,
-    options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions},
+    options::{BasicConsumeOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions},
     protocol::AMQPErrorKind,
     types::{AMQPValue, FieldTable},
     uri::AMQPScheme,
