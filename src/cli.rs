@@ -109,8 +109,7 @@ enum Command {
 /// own and stand in their help.
 #[must_use]
 pub fn main() -> ExitCode {
-    // No HTTP client can be made without. Somebody else's would be as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    crate::crypto::choose();
     let command = Arguments::parse().command;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -12,6 +12,8 @@ pub mod cli;
 pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
+mod crypto;
+#[cfg(feature = "server")]
 mod disk;
 pub(crate) mod doctor;
 pub mod event;

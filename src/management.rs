@@ -104,6 +104,7 @@ impl Management {
         let _ = base.set_password(None);
         base.set_query(None);
         base.set_fragment(None);
+        crate::crypto::choose();
         let http = reqwest::Client::builder().connect_timeout(PATIENCE).timeout(PATIENCE);
         let loopback = matches!(base.host_str(), Some("localhost" | "[::1]"))
             || base.host_str().is_some_and(|host| host.starts_with("127."));

@@ -25,6 +25,7 @@ pub(super) fn plain() -> ClientBuilder {
 
 /// A client for HTTPS: it trusts what `HOPLINE_CA_FILE` names, else what the system trusts.
 pub(super) fn secure() -> anyhow::Result<ClientBuilder> {
+    crate::crypto::choose();
     let Some(path) = std::env::var_os(CA_FILE) else { return Ok(ClientBuilder::new()) };
     let shown = path.display().to_string();
     let pem = fs::read(&path).with_context(|| format!("cannot read {shown}, which {CA_FILE} names"))?;
