@@ -15,6 +15,7 @@ pub mod config;
 mod crypto;
 #[cfg(feature = "server")]
 mod disk;
+#[cfg(feature = "server")]
 pub(crate) mod doctor;
 pub mod event;
 #[cfg(feature = "fuzzing")]
