@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{
     App,
     answer::{self, Accepted},
-    body::{self, Inbound, Media, Room},
+    body::{self, Inbound, Media, Received, Room},
     fields::{self, Errors},
     job::{IdPath, read_id},
     keyed::{self, Begun},
@@ -50,6 +50,16 @@ async fn submit(app: &App, id: Option<JobId>, inbound: &mut Inbound) -> Result<R
     if media == Media::Unsaid && !received.bytes.is_empty() {
         return Err(body::content_type_missing());
     }
+    // Memory for what comes next is taken when the body is there: slow clients are many.
+    Box::pin(submit_received(app, id, inbound, received)).await
+}
+
+async fn submit_received(
+    app: &App,
+    id: Option<JobId>,
+    inbound: &mut Inbound,
+    received: Received,
+) -> Result<Response, Problem> {
     let (start, now) = (Instant::now(), Timestamp::now());
     let mut errors = Errors::new(ERRORS_MAX);
     let headers = &inbound.parts.headers;
