@@ -189,6 +189,7 @@ impl Load {
         let begun = Instant::now();
         while self.accepted() < self.shared.pace.jobs {
             assert!(begun.elapsed() < patience, "only {} accepted in {patience:?}", self.accepted());
+            // Clients count their answers; nobody is told of each.
             sleep(LOOK).await;
         }
         self.shared.stop.cancel();
@@ -284,6 +285,7 @@ async fn watch(shared: Arc<Shared>, mut tail: Tail) {
             last = Instant::now();
         }
         shared.stalled(last.elapsed());
+        // What workers write tells nobody: it is looked at.
         sleep(LOOK).await;
     }
 }
@@ -301,6 +303,7 @@ async fn client(shared: Arc<Shared>, number: usize) {
             _ = hold.wait_for(|hold| !hold) => {}
         }
         if shared.open() > shared.pace.open_max {
+            // The load waits for the jobs, not they for it.
             sleep(AGAIN).await;
             continue;
         }

@@ -193,6 +193,7 @@ async fn pump(from: &mut ReadHalf<'_>, to: &mut WriteHalf<'_>, weather: watch::R
             Mode::Delay(late) => sleep(late).await,
             Mode::Throttle(rate) => {
                 let millis = count as u64 * 1000 / u64::from(rate.max(1));
+                // The fault itself: so long takes what goes through.
                 sleep(Duration::from_millis(millis)).await;
             }
             Mode::Pass | Mode::Refuse => {}

@@ -25,6 +25,7 @@ pub(crate) async fn away(site: Site, scale: Scale) -> Played {
     {
         let mut node = scene.node().await;
         node.stop().await;
+        // How long the fault lasts.
         sleep(time).await;
         node.restart().await.expect("the broker comes back");
     }
@@ -66,6 +67,7 @@ async fn alarm(site: Site, scale: Scale, on: [&str; 2], off: [&str; 2]) -> Playe
     let scene = Scene::set(site, scale, USUAL).await;
     let time = scale.seconds(30, 3);
     scene.ctl(&on).await;
+    // How long the fault lasts.
     sleep(time).await;
     scene.ctl(&off).await;
     scene.end(format!("{} s", time.as_secs()), &Expected::default()).await

@@ -83,6 +83,7 @@ async fn play(site: Site, scale: Scale, besides: Besides) -> Played {
             }
         }
         assert!(begun.elapsed() < scale.patience(), "{crashes} crashes, and the poison job is not dead");
+        // A restarter looks at its processes.
         sleep(LOOK).await;
     };
     let expected = Expected { poison: BTreeSet::from([poison]), judge: 0 };

@@ -25,6 +25,7 @@ async fn every_second(site: Site, scale: Scale, end: fn(&Proxy) -> usize) -> Pla
     let times = scale.of(60, 5);
     let mut ended = 0;
     for _ in 0..times {
+        // The rhythm of the fault.
         sleep(Duration::from_secs(1)).await;
         ended += scene.proxies().map(end).sum::<usize>();
     }
@@ -60,6 +61,7 @@ async fn slow(site: Site, scale: Scale, mode: Mode, how: &str) -> Played {
     let scene = Scene::set(site, scale, USUAL).await;
     let time = scale.seconds(30, 5);
     scene.proxies().for_each(|proxy| proxy.set(mode));
+    // How long the fault lasts.
     sleep(time).await;
     scene.end(format!("{how}, {} s", time.as_secs()), &Expected::default()).await
 }
@@ -70,10 +72,12 @@ pub(crate) async fn partition(site: Site, scale: Scale) -> Played {
     let alone = &scene.fronts[1].proxy;
     alone.set(Mode::Refuse);
     alone.cut();
+    // How long the fault lasts.
     sleep(time).await;
     alone.set(Mode::Pass);
     scene.until_ready().await;
     alone.set(Mode::Hang);
+    // As long again.
     sleep(time).await;
     // The one that was away has it all at the end.
     let expected = Expected { judge: 1, ..Expected::default() };

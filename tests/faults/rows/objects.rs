@@ -32,6 +32,7 @@ pub(crate) async fn channels(site: Site, scale: Scale) -> Played {
             let deleted = channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await;
             deleted.expect("deleted");
             times += 1;
+            // The rhythm of the fault.
             sleep(SOON).await;
         }
         scene.until_more_ended(scale.of(200, 10)).await;
