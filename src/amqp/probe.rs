@@ -40,7 +40,7 @@ impl Target {
         let uri = version::parse(url.expose())?;
         let login = uri.authority.userinfo;
         Ok(Self {
-            host: uri.authority.host.trim_matches(['[', ']']).to_owned(),
+            host: uri.authority.host,
             port: uri.authority.port,
             tls: uri.scheme != AMQPScheme::AMQP,
             user: login.username,

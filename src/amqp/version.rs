@@ -57,7 +57,7 @@ impl BrokerVersion {
 /// A sentence: nobody listens, or nobody answers within `deadline`.
 pub(crate) async fn ask(url: &str, deadline: Duration) -> Result<Option<BrokerVersion>, String> {
     let uri = parse(url)?;
-    let address = (uri.authority.host.trim_matches(['[', ']']).to_owned(), uri.authority.port);
+    let address = (uri.authority.host.clone(), uri.authority.port);
     if uri.scheme != AMQPScheme::AMQP {
         return Ok(None);
     }
@@ -86,7 +86,20 @@ pub(crate) fn parse(url: &str) -> Result<AMQPUri, String> {
         )
     };
     let uri: AMQPUri = url.parse().map_err(wrong)?;
+    // lapin's parser takes any for localhost.
+    if has_ipv6(url) {
+        return Err(wrong(
+            "an IPv6 address cannot be written here; give a name that resolves to it".to_owned(),
+        ));
+    }
     if uri.authority.host.is_empty() { Err(wrong("it names no host".to_owned())) } else { Ok(uri) }
+}
+
+/// Whether the host is an IPv6 address in brackets.
+fn has_ipv6(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    authority.rsplit('@').next().is_some_and(|host| host.starts_with('['))
 }
 
 pub(super) async fn first_frame(address: (String, u16)) -> io::Result<Vec<u8>> {
@@ -128,6 +141,20 @@ mod tests {
         frame.truncate(frame.len() - 1);
         assert_eq!(property(&frame, "version"), None, "shorter than it says");
         assert_eq!(property(b"\x07versionS\xff\xff\xff\xff", "version"), None);
+    }
+
+    #[test]
+    fn ipv6_addresses_are_refused() {
+        for bad in
+            ["amqp://[::1]:5672/%2f", "amqp://guest:guest@[2001:db8::1]", "amqps://u:p@[::1]/v?heartbeat=5"]
+        {
+            assert!(parse(bad).unwrap_err().contains("IPv6"), "{bad}");
+        }
+        for good in
+            ["amqp://guest:%5b@localhost:5672/%2f", "amqp://127.0.0.1/[v]", "amqp://u:p@rabbit.example"]
+        {
+            assert!(parse(good).is_ok(), "{good}");
+        }
     }
 
     #[test]

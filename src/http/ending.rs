@@ -4,7 +4,7 @@
 //! (`http.max_waiters`); a client that goes away drops its future, and with it its place.
 
 use std::{
-    future::{Future, pending},
+    future::{Future, ready},
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde_json::value::RawValue;
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use super::{
@@ -37,6 +37,8 @@ use crate::{
 pub(super) const CATCH_UP: Duration = Duration::from_secs(2);
 /// How long after a change the record is looked at: a reply is faster, and news often come several at a time.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long after the record told of an end its reply is waited for, where only that has the output.
+const REPLY_GRACE: Duration = Duration::from_secs(1);
 
 /// How a run ended, and who said so.
 #[derive(Debug)]
@@ -85,7 +87,7 @@ impl App {
             Some(waiter) if taken == Taken::Broker => {
                 self.end_of(id, watch, waiter.reply(deadline), deadline).await
             }
-            _ => self.end_of(id, watch, pending(), deadline).await,
+            _ => self.end_of(id, watch, ready(None), deadline).await,
         };
         Ok((taken, end))
     }
@@ -103,7 +105,7 @@ impl App {
             return Ok(Some(End::Record(Box::new(job))));
         }
         let _place = self.enter_wait()?;
-        Ok(self.end_of(id, watch, pending(), deadline).await)
+        Ok(self.end_of(id, watch, ready(None), deadline).await)
     }
 
     /// Waits for the end of the job's present run, as far as the record tells. At the deadline, or when the server
@@ -122,7 +124,7 @@ impl App {
             return Ok(Some(known));
         }
         let _place = self.enter_wait()?;
-        match self.end_of(id, watch, pending(), deadline).await {
+        match self.end_of(id, watch, ready(None), deadline).await {
             Some(End::Record(job)) => Ok(Some(*job)),
             _ => self.look_up(id).await,
         }
@@ -191,6 +193,10 @@ impl App {
                     let ended = self.ended(id).await;
                     look = next_look(&ended, Instant::now());
                     match ended {
+                        Ok(Some(end)) if !replied && is_without_output(&end) => {
+                            let grace = deadline.min(Instant::now() + REPLY_GRACE);
+                            return Some(timeout_at(grace, reply).await.ok().flatten().map_or(end, End::Reply));
+                        }
                         Ok(Some(end)) => return Some(end),
                         _ if Instant::now() >= deadline => return None,
                         _ => {}
@@ -227,6 +233,11 @@ impl App {
             _ => told(job, &reply),
         }
     }
+}
+
+/// Whether the run has an output that was too long for the record.
+fn is_without_output(end: &End) -> bool {
+    matches!(end, End::Record(job) if job.output_omitted)
 }
 
 /// When the record is looked at again without a change. One that could not be read may have known the end, and no other
