@@ -196,7 +196,8 @@ impl Inbound {
                 return Err(too_large());
             }
             if len > bytes.capacity() {
-                let capacity = (2 * bytes.capacity()).clamp(FIRST, most.max(FIRST)).max(len);
+                // No more than came at first: what a slow client has announced may never come.
+                let capacity = (2 * bytes.capacity()).min(most).max(len);
                 room.cover(capacity)?;
                 bytes.reserve_exact(capacity - bytes.len());
             }

@@ -65,7 +65,10 @@ async fn check(
 ) -> Response {
     match guarding.guard.check(request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(problem) => body::refuse(request, &guarding.memory, guarding.read_timeout, problem).await,
+        // In a box: few are refused, and each request's future would have the size of this.
+        Err(problem) => {
+            Box::pin(body::refuse(request, &guarding.memory, guarding.read_timeout, problem)).await
+        }
     }
 }
 

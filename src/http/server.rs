@@ -152,7 +152,8 @@ async fn connection(
         () = stopping.cut.cancelled() => return,
     };
     match accepted {
-        Ok(stream) => serve(stream, router, settings, stopping).await,
+        // In a box: it is the larger one, and plain connections are tasks of this size, too.
+        Ok(stream) => Box::pin(serve(stream, router, settings, stopping)).await,
         // Whoever speaks something else is not answered in it.
         Err(error) => tracing::debug!(error = %error, "no TLS was agreed on"),
     }
@@ -188,14 +189,14 @@ where
         }
     };
     match result {
-        Err(error) if error.is_timeout() => late(*Pin::into_inner(connection)).await,
+        Err(error) if error.is_timeout() => Box::pin(late(Pin::into_inner(connection))).await,
         Err(error) => tracing::debug!(error = %error, "a connection broke"),
         Ok(()) => {}
     }
 }
 
 /// Tells a client whose head came too slowly; one that had sent nothing was idle, and is closed without a word.
-async fn late<S, H>(connection: Connection<TokioIo<Stall<S>>, H>)
+async fn late<S, H>(connection: Box<Connection<TokioIo<Stall<S>>, H>>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: HttpService<Incoming, ResBody = Body>,

@@ -15,7 +15,7 @@ use crate::support::process::{Front, PATIENCE, Stage, eventually};
 /// Connections of the slow.
 const SLOW: usize = 10_000;
 /// What one of them may cost, in a debug build, whose futures are large.
-const EACH: usize = 64 << 10;
+const EACH: usize = 48 << 10;
 const MIB: usize = 1 << 20;
 
 /// Bytes of a process that are in memory.
