@@ -172,14 +172,6 @@ impl Caller {
         let (entry, keyring) = (Arc::clone(entry), keyring.clone());
         Some(async move { keyring.until_changed(&entry).await })
     }
-
-    /// The same, for one who has a key.
-    pub(super) async fn changed(&self) {
-        match self {
-            Self::Key(entry, keyring) => keyring.until_changed(entry).await,
-            Self::Anyone | Self::Nobody => std::future::pending().await,
-        }
-    }
 }
 
 /// What the args of an act say of its queue.
