@@ -272,11 +272,10 @@ impl Batch {
 
     /// Refuses what does not fit what its kind's workers say.
     async fn check(&mut self, app: &App) {
-        let mut fit = Vec::with_capacity(self.ready.len());
+        let (mut fit, mut checking) = (Vec::with_capacity(self.ready.len()), app.checking());
         for (index, (place, job, claim)) in std::mem::take(&mut self.ready).into_iter().enumerate() {
             let told = if self.refused < TOLD_ALL { ITEM_ERRORS_MAX } else { 1 };
-            let Submission { envelope, .. } = &job;
-            match app.check_args(&envelope.kind, &envelope.args, "/args", told).await {
+            match checking.check(&job.envelope, "/args", told).await {
                 Ok(()) => fit.push((place, job, claim)),
                 Err(problem) => {
                     self.refused += 1;

@@ -108,7 +108,7 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };
     let (begun, deadline) = (keyed::begin(app, named, &envelope.kind, None).await?, start + wait.patience);
     if matches!(begun, Begun::New(_)) {
-        app.check_args(&envelope.kind, &job.envelope.args, "", ERRORS_MAX).await?;
+        app.checking().check(&job.envelope, "", ERRORS_MAX).await?;
     }
     let replayed = matches!(begun, Begun::Repeat(_));
     let (accepted_now, is_accepted) = oneshot::channel();
