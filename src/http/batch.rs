@@ -18,7 +18,7 @@ use super::{
     App,
     access::Caller,
     answer::{self, status_of},
-    body::{self, Inbound, Media, Room, held},
+    body::{self, Inbound, Media, Received, Room, held},
     fields::{self, Errors, FieldError, Items},
     finished,
     keyed::{self, Begun},
@@ -54,10 +54,20 @@ pub(super) async fn post(State(app): State<App>, request: Request) -> Response {
 
 async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     let media = inbound.media(true)?;
-    let mut received = inbound.read(app.http.batch_bytes).await?;
+    let received = inbound.read(app.http.batch_bytes).await?;
     if media == Media::Unsaid && !received.bytes.is_empty() {
         return Err(body::content_type_missing());
     }
+    // Memory for what comes next is taken when the body is there: slow clients are many.
+    Box::pin(submit_received(app, inbound, media, received)).await
+}
+
+async fn submit_received(
+    app: &App,
+    inbound: &mut Inbound,
+    media: Media,
+    mut received: Received,
+) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
     naming::refuse_key(
         &inbound.parts.headers,
