@@ -1,10 +1,13 @@
 //! The file of keys: a key a line, as JSON. Readable by its owner alone, and replaced as a whole.
+//!
+//! Whoever replaces it may be somebody else than the server that reads it: it stays its owner's, and its group's if that
+//! could read it.
 
 use std::{
     collections::HashSet,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, Metadata, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -84,25 +87,48 @@ impl KeyFile {
         &self,
         change: impl FnOnce(&mut Vec<Entry>) -> Result<T, AccessError>,
     ) -> Result<T, AccessError> {
-        let _lock = self.lock()?;
-        let mut entries = match self.read() {
+        let file = self.behind_links()?;
+        let _lock = file.lock()?;
+        let mut entries = match file.read() {
             Err(AccessError::Missing(_)) => Vec::new(),
             read => read?,
         };
         let done = change(&mut entries)?;
         let mut text = String::new();
         for entry in &entries {
-            text += &serde_json::to_string(entry).map_err(|error| self.failed("write")(error.into()))?;
+            text += &serde_json::to_string(entry).map_err(|error| file.failed("write")(error.into()))?;
             text.push('\n');
         }
-        self.replace(text.as_bytes()).map_err(self.failed("write"))?;
+        // What nobody could read again would keep everybody out.
+        file.parse(&text)?;
+        file.replace(text.as_bytes()).map_err(file.failed("write"))?;
         Ok(done)
+    }
+
+    /// The file itself, where the path is a link: to replace the link would leave the old keys to who reads the file.
+    fn behind_links(&self) -> Result<Self, AccessError> {
+        if !self.path.is_symlink() {
+            return Ok(self.clone());
+        }
+        fs::canonicalize(&self.path).map(Self::new).map_err(self.failed("write"))
+    }
+
+    /// As the file is that is there now.
+    fn metadata(&self) -> io::Result<Option<Metadata>> {
+        match fs::metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            metadata => metadata.map(Some),
+        }
     }
 
     /// The right to write, held until it is dropped or its process ends. A file of its own: the other one is replaced.
     fn lock(&self) -> Result<File, AccessError> {
         let lock = || {
             let file = OpenOptions::new().create(true).append(true).mode(0o600).open(self.beside(".lock"))?;
+            if let Some(keys) = self.metadata()? {
+                // Or the keys' owner could not lock them any more. Who may not do that has made no lock for others either.
+                let _ = give(&file, &keys);
+            }
             file.lock()?;
             Ok(file)
         };
@@ -117,10 +143,16 @@ impl KeyFile {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&new, &self.path)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        let written = || {
+            if let Some(old) = self.metadata()? {
+                give(&file, &old)?;
+            }
+            (&file).write_all(content)?;
+            file.sync_all()?;
+            fs::rename(&new, &self.path)
+        };
+        written().inspect_err(|_| drop(fs::remove_file(&new)))?;
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
     }
@@ -150,9 +182,23 @@ impl KeyFile {
     }
 }
 
+/// Gives a file to the owner and the group of `old`; the group may read it if it could read that one.
+fn give(file: &File, old: &Metadata) -> io::Result<()> {
+    let own = file.metadata()?;
+    if (own.uid(), own.gid()) != (old.uid(), old.gid()) {
+        fchown(file, Some(old.uid()), Some(old.gid())).map_err(|error| {
+            let (user, group) = (old.uid(), old.gid());
+            let why =
+                format!("it belongs to user {user} and group {group}, to whom it cannot be given: {error}");
+            io::Error::new(error.kind(), why)
+        })?;
+    }
+    file.set_permissions(Permissions::from_mode(0o600 | old.mode() & 0o040))
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{chown, symlink};
 
     use super::*;
     use crate::access::{Scope, entry::tests::made};
@@ -206,6 +252,67 @@ pub(crate) mod tests {
         let before = file.stamp();
         let refused = file.update(|_| Err::<(), _>(AccessError::Random));
         assert!(refused.is_err() && file.stamp() == before, "nothing was written");
+    }
+
+    fn add(file: &KeyFile, name: &str) -> Result<(), AccessError> {
+        let (entry, _) = made(name, &[Scope::Read], None);
+        file.update(|known| {
+            known.push(entry);
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn whoever_replaces_it_it_stays_its_owners() {
+        let place = Place::new();
+        let (file, lock) = (place.file(), place.0.join("keys.lock"));
+        add(&file, "a").unwrap();
+        fs::set_permissions(file.path(), Permissions::from_mode(0o644)).unwrap();
+        // Only root may give files away.
+        let given = chown(file.path(), Some(10_001), Some(10_002)).is_ok();
+        add(&file, "b").unwrap();
+        let metadata = fs::metadata(file.path()).unwrap();
+        assert_eq!(metadata.mode() & 0o777, 0o640, "its group reads it, and others do not");
+        if given {
+            assert_eq!((metadata.uid(), metadata.gid()), (10_001, 10_002));
+            let lock = fs::metadata(&lock).unwrap();
+            assert_eq!((lock.uid(), lock.gid()), (10_001, 10_002));
+        }
+        assert_eq!(file.read().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_link_stays_one() {
+        let (place, elsewhere) = (Place::new(), Place::new());
+        let (link, file) = (place.file(), elsewhere.file());
+        symlink(file.path(), link.path()).unwrap();
+        assert!(matches!(add(&link, "a"), Err(AccessError::File { .. })), "a link to nothing");
+        add(&file, "a").unwrap();
+        add(&link, "b").unwrap();
+        assert!(link.path().is_symlink());
+        assert_eq!(file.read().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_nobody_could_read_again_is_not_written() {
+        let place = Place::new();
+        let file = place.file();
+        add(&file, "a").unwrap();
+        let before = file.stamp();
+        let twice = file.update(|known| {
+            known.push(known[0].clone());
+            Ok(())
+        });
+        assert!(matches!(twice, Err(AccessError::Line { line: 2, .. })));
+        let many = file.update(|known| {
+            let (entry, _) = made("b", &[Scope::Read], None);
+            let others =
+                (0..KEYS_MAX).map(|n| Entry { id: format!("{n:012x}").parse().unwrap(), ..entry.clone() });
+            known.extend(others);
+            Ok(())
+        });
+        assert!(many.unwrap_err().to_string().contains("more than"));
+        assert!(file.stamp() == before && file.read().unwrap().len() == 1);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(crate) mod record;
 mod state;
 mod teller;
 
+#[cfg(feature = "server")]
+use std::collections::BTreeSet;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -57,6 +59,8 @@ use super::{
     publisher::Publisher,
     stream::{Item, StreamReader},
 };
+#[cfg(feature = "server")]
+use crate::job::Schema;
 use crate::job::{JobId, Kind, QueueName, wire::Message};
 
 /// Records read ahead: some hundred KB each where many jobs were cancelled at once.
@@ -168,6 +172,26 @@ impl Control {
     /// that came last first; none if nobody has announced it, or nothing is remembered of schemas here.
     pub(crate) fn versions(&self, kind: &Kind, gone: impl Fn(&str, Instant) -> bool) -> Vec<Version> {
         self.state().kinds.versions(kind, record::now(), gone)
+    }
+
+    /// The queues of all announced kinds.
+    #[cfg(feature = "server")]
+    pub(crate) fn queues(&self) -> BTreeSet<QueueName> {
+        let state = self.state();
+        let queues: BTreeSet<&QueueName> = state.kinds.routes().map(|(_, route)| &route.queue).collect();
+        queues.into_iter().cloned().collect()
+    }
+
+    /// What args of a kind must fit one of, where they go to `queue`; none: anything is taken. `gone` as for
+    /// [`Control::versions`].
+    #[cfg(feature = "server")]
+    pub(crate) fn args_schemas(
+        &self,
+        kind: &Kind,
+        queue: &QueueName,
+        gone: impl Fn(&str, Instant) -> bool,
+    ) -> Option<Vec<Schema>> {
+        self.state().kinds.args(kind, queue, record::now(), gone)
     }
 
     /// Whether an HTTP process has ever said that it is there: workers' questions can be answered.

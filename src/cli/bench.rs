@@ -150,17 +150,7 @@ const ROWS: [(&str, &str, &str); 14] = [
 /// Runs the benchmark and prints its table.
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     ensure!(arguments.jobs >= 1 && arguments.calls >= 1 && arguments.rounds >= 1, "nothing to measure");
-    let mut config = Config::load()?;
-    let id = crate::JobId::new().to_string();
-    config.amqp.prefix = format!("bench-{}", &id[id.len() - 12..]);
-    config.amqp.ladder_prefix = String::new();
-    config.amqp.queues = vec![QueueName::parse(Noop::QUEUE)?];
-    config.http.listen = ([127, 0, 0, 1], 0).into();
-    config.worker.concurrency = 100;
-    config.worker.prefetch = 500;
-    config.worker.health = None;
-    config.record.path = std::env::temp_dir().join(&config.amqp.prefix);
-
+    let config = of_its_own(Config::load()?)?;
     let baseline = Baseline::start(&config.amqp, &format!("{}.raw", config.amqp.prefix), ARGS).await?;
     let bench = Bench::start(config.clone(), &arguments).await?;
     let mut table = Table::default();
@@ -174,6 +164,24 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     baseline.end().await?;
     print(&table, &arguments);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the broker is asked with, and all else apart from what may run here already.
+fn of_its_own(mut config: Config) -> anyhow::Result<Config> {
+    let id = crate::JobId::new().to_string();
+    config.amqp.prefix = format!("bench-{}", &id[id.len() - 12..]);
+    config.amqp.ladder_prefix = String::new();
+    config.amqp.queues = vec![QueueName::parse(Noop::QUEUE)?];
+    config.http.listen = ([127, 0, 0, 1], 0).into();
+    // It has no key of this file, and asks over plain HTTP.
+    (config.http.keys, config.http.tls_cert, config.http.tls_key) = (None, None, None);
+    config.worker.concurrency = 100;
+    config.worker.prefetch = 500;
+    config.worker.health = None;
+    config.record.path = std::env::temp_dir().join(&config.amqp.prefix);
+    // A server may run here that has it.
+    config.spool.path = None;
+    Ok(config)
 }
 
 fn print(table: &Table, arguments: &Arguments) {
@@ -388,5 +396,23 @@ impl Bench {
         let _ = stop.send(());
         running.await??;
         result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_front_asks_for_no_key_and_no_tls() {
+        let mut config = Config::default();
+        let file = || Some("file".into());
+        (config.http.keys, config.http.tls_cert, config.http.tls_key) = (file(), file(), file());
+        config.spool.path = file();
+        let config = of_its_own(config).unwrap();
+        assert_eq!(config.spool.path, None);
+        let http = config.http;
+        assert_eq!((http.keys, http.tls_cert, http.tls_key), (None, None, None));
+        assert!(http.listen.ip().is_loopback());
     }
 }

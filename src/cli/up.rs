@@ -80,6 +80,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if arguments.supervise {
         return Ok(detach::in_background(supervise_detached(layout, scale)).await);
     }
+    check(&Config::load()?.http)?;
     layout.make_dirs()?;
     let Some(lock) = lock_or_join(&layout, &scale).await? else { return Ok(ExitCode::SUCCESS) };
     if arguments.detach {
@@ -89,6 +90,16 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     say::line("Starting; Ctrl-C ends all of it.");
     let was_ready = supervise(layout, scale, lock).await?;
     Ok(if was_ready { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
+}
+
+/// Checks that the front can be asked whether it is ready.
+fn check(http: &crate::config::Http) -> anyhow::Result<()> {
+    ensure!(
+        http.tls_cert.is_none() && http.tls_key.is_none(),
+        "`hopline up` is for a developer's machine and asks its front over plain HTTP: leave out http.tls_cert and \
+         http.tls_key (HOPLINE_HTTP_TLS_CERT, HOPLINE_HTTP_TLS_KEY) for it, or start `hopline serve` by itself"
+    );
+    Ok(())
 }
 
 /// `hopline down`.
@@ -238,5 +249,18 @@ async fn wait_for_lock(layout: &Layout, patience: Duration) -> anyhow::Result<Op
             return Ok(lock);
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_front_that_speaks_tls_is_refused() {
+        let mut http = crate::config::Http { keys: Some("keys".into()), ..Default::default() };
+        assert!(check(&http).is_ok());
+        (http.tls_cert, http.tls_key) = (Some("cert".into()), Some("key".into()));
+        assert!(check(&http).unwrap_err().to_string().contains("http.tls_cert"));
     }
 }

@@ -3,6 +3,8 @@
 //! Orders go to the control log, from where every worker and every HTTP process learns them; see
 //! [`crate::amqp::control`].
 
+#[cfg(feature = "server")]
+use std::collections::BTreeSet;
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
@@ -10,6 +12,8 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{Client, Live, Role, SubmitError};
+#[cfg(feature = "server")]
+use crate::amqp::control::Control;
 use crate::{
     amqp::{
         admin::Depth,
@@ -209,6 +213,23 @@ impl Client {
                 announced_by: workers.iter().map(ToString::to_string).collect(),
             })
             .collect()
+    }
+
+    /// What args of a kind must fit one of, in a job for `queue`; none: anything is taken, or it is not known.
+    #[cfg(feature = "server")]
+    pub(crate) fn args_schemas(&self, kind: &Kind, queue: &QueueName) -> Option<Vec<Schema>> {
+        let live = self.live().ok()?;
+        let (known, heartbeats) = (live.known.get()?, live.heartbeats.get()?);
+        if !known.is_caught_up() {
+            return None;
+        }
+        known.args_schemas(kind, queue, heartbeats.gone())
+    }
+
+    /// The queues of all kinds that workers have announced.
+    #[cfg(feature = "server")]
+    pub(crate) fn announced_queues(&self) -> BTreeSet<QueueName> {
+        self.live().ok().and_then(|live| live.known.get()).map(Control::queues).unwrap_or_default()
     }
 
     /// Whether workers have announced this kind, or the configuration routes it: not every name that a client makes up.

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use axum::{
     body::Body,
-    extract::{MatchedPath, Request, State},
+    extract::{FromRequestParts, MatchedPath, Path, Request, State},
     http::{HeaderMap, Method, header, request::Parts},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -28,11 +28,11 @@ use super::{
     body::{self, BodyMemory},
     guard,
     problem::{Code, Problem},
+    queues::{no_queue, read_queue},
 };
 use crate::{
     access::{AccessError, Denied, KeyFile, Keyring, Scope},
     config,
-    job::QueueName,
 };
 
 /// What a session's cookie is called. Over TLS its name keeps other hosts and plain HTTP from setting it.
@@ -80,29 +80,24 @@ pub(super) struct Gate {
 /// Lets a request in, with its [`Caller`], or answers it.
 pub(super) async fn admit(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    let admitted = gate.access.judge(&parts);
-    let (caller, need) = match admitted {
+    let (caller, need) = match gate.access.judge(&mut parts) {
         Ok(admitted) => admitted,
         Err(problem) => {
             let request = Request::from_parts(parts, body);
-            return body::refuse(request, &gate.memory, gate.read_timeout, problem).await;
+            // Boxed, or its memory would be taken for each request that is let in, too.
+            return Box::pin(body::refuse(request, &gate.memory, gate.read_timeout, problem)).await;
         }
     };
     parts.extensions.insert(caller.clone());
-    let Some(changed) = caller.until_changed() else {
-        return next.run(Request::from_parts(parts, body)).await;
-    };
-    let operation =
-        (need == Need::Scope(Scope::Operate)).then(|| (parts.method.clone(), parts.uri.path().to_owned()));
+    let mut changed = caller.until_changed().map(Box::pin);
+    let operation = (changed.is_some() && need == Need::Scope(Scope::Operate))
+        .then(|| (parts.method.clone(), parts.uri.path().to_owned()));
     let request = Request::from_parts(parts, body);
     // Who only looks is cut off when the key is revoked, however long the wait; what was begun is ended.
-    let response = if need == Need::Scope(Scope::Read) {
-        tokio::select! {
-            response = next.run(request) => response,
-            () = caller.changed() => return axum::response::IntoResponse::into_response(unauthorized()),
-        }
-    } else {
-        next.run(request).await
+    let ends = changed.as_mut().filter(|_| need == Need::Scope(Scope::Read));
+    let response = tokio::select! {
+        response = next.run(request) => response,
+        () = maybe(ends) => return unauthorized().into_response(),
     };
     if let Some((method, path)) = operation {
         let job = response.extensions().get::<About>().map(|about| tracing::field::display(about.0));
@@ -116,24 +111,36 @@ pub(super) async fn admit(State(gate): State<Gate>, request: Request, next: Next
             "operator action"
         );
     }
-    until(changed, response)
+    match changed {
+        Some(changed) => until(changed, response),
+        None => response,
+    }
+}
+
+/// Completes when `future` does, if there is one.
+async fn maybe(future: Option<impl Future<Output = ()>>) {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A stream ends when its key is revoked.
-fn until(changed: impl Future<Output = ()> + Send + 'static, response: Response) -> Response {
+fn until(changed: impl Future<Output = ()> + Send + Unpin + 'static, response: Response) -> Response {
     let media = response.headers().get(header::CONTENT_TYPE);
     if media.is_none_or(|media| media != "text/event-stream") {
         return response;
     }
-    response.map(|body| Body::from_stream(body.into_data_stream().take_until(Box::pin(changed))))
+    response.map(|body| Body::from_stream(body.into_data_stream().take_until(changed)))
 }
 
 impl Access {
     /// Who makes a request, and what it needs.
-    fn judge(&self, parts: &Parts) -> Result<(Caller, Need), Problem> {
-        let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
-        let need = routes::need(&parts.method, path).ok_or_else(|| {
-            tracing::error!(http.method = %parts.method, http.route = path, "a call without a place in the table of access");
+    fn judge(&self, parts: &mut Parts) -> Result<(Caller, Need), Problem> {
+        let route = parts.extensions.get::<MatchedPath>().cloned();
+        let route = route.as_ref().map_or("", MatchedPath::as_str);
+        let need = routes::need(&parts.method, route).ok_or_else(|| {
+            tracing::error!(http.method = %parts.method, http.route = route, "a call without a place in the table of access");
             Problem::new(Code::Internal, "nobody has said who may make this call")
         })?;
         let Some(keyring) = &self.keyring else { return Ok((Caller::Anyone, need)) };
@@ -146,10 +153,10 @@ impl Access {
             return Err(Problem::new(Code::ScopeMissing, detail));
         }
         let caller = Caller::Key(entry, keyring.clone());
-        if let Some(queue) =
-            routes::queue_of(path, parts.uri.path()).and_then(|name| QueueName::parse(name).ok())
-        {
-            caller.may_use(&queue)?;
+        if caller.queues().is_some() && routes::names_queue(route) {
+            // As the handler will read it: a path can write a name in many ways.
+            let queue = Path::<String>::from_request_parts(parts, &()).now_or_never().ok_or_else(no_queue)?;
+            caller.may_use(&read_queue(queue)?)?;
         }
         Ok((caller, need))
     }

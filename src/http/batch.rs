@@ -18,7 +18,7 @@ use super::{
     App,
     access::Caller,
     answer::{self, status_of},
-    body::{self, Inbound, Media, Room, held},
+    body::{self, Inbound, Media, Received, Room, held},
     fields::{self, Errors, FieldError, Items},
     finished,
     keyed::{self, Begun},
@@ -54,10 +54,20 @@ pub(super) async fn post(State(app): State<App>, request: Request) -> Response {
 
 async fn submit(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
     let media = inbound.media(true)?;
-    let mut received = inbound.read(app.http.batch_bytes).await?;
+    let received = inbound.read(app.http.batch_bytes).await?;
     if media == Media::Unsaid && !received.bytes.is_empty() {
         return Err(body::content_type_missing());
     }
+    // Memory for what comes next is taken when the body is there: slow clients are many.
+    Box::pin(submit_received(app, inbound, media, received)).await
+}
+
+async fn submit_received(
+    app: &App,
+    inbound: &mut Inbound,
+    media: Media,
+    mut received: Received,
+) -> Result<Response, Problem> {
     let mut errors = Errors::new(ERRORS_MAX);
     naming::refuse_key(
         &inbound.parts.headers,
@@ -272,11 +282,10 @@ impl Batch {
 
     /// Refuses what does not fit what its kind's workers say.
     async fn check(&mut self, app: &App) {
-        let mut fit = Vec::with_capacity(self.ready.len());
+        let (mut fit, mut checking) = (Vec::with_capacity(self.ready.len()), app.checking());
         for (index, (place, job, claim)) in std::mem::take(&mut self.ready).into_iter().enumerate() {
             let told = if self.refused < TOLD_ALL { ITEM_ERRORS_MAX } else { 1 };
-            let Submission { envelope, .. } = &job;
-            match app.check_args(&envelope.kind, &envelope.args, "/args", told).await {
+            match checking.check(&job.envelope, "/args", told).await {
                 Ok(()) => fit.push((place, job, claim)),
                 Err(problem) => {
                     self.refused += 1;

@@ -41,10 +41,15 @@ pub(super) fn decode(text: &str, filter: &Filter) -> Result<Position, Problem> {
     Ok(Position { offset, index: u16::from_be_bytes([i0, i1]) })
 }
 
-/// A digest of a filter that stays the same from version to version: 64 bits of FNV-1a over its JSON.
+/// A digest of a filter that stays the same from version to version: 64 bits of FNV-1a over its JSON, and the queues of
+/// who asks.
 fn digest(filter: &Filter) -> [u8; 8] {
     // Texts and names of states: nothing here can fail.
-    let text = serde_json::to_vec(filter).unwrap_or_default();
+    let mut text = serde_json::to_vec(filter).unwrap_or_default();
+    for queue in filter.queues.iter().flatten() {
+        text.push(b'\n');
+        text.extend(queue.as_str().bytes());
+    }
     let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     text.iter().fold(0xcbf2_9ce4_8422_2325, mix).to_be_bytes()
 }
@@ -52,7 +57,7 @@ fn digest(filter: &Filter) -> [u8; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::model::JobStatus;
+    use crate::{job::QueueName, record::model::JobStatus};
 
     fn filter(tag: &str) -> Filter {
         Filter { tag: Some(tag.to_owned()), status: vec![JobStatus::Dead], ..Filter::default() }
@@ -73,6 +78,10 @@ mod tests {
         let cursor = encode(Position::default(), &filter("a"));
         assert_eq!(decode(&cursor, &filter("b")).unwrap_err().code, Code::BadCursor);
         assert_eq!(decode(&cursor, &Filter::default()).unwrap_err().code, Code::BadCursor);
+        let queues = Some(["media", "mail"].map(|name| QueueName::parse(name).unwrap()).into());
+        let narrower = Filter { queues, ..filter("a") };
+        assert_eq!(decode(&cursor, &narrower).unwrap_err().code, Code::BadCursor);
+        assert!(decode(&encode(Position::default(), &narrower), &narrower).is_ok());
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub(super) fn read(values: [Option<String>; 8], errors: &mut Errors) -> Filter {
     Filter {
         status,
         queue,
+        queues: None,
         kind,
         tag,
         q: q.and_then(|text| checked("q", text, search, errors)),

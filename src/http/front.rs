@@ -1,5 +1,6 @@
 //! What every request passes before its call: request id, log line, panics caught, guard, and the answers for
-//! paths and methods that do not exist.
+//! paths and methods that do not exist. The first two are called by what counts requests ([`super::metrics::count`]):
+//! each layer takes memory for each request.
 
 use std::{any::Any, time::Duration};
 
@@ -8,7 +9,7 @@ use axum::{
     body::Body,
     extract::{MatchedPath, Request},
     http::{HeaderName, HeaderValue},
-    middleware::{Next, from_fn, from_fn_with_state},
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
 use tokio::time::Instant;
@@ -48,7 +49,6 @@ pub(super) fn wrap<S: Clone + Send + Sync + 'static>(
         ))
         .layer(from_fn_with_state(guarding, check))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(identify))
 }
 
 #[derive(Clone)]
@@ -84,7 +84,7 @@ fn panicked(panic: Box<dyn Any + Send>) -> axum::http::Response<Body> {
 }
 
 /// Gives the request its id, and writes its log line.
-async fn identify(request: Request, next: Next) -> Response {
+pub(super) async fn identify(request: Request, next: Next) -> Response {
     let start = Instant::now();
     let id = request_id(request.headers().get(REQUEST_ID));
     let method = request.method().clone();
@@ -120,7 +120,10 @@ pub(super) fn new_request_id() -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::{get, post};
+    use axum::{
+        middleware::from_fn,
+        routing::{get, post},
+    };
     use futures_util::FutureExt;
     use tower_service::Service;
 
@@ -139,7 +142,8 @@ mod tests {
                     }
                 }),
             );
-        wrap(routes, &Guard::new(&config::Http::default()), &BodyMemory::new(1 << 20), Duration::from_secs(1))
+        let guard = Guard::new(&config::Http::default());
+        wrap(routes, &guard, &BodyMemory::new(1 << 20), Duration::from_secs(1)).layer(from_fn(identify))
     }
 
     fn ask(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {

@@ -76,7 +76,7 @@ async fn submit_received(
     inbound.caller.check(app, &mut job)?;
     let mut response = match keyed::begin(app, named, &job.envelope.kind, too_late).await? {
         Begun::New(claim) => {
-            app.check_args(&job.envelope.kind, &job.envelope.args, "/args", ERRORS_MAX).await?;
+            app.checking().check(&job.envelope, "/args", ERRORS_MAX).await?;
             submit_new(app, job, claim, deadline, received.room).await?
         }
         Begun::Repeat(repeat) => keyed::answer(app, &inbound.caller, repeat, job, deadline).await?,

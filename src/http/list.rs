@@ -11,7 +11,6 @@ use serde::Serialize;
 
 use super::{
     App,
-    access::Caller,
     answer::{self, Shown},
     body::Inbound,
     cursor,
@@ -57,10 +56,10 @@ async fn list(app: &App, inbound: &mut Inbound) -> Result<Response, Problem> {
         &mut errors,
     );
     let mut filter = filter::read([status, queue, kind, tag, q, from, to, fingerprint], &mut errors);
-    inbound.caller.narrow(&mut filter.queue)?;
+    inbound.caller.narrow_list(&mut filter)?;
     let asked = Asked::read(filter, [limit, cursor, include], errors)?;
     let query = inbound.parts.uri.query().unwrap_or_default();
-    show(app, &inbound.caller, query, asked, "/v1/jobs").await
+    show(app, query, asked, "/v1/jobs").await
 }
 
 /// `GET /v1/queues/{queue}/dead`: the dead jobs of a queue that can be replayed.
@@ -71,10 +70,11 @@ pub(super) async fn dead(app: &App, inbound: &mut Inbound, queue: QueueName) -> 
     let filter = filter::read([None, None, kind, tag, q, from, to, fingerprint], &mut errors);
     let path = format!("/v1/queues/{queue}/dead");
     check_queue(app, &queue).await?;
-    let filter = Filter { status: vec![JobStatus::Dead], queue: Some(queue), ..filter };
+    let mut filter = Filter { status: vec![JobStatus::Dead], queue: Some(queue), ..filter };
+    inbound.caller.narrow_list(&mut filter)?;
     let asked = Asked::read(filter, [limit, cursor, include], errors)?;
     let query = inbound.parts.uri.query().unwrap_or_default();
-    show(app, &inbound.caller, query, Asked { purged: false, ..asked }, &path).await
+    show(app, query, Asked { purged: false, ..asked }, &path).await
 }
 
 /// Which page of which list.
@@ -98,18 +98,12 @@ impl Asked {
     }
 }
 
-async fn show(
-    app: &App,
-    caller: &Caller,
-    query: &str,
-    asked: Asked,
-    path: &str,
-) -> Result<Response, Problem> {
+async fn show(app: &App, query: &str, asked: Asked, path: &str) -> Result<Response, Problem> {
     let Asked { filter, limit, after, include, purged } = asked;
     let page = app.record.jobs(filter.clone(), limit, after).await;
     let mut page = page.map_err(|error| Problem::record(&error))?;
     // Such a page is shorter, and has a next one all the same.
-    page.items.retain(|job| (purged || !job.purged) && caller.uses(&job.queue));
+    page.items.retain(|job| purged || !job.purged);
     let records = if include == Include::default() { BTreeMap::new() } else { records(app, &mut page).await };
     let next = page.next.map(|next| cursor::encode(next, &filter));
     let shown = page.items.iter().map(|job| {

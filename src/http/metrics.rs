@@ -25,6 +25,7 @@ use tokio::{
 use super::{
     App,
     access::Caller,
+    front,
     problem::{Code, Problem},
     queues::{ASKING, Crew, Known},
     spooling::{Refusal, Taken},
@@ -101,12 +102,12 @@ impl HttpMetrics {
     }
 }
 
-/// Counts each request.
+/// Counts each request, which has its id and its log line here, too.
 pub(super) async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let method = method_label(request.method());
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let response = next.run(request).await;
+    let response = front::identify(request, next).await;
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
     let HttpMetrics { requests, duration, .. } = &app.metrics;
     requests.with_label_values(&[method, route, response.status().as_str()]).inc();

@@ -162,13 +162,7 @@ impl Known {
         Ok(Self {
             records: app.record.queues().await.map_err(|error| Problem::record(&error))?,
             workers: app.client.workers(),
-            announced: app
-                .client
-                .kinds()
-                .into_iter()
-                .map(|kind| kind.queue)
-                .chain(app.queues.iter().cloned())
-                .collect(),
+            announced: app.client.announced_queues().into_iter().chain(app.queues.iter().cloned()).collect(),
             paused: app.client.paused(),
             now: Timestamp::now(),
         })

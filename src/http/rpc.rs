@@ -22,7 +22,7 @@ use tokio::{
 use super::{
     App,
     answer::{self, Accepted},
-    body::{self, Inbound, Media},
+    body::{self, Inbound, Media, Received},
     ending::{End, told},
     fields::Errors,
     jobs::{say_applied, wait_of},
@@ -72,6 +72,16 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     if media == Media::Unsaid && !received.bytes.is_empty() {
         return Err(body::content_type_missing());
     }
+    // Memory for what comes next is taken when the body is there: slow clients are many.
+    Box::pin(call_received(app, kind, inbound, received)).await
+}
+
+async fn call_received(
+    app: &App,
+    kind: Option<String>,
+    inbound: &mut Inbound,
+    received: Received,
+) -> Result<Response, Problem> {
     let (start, now) = (Instant::now(), Timestamp::now());
     let mut errors = Errors::new(ERRORS_MAX);
     let choice = Choice::of(None, &inbound.parts.headers, inbound.caller.scope(), &mut errors);
@@ -108,7 +118,7 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
     let envelope = Envelope { args: Bytes::new(), ..job.envelope.clone() };
     let (begun, deadline) = (keyed::begin(app, named, &envelope.kind, None).await?, start + wait.patience);
     if matches!(begun, Begun::New(_)) {
-        app.check_args(&envelope.kind, &job.envelope.args, "", ERRORS_MAX).await?;
+        app.checking().check(&job.envelope, "", ERRORS_MAX).await?;
     }
     let replayed = matches!(begun, Begun::Repeat(_));
     let (accepted_now, is_accepted) = oneshot::channel();

@@ -3,7 +3,8 @@
 //! A schema comes from the broker, and args from a client: neither may hang or crash this process. A schema is compiled
 //! once, patterns without backtracking and in bounded memory, references only into the schema itself; how long a check
 //! takes is reckoned before it is made (`cost`). Short checks are made at once, others in one thread with a large
-//! stack. What cannot be checked within bounds, or in time, is not refused: the worker looks at it anyway.
+//! stack. What cannot be checked within bounds, or in time, is not refused: the worker looks at it anyway. All checks of
+//! a request have one time together, and who has gone is not checked for.
 
 mod cost;
 
@@ -20,7 +21,10 @@ use std::{
 use bytes::Bytes;
 use jsonschema::{PatternOptions, ValidationError, Validator, error::ValidationErrorKind};
 use serde_json::Value;
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 use tracing::{debug, warn};
 
 use self::cost::Costs;
@@ -30,7 +34,7 @@ use super::{
     problem::Problem,
     submission::ERRORS_MAX,
 };
-use crate::job::{Kind, Schema, dead::clip};
+use crate::job::{Envelope, Kind, QueueName, Schema, dead::clip};
 
 /// Args up to so many bytes are checked at once, if that takes few steps.
 const SHORT: usize = 4096;
@@ -38,7 +42,7 @@ const SHORT: usize = 4096;
 const FEW: u64 = 10_000;
 /// Most steps of a check: some tenths of a second.
 const STEPS_MAX: u64 = 2_000_000;
-/// Longest time for a check, with those before it.
+/// Longest time for the checks of a request, with those before them.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Checks that wait for the thread.
 const WAITING_MAX: usize = 64;
@@ -48,6 +52,8 @@ const STACK: usize = 32 << 20;
 const PATTERN_MAX: usize = 256 << 10;
 /// Most schemas that are kept compiled.
 const COMPILED_MAX: usize = 4096;
+/// Most bytes of their texts.
+const COMPILED_BYTES: usize = 16 << 20;
 /// Longest text about a value that does not fit, in bytes.
 const DETAIL_MAX: usize = 300;
 /// Most names of members that are told as known.
@@ -70,10 +76,31 @@ pub(super) struct Checks(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// None: not a valid schema, or none that can be checked in bounded time.
-    compiled: Mutex<HashMap<Schema, Option<Arc<Compiled>>>>,
+    compiled: Mutex<Cache>,
     /// None: there is no thread, and what is long is not checked.
     thread: Option<SyncSender<Task>>,
+}
+
+/// Schemas that were compiled.
+#[derive(Debug, Default)]
+struct Cache {
+    /// None: not a valid schema, or none that can be checked in bounded time.
+    known: HashMap<Schema, Option<Arc<Compiled>>>,
+    bytes: usize,
+}
+
+impl Cache {
+    fn keep(&mut self, schema: &Schema, compiled: Option<Arc<Compiled>>) {
+        let len = schema.as_str().len();
+        if self.known.len() >= COMPILED_MAX || self.bytes + len > COMPILED_BYTES {
+            // Those in use come back.
+            *self = Self::default();
+        }
+        // A text of its own: by who else holds the other one it is seen whether a worker still announces it.
+        if self.known.insert(schema.copied(), compiled).is_none() {
+            self.bytes += len;
+        }
+    }
 }
 
 /// A check for the thread.
@@ -87,37 +114,53 @@ struct Task {
 impl Checks {
     pub(super) fn new() -> Self {
         let (thread, tasks) = sync_channel::<Task>(WAITING_MAX);
-        let run = move || {
-            for Task { checks, schemas, args, done } in tasks {
-                // Whoever asked may have gone.
-                let _ = done.send(checks.check_whole(&schemas, &args));
-            }
-        };
+        let run = move || tasks.into_iter().for_each(Task::work_off);
         let started = std::thread::Builder::new().name("schemas".to_owned()).stack_size(STACK).spawn(run);
         let started =
             started.map_err(|error| warn!(%error, "no thread for schemas: few args are checked")).is_ok();
         Self(Arc::new(Shared { compiled: Mutex::default(), thread: started.then_some(thread) }))
     }
 
-    /// Whether `args` fit one of these schemas, of which the first is the newest; if not, why not that one.
-    async fn check(&self, schemas: Vec<Schema>, args: Bytes) -> Verdict {
-        if let Some(verdict) = self.0.check_short(&schemas, &args) {
+    /// Whether `args` fit one of these schemas, of which the first is the newest; if not, why not that one. What is not
+    /// known at `until` is not told.
+    async fn check(&self, schemas: &[Schema], args: &[u8], until: Instant) -> Verdict {
+        if Instant::now() >= until {
+            debug!("other args of the request took all the time: these are not checked");
+            return Ok(());
+        }
+        if let Some(verdict) = self.0.check_short(schemas, args) {
             return verdict;
         }
         let Some(thread) = &self.0.thread else { return Ok(()) };
         let (done, verdict) = oneshot::channel();
-        let checks = Arc::clone(&self.0);
+        let (checks, schemas) = (Arc::clone(&self.0), schemas.to_vec());
+        // Copied: who waits no longer gives back the room of the whole body, of which these may be a small part.
+        let args = Bytes::copy_from_slice(args);
         if thread.try_send(Task { checks, schemas, args, done }).is_err() {
             debug!("too many args wait to be checked: these are not");
             return Ok(());
         }
-        match timeout(PATIENCE, verdict).await {
+        match timeout_at(until, verdict).await {
             Ok(Ok(verdict)) => verdict,
             _ => {
                 debug!("args could not be checked in time");
                 Ok(())
             }
         }
+    }
+}
+
+impl Task {
+    fn work_off(self) {
+        let Self { checks, schemas, args, done } = self;
+        // Whoever asked has gone, and others wait.
+        if done.is_closed() {
+            return;
+        }
+        let verdict = checks.check_whole(&schemas, &args);
+        drop((checks, schemas, args));
+        // Nobody may listen any more.
+        let _ = done.send(verdict);
     }
 }
 
@@ -129,7 +172,7 @@ impl Shared {
         }
         let known = {
             let compiled = self.compiled();
-            schemas.iter().map(|schema| compiled.get(schema).cloned()).collect::<Option<Vec<_>>>()?
+            schemas.iter().map(|schema| compiled.known.get(schema).cloned()).collect::<Option<Vec<_>>>()?
         };
         let Some(known) = known.into_iter().collect::<Option<Vec<_>>>() else { return Some(Ok(())) };
         let Ok(value) = serde_json::from_slice::<Value>(args) else { return Some(Ok(())) };
@@ -159,7 +202,7 @@ impl Shared {
     }
 
     fn compile(&self, schema: &Schema) -> Option<Arc<Compiled>> {
-        if let Some(known) = self.compiled().get(schema) {
+        if let Some(known) = self.compiled().known.get(schema) {
             return known.clone();
         }
         let compiled = catch_unwind(AssertUnwindSafe(|| Compiled::new(schema)));
@@ -173,17 +216,12 @@ impl Shared {
             })
             .ok()
             .map(Arc::new);
-        let mut all = self.compiled();
-        if all.len() >= COMPILED_MAX {
-            // Those in use come back.
-            all.clear();
-        }
-        all.insert(schema.clone(), compiled.clone());
+        self.compiled().keep(schema, compiled.clone());
         compiled
     }
 
-    fn compiled(&self) -> MutexGuard<'_, HashMap<Schema, Option<Arc<Compiled>>>> {
-        // The map is whole after every statement.
+    fn compiled(&self) -> MutexGuard<'_, Cache> {
+        // It is whole after every statement, but for a number that is at most too small.
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -305,31 +343,35 @@ fn alternatives(context: &[Vec<ValidationError<'_>>]) -> String {
     clip(&format!("fits no alternative: {}", each.join("; ")), DETAIL_MAX).to_owned()
 }
 
+/// The checks of one request.
+pub(super) struct Checking<'a> {
+    app: &'a App,
+    until: Instant,
+    /// By kind and queue; none: anything is taken.
+    wanted: HashMap<(Kind, QueueName), Option<Vec<Schema>>>,
+}
+
 impl App {
-    /// Checks args by what the workers of their kind say of them. `at` is where they lie in the request's body, and at most
-    /// `told` things that are wrong are told. Of a kind that nobody has announced, anything is taken.
+    /// Begins the checks of a request, which have one time together.
+    pub(super) fn checking(&self) -> Checking<'_> {
+        Checking { app: self, until: Instant::now() + PATIENCE, wanted: HashMap::new() }
+    }
+}
+
+impl Checking<'_> {
+    /// Checks a job's args by what the workers of its kind say of them. `at` is where they lie in the request's body, and at
+    /// most `told` things that are wrong are told. Of a kind that nobody has announced, or in another queue, anything is
+    /// taken.
     ///
     /// # Errors
     /// The problem, when they fit nothing that a worker takes that may be there.
-    pub(super) async fn check_args(
-        &self,
-        kind: &Kind,
-        args: &Bytes,
-        at: &str,
-        told: usize,
-    ) -> Result<(), Problem> {
-        let schemas = self.client.schemas(kind);
-        if schemas.is_empty() {
-            return Ok(());
-        }
-        // Where one takes anything, anything is taken.
-        let Some(mut wanted) = schemas.into_iter().map(|schemas| schemas.args).collect::<Option<Vec<_>>>()
-        else {
-            return Ok(());
-        };
-        let mut seen = std::collections::HashSet::new();
-        wanted.retain(|schema| seen.insert(schema.clone()));
-        let Err(wrong) = self.checks.check(wanted, args.clone()).await else { return Ok(()) };
+    pub(super) async fn check(&mut self, job: &Envelope, at: &str, told: usize) -> Result<(), Problem> {
+        let Self { app, until, wanted } = self;
+        let (kind, queue) = (&job.kind, &job.queue);
+        let wanted = wanted.entry((kind.clone(), queue.clone()));
+        let wanted = wanted.or_insert_with(|| app.client.args_schemas(kind, queue));
+        let Some(wanted) = wanted else { return Ok(()) };
+        let Err(wrong) = app.checks.check(wanted, &job.args, *until).await else { return Ok(()) };
         let mut errors = Errors::new(told);
         for error in wrong {
             errors.at(format!("{at}{}", error.pointer.unwrap_or_default()), error.detail);

@@ -84,7 +84,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stall<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        // Over TLS that is a write, too.
+        let poll = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.watch(cx, poll)
     }
 }
 
@@ -104,5 +106,31 @@ mod tests {
         let mut bytes = [0; 4];
         theirs.read_exact(&mut bytes).await.unwrap();
         stream.write_all(b"5").await.unwrap();
+    }
+
+    /// What a stream over TLS is whose end cannot be written, because the peer does not read.
+    struct Full;
+
+    impl AsyncWrite for Full {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_read_the_end_is_given_up() {
+        let mut stream = Stall::new(Full, Duration::from_secs(10));
+        stream.write_all(b"answer").await.unwrap();
+        stream.flush().await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(60), stream.shutdown()).await;
+        assert_eq!(ended.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

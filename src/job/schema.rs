@@ -42,6 +42,18 @@ impl Schema {
         &self.0
     }
 
+    /// The same text, in memory of its own.
+    #[cfg(feature = "server")]
+    pub(crate) fn copied(&self) -> Self {
+        Self(Arc::from(self.as_str()))
+    }
+
+    /// Whether both are the same text in the same memory.
+    #[cfg(feature = "server")]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether somebody else holds the same text in the same memory.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1

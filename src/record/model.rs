@@ -1,6 +1,6 @@
 //! What is known of a job, as others see it. Plain data: the HTTP interface, the command line and bulk acts read it.
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -236,6 +236,9 @@ pub struct Filter {
     /// In this queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueName>,
+    /// In one of these, which are all that whoever asks may know of. Never said by a client, and not written.
+    #[serde(skip)]
+    pub queues: Option<BTreeSet<QueueName>>,
     /// Of this kind.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,

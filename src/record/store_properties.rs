@@ -1,5 +1,7 @@
 //! What holds for any events, in any order, in any pieces.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -142,10 +144,18 @@ fn any_filter() -> impl Strategy<Value = Filter> {
         time(),
         time(),
         any::<[bool; 2]>(),
+        prop::bool::weighted(0.3),
     )
-        .prop_map(|(status, queue, kind, tag, q, from, to, keep)| Filter {
+        .prop_map(|(status, queue, kind, tag, q, from, to, keep, narrow)| Filter {
             status,
             queue: queue.and_then(|name| QueueName::parse(name).ok()),
+            queues: match keep {
+                [true, true] => Some([media()].into()),
+                [false, false] => None,
+                [false, true] => Some(["mail", "none"].map(|name| QueueName::parse(name).unwrap()).into()),
+                [true, false] => Some(BTreeSet::new()),
+            }
+            .filter(|_| narrow),
             kind: kind.and_then(|name| Kind::parse(name).ok()),
             tag: tag.filter(|_| keep[0]),
             q: q.filter(|_| keep[1]),
@@ -162,6 +172,7 @@ fn matches(filter: &Filter, job: &Summary) -> bool {
     };
     (filter.status.is_empty() || filter.status.contains(&job.status))
         && filter.queue.as_ref().is_none_or(|queue| *queue == job.queue)
+        && filter.queues.as_ref().is_none_or(|queues| queues.contains(&job.queue))
         && filter.kind.as_ref().is_none_or(|kind| job.kind.as_ref() == Some(kind))
         && filter.tag.as_ref().is_none_or(|tag| job.tags.contains(tag))
         && filter.q.as_ref().is_none_or(|q| {

@@ -224,6 +224,59 @@ fn dead_jobs_are_grouped_until_they_are_purged_or_replayed() {
 }
 
 #[test]
+fn pages_tell_nothing_of_queues_that_are_not_there() {
+    let (one, other) = (Folder::new(), Folder::new());
+    let (alone, beside) = (one.open(), other.open());
+    let queue = |n: u8| QueueName::parse(["mail", "news"][usize::from(n % 2)]).ok();
+    let own = |n: u8| {
+        let mut event = failed(n, "other", &format!("the {n}th thing"));
+        (event.data.queue, event.data.tags) = (queue(n), vec![format!("t{}", n % 5)]);
+        event
+    };
+    let foreign = (100..160).map(|n| {
+        let mut event = failed(n, "other", "the secret thing");
+        event.data.tags = vec!["t1".into(), "secret".into()];
+        event
+    });
+    for store in [&alone, &beside] {
+        store.apply(vec![batch(0, (0..20).map(own))]).unwrap();
+    }
+    beside.apply(vec![batch(1, foreign)]).unwrap();
+    let fingerprint = beside.groups(&media()).unwrap().remove(0).fingerprint;
+    for store in [&alone, &beside] {
+        store.apply(vec![batch(2, (20..40).map(own))]).unwrap();
+    }
+    let queues = Some([queue(0), queue(1)].into_iter().flatten().collect());
+    let all = Filter { queues, ..Filter::default() };
+    for filter in [
+        all.clone(),
+        Filter { q: Some("secret".into()), ..all.clone() },
+        Filter { q: Some("se".into()), ..all.clone() },
+        Filter { q: Some("thing".into()), ..all.clone() },
+        Filter { tag: Some("secret".into()), ..all.clone() },
+        Filter { tag: Some("t1".into()), ..all.clone() },
+        Filter { fingerprint: Some(fingerprint), ..all.clone() },
+        Filter { q: Some("secret".into()), queue: queue(0), ..all.clone() },
+        Filter { queue: Some(media()), ..all.clone() },
+    ] {
+        for limit in [1, 2, 7] {
+            let pages = |store: &Store| {
+                let (mut pages, mut after) = (Vec::new(), None);
+                loop {
+                    let page = store.jobs(&filter, limit, after, at(5000)).unwrap();
+                    after = page.next;
+                    pages.push((ids(&page.items), page.next));
+                    if after.is_none() {
+                        return pages;
+                    }
+                }
+            };
+            assert_eq!(pages(&alone), pages(&beside), "{limit} {filter:?}");
+        }
+    }
+}
+
+#[test]
 fn errors_are_found_by_any_part_of_them() {
     let folder = Folder::new();
     let store = folder.open();

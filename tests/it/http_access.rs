@@ -184,6 +184,25 @@ async fn a_key_sees_the_jobs_of_its_queues_alone() {
             };
             assert!(list.iter().all(|job| uses(job["queue"].as_str().unwrap())), "{list:?}");
             assert_eq!(list.iter().any(|job| job["id"] == more.as_str()), key.id() == two.id());
+            // Nor does a page tell that there is something between.
+            let mut next = String::new();
+            for job in &list {
+                let page = seen.get(&format!("/v1/jobs?limit=1{next}")).await.json();
+                assert_eq!(page["items"][0]["id"], job["id"], "{page}");
+                next = page["next"].as_str().map_or_else(String::new, |next| format!("&cursor={next}"));
+            }
+            assert_eq!(next, "", "that was the last");
+            // However the queue is written.
+            for (method, path) in [("GET", ""), ("DELETE", "/jobs"), ("POST", "/pause")] {
+                let name = theirs.as_str();
+                let path = format!("/v1/queues/%{:02x}{}{path}", name.as_bytes()[0], &name[1..]);
+                let answer = match method {
+                    "GET" => seen.get(&path).await,
+                    "POST" => seen.post(&path, "").await,
+                    _ => seen.delete(&path).await,
+                };
+                answer.problem(403, "queue_forbidden");
+            }
             let counts = seen.get("/v1/jobs/counts").await.json()["total"].as_u64();
             assert_eq!(counts, Some(list.len() as u64));
             let queues = seen.get("/v1/queues").await.json();

@@ -127,6 +127,10 @@ async fn args_are_checked_by_what_the_worker_says() {
         let at = |at: &str, detail: &str| vec![(at.to_owned(), detail.to_owned())];
         assert_eq!(wrong(&front, &narrow).await, at("/args/width", "is less than the minimum of 1"));
         assert_eq!(wrong(&front, &json!({})).await, at("/args/width", "is missing"));
+        // What workers of another queue take, these do not know.
+        let elsewhere = json!({ "kind": Resize::KIND, "queue": "elsewhere", "args": narrow }).to_string();
+        let answer = front.post("/v1/jobs", elsewhere).await;
+        assert!(answer.status == 202 || answer.json()["code"] != "invalid_request", "{answer:?}");
         assert_eq!(front.call(Resize::KIND, &wide.to_string()).await, "\"5 wide\"");
         let called =
             front.post("/v1/rpc/test.shrink", narrow.to_string()).await.problem(422, "invalid_request");

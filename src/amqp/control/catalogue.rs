@@ -147,19 +147,8 @@ impl Catalogue {
         gone: impl Fn(&str, Instant) -> bool,
     ) -> Vec<Version> {
         let Some(known) = self.kinds.get(kind) else { return Vec::new() };
-        let fresh = now.as_second().saturating_sub(STALE);
-        if known.crowded_until >= fresh {
-            return Vec::new();
-        }
-        let may_be_there =
-            |(worker, said): &(&Arc<str>, &Said)| said.at >= fresh && !gone(worker, said.heard);
-        let mut there: Vec<_> = known.said.iter().filter(may_be_there).collect();
-        if there.is_empty() {
-            there.extend(known.said.get_key_value(&known.route.worker));
-        }
-        there.sort_by_key(|(_, said)| std::cmp::Reverse(said.place));
         let mut versions: Vec<Version> = Vec::new();
-        for (worker, said) in there {
+        for (worker, said) in known.there(now, gone) {
             match versions.iter_mut().find(|version| version.schemas == said.schemas) {
                 Some(version) => version.workers.push(Arc::clone(worker)),
                 None => versions
@@ -167,6 +156,28 @@ impl Catalogue {
             }
         }
         versions
+    }
+
+    /// What args of a kind must fit one of, by the workers that may be there, in a job for `queue`. None: anything is
+    /// taken, as one of them says nothing, or in another queue, of whose workers nothing is known here.
+    #[cfg(feature = "server")]
+    pub(super) fn args(
+        &self,
+        kind: &Kind,
+        queue: &QueueName,
+        now: Timestamp,
+        gone: impl Fn(&str, Instant) -> bool,
+    ) -> Option<Vec<Schema>> {
+        let known = self.kinds.get(kind).filter(|known| known.route.queue == *queue)?;
+        let mut schemas: Vec<Schema> = Vec::new();
+        for (_, said) in known.there(now, gone) {
+            let schema = said.schemas.args.as_ref()?;
+            // Each text is kept once.
+            if !schemas.iter().any(|other| other.is_same(schema)) {
+                schemas.push(schema.clone());
+            }
+        }
+        (!schemas.is_empty()).then_some(schemas)
     }
 
     /// The schemas, in the memory of those that are known already.
@@ -203,6 +214,22 @@ impl Catalogue {
 }
 
 impl Known {
+    /// The workers that may be there, those that came last first; none if there are too many.
+    fn there(&self, now: Timestamp, gone: impl Fn(&str, Instant) -> bool) -> Vec<(&Arc<str>, &Said)> {
+        let fresh = now.as_second().saturating_sub(STALE);
+        if self.crowded_until >= fresh {
+            return Vec::new();
+        }
+        let may_be_there =
+            |(worker, said): &(&Arc<str>, &Said)| said.at >= fresh && !gone(worker, said.heard);
+        let mut there: Vec<_> = self.said.iter().filter(may_be_there).collect();
+        if there.is_empty() {
+            there.extend(self.said.get_key_value(&self.route.worker));
+        }
+        there.sort_by_key(|(_, said)| std::cmp::Reverse(said.place));
+        there
+    }
+
     fn hear(&mut self, route: Route, mut said: Said, now: i64, with_schemas: bool) {
         let worker = Arc::clone(&route.worker);
         self.route = route;

@@ -155,3 +155,27 @@ fn whether_a_worker_is_gone_is_asked_with_when_it_was_heard() {
     });
     assert_eq!(versions.len(), 1);
 }
+
+#[cfg(feature = "server")]
+#[test]
+fn args_are_checked_by_all_that_may_be_there_and_in_their_own_queue_alone() {
+    let (one, two) = ("{}", r#"{"type":"object"}"#);
+    let queue = |name: &str| QueueName::parse(name).unwrap();
+    for (said, gone, expected) in [
+        (&[][..], &[][..], None::<&[&str]>),
+        (&[("a", one, 9), ("b", two, 0), ("c", one, 0)], &[], Some(&[one, two][..])),
+        (&[("a", one, 9), ("b", two, 0)], &["a"], Some(&[two])),
+        (&[("a", one, 9), ("b", two, 0)], &["a", "b"], Some(&[two])),
+        // One that takes anything.
+        (&[("a", one, 9), ("b", "", 0)], &[], None),
+        (&[("a", one, 9), ("b", "", 0)], &["b"], Some(&[one])),
+    ] {
+        let catalogue = heard(said);
+        let args =
+            |name| catalogue.args(&kind(), &queue(name), second(NOW), |worker, _| gone.contains(&worker));
+        let found = args("a");
+        let found = found.as_ref().map(|found| found.iter().map(Schema::as_str).collect::<Vec<_>>());
+        assert_eq!(found.as_deref(), expected, "{said:?}");
+        assert_eq!(args("b"), None, "another queue's workers say nothing of it");
+    }
+}

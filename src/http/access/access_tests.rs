@@ -157,7 +157,13 @@ fn a_path_names_no_queue_but_the_keys_own() {
             told(ask(&access, method, &route.replace("{queue}", queue), &[("authorization", &authorization)]))
         };
         assert_eq!(asked("mail").0, 200, "{route}");
-        assert_eq!(asked("media"), (403, "queue_forbidden".to_owned()), "{route}");
+        for media in ["media", "m%65dia", "%6D%65%64%69%61"] {
+            assert_eq!(asked(media), (403, "queue_forbidden".to_owned()), "{route} {media}");
+        }
+        assert_eq!(asked("m%61il").0, 200, "{route}");
+        for none in ["Media", "m%2565dia", "mail%2Fx", "mail%00", "%ff"] {
+            assert_eq!(asked(none), (404, "queue_not_found".to_owned()), "{route} {none}");
+        }
         count += 1;
     }
     assert_eq!(count, 8);

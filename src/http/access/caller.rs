@@ -146,6 +146,16 @@ impl Caller {
         Ok(())
     }
 
+    /// As [`Caller::narrow`], for a list, in which nothing tells of jobs in other queues.
+    ///
+    /// # Errors
+    /// The problem, when it may not use the queue that is named.
+    pub(in crate::http) fn narrow_list(&self, filter: &mut Filter) -> Result<(), Problem> {
+        self.narrow(&mut filter.queue)?;
+        filter.queues = self.queues().cloned();
+        Ok(())
+    }
+
     /// As [`Caller::narrow`], for what is done to all that fits: it must name the queue, or have only one.
     ///
     /// # Errors
@@ -171,14 +181,6 @@ impl Caller {
         let Self::Key(entry, keyring) = self else { return None };
         let (entry, keyring) = (Arc::clone(entry), keyring.clone());
         Some(async move { keyring.until_changed(&entry).await })
-    }
-
-    /// The same, for one who has a key.
-    pub(super) async fn changed(&self) {
-        match self {
-            Self::Key(entry, keyring) => keyring.until_changed(entry).await,
-            Self::Anyone | Self::Nobody => std::future::pending().await,
-        }
     }
 }
 
@@ -249,7 +251,11 @@ mod tests {
         ] {
             let (mut listed, mut acted) = (asked.map(queue), asked.map(queue));
             let narrowed = caller.narrow(&mut listed).map_err(|problem| problem.code);
-            assert_eq!(narrowed.map(|()| listed), list, "{asked:?} {caller:?}");
+            assert_eq!(narrowed.map(|()| listed.clone()), list, "{asked:?} {caller:?}");
+            let mut filter = Filter { queue: asked.map(queue), ..Filter::default() };
+            if caller.narrow_list(&mut filter).is_ok() {
+                assert_eq!((&filter.queue, filter.queues.as_ref()), (&listed, caller.queues()));
+            }
             let narrowed = caller.narrow_act(&mut acted).map_err(|problem| problem.code);
             assert_eq!(narrowed.map(|()| acted), act, "{asked:?} {caller:?}");
         }

@@ -5,6 +5,9 @@
 //! interrupted. So its steps are reckoned first, each pair of a schema's part and a value's part once however often the
 //! check comes by it. What would take too long is not checked; what could not end at all is no schema.
 //!
+//! Remembered are values that have others inside. At one that has none a check does no less than the reckoning, so what
+//! is reckoned again there is no more than what may be done.
+//!
 //! It is reckoned from above: as if every branch were tried, every pattern slow, and every alternative gone through twice
 //! (once to see that it does not fit, once to say why).
 
@@ -20,6 +23,8 @@ const TREE_MAX: u64 = 10_000;
 const PATTERNS_MAX: usize = 100;
 /// Deepest nesting of a check: each level takes some kilobytes of the stack.
 const NESTED_MAX: u32 = 600;
+/// Most pairs of a part and a value whose cost is remembered: some megabytes.
+const KNOWN_MAX: usize = 200_000;
 /// What a byte of text costs at a pattern, in steps.
 const PATTERN_COST: u64 = 4;
 /// Members whose meaning depends on more than the schema itself, or that no derived schema has.
@@ -270,7 +275,7 @@ fn size_of(value: &Value) -> u64 {
 /// A reckoning of one check.
 struct Reckoning<'a> {
     costs: &'a Costs,
-    /// By part and value.
+    /// By part and value, of values that have others inside.
     known: HashMap<(usize, *const Value), u64>,
     /// Steps of the reckoning itself.
     left: u64,
@@ -283,8 +288,13 @@ impl Reckoning<'_> {
     }
 
     fn at(&mut self, part: usize, value: &Value, depth: u32) -> Result<u64, TooMuch> {
-        let key = (part, std::ptr::from_ref(value));
-        if let Some(known) = self.known.get(&key) {
+        let is_empty = match value {
+            Value::Array(items) => items.is_empty(),
+            Value::Object(members) => members.is_empty(),
+            _ => true,
+        };
+        let key = (!is_empty).then(|| (part, std::ptr::from_ref(value)));
+        if let Some(known) = key.and_then(|key| self.known.get(&key)) {
             return Ok(*known);
         }
         if depth > NESTED_MAX {
@@ -324,7 +334,12 @@ impl Reckoning<'_> {
             _ => {}
         }
         let cost = cost.saturating_add(inside);
-        self.known.insert(key, cost);
+        if let Some(key) = key {
+            if self.known.len() >= KNOWN_MAX {
+                return Err(TooMuch);
+            }
+            self.known.insert(key, cost);
+        }
         Ok(cost)
     }
 
@@ -454,5 +469,22 @@ mod tests {
         }
         let plain = Costs::of(&json!({ "type": "array", "items": { "type": "integer" } })).unwrap();
         assert!(plain.check(&json!(vec![1; 200_000]), BUDGET).is_ok(), "long args by a plain schema");
+    }
+
+    #[test]
+    fn what_is_remembered_takes_little_memory() {
+        let list = json!({ "items": { "$ref": "#/$defs/a" }, "$defs": { "a": { "anyOf": [{ "type": "integer" }, true] } } });
+        let costs = Costs::of(&list).unwrap();
+        let reckon = |value: &Value, left| {
+            let mut reckoning = Reckoning { costs: &costs, known: HashMap::new(), left };
+            let cost = reckoning.at(0, value, 0);
+            (cost, u64::MAX - reckoning.left, reckoning.known.len())
+        };
+        let (cost, steps, known) = reckon(&json!(vec![0; 300_000]), u64::MAX);
+        assert!(steps <= cost.unwrap(), "{steps}");
+        assert_eq!(known, 1, "the list alone");
+        assert_eq!(reckon(&json!(vec![json!([]); 1000]), u64::MAX).2, 1);
+        let (cost, _, known) = reckon(&json!(vec![[0]; 300_000]), u64::MAX);
+        assert_eq!((cost, known), (Err(TooMuch), KNOWN_MAX));
     }
 }

@@ -9,8 +9,8 @@ fn schema(value: &Value) -> Schema {
 }
 
 async fn check(checks: &Checks, schemas: &[Value], args: &Value) -> Vec<(String, String)> {
-    let schemas = schemas.iter().map(schema).collect();
-    let verdict = checks.check(schemas, args.to_string().into()).await;
+    let schemas: Vec<Schema> = schemas.iter().map(schema).collect();
+    let verdict = checks.check(&schemas, args.to_string().as_bytes(), Instant::now() + PATIENCE).await;
     let told = |error: FieldError| (error.pointer.unwrap_or_default(), error.detail);
     verdict.err().unwrap_or_default().into_iter().map(told).collect()
 }
@@ -127,7 +127,8 @@ async fn a_hostile_schema_neither_hangs_nor_crashes_nor_refuses() {
         (schema(&json!({ "minimum": 1e308, "multipleOf": 1e-308 })), json!("x")),
     ] {
         let start = std::time::Instant::now();
-        let verdict = checks.check(vec![hostile.clone()], args.to_string().into()).await;
+        let (args, until) = (args.to_string(), Instant::now() + PATIENCE);
+        let verdict = checks.check(std::slice::from_ref(&hostile), args.as_bytes(), until).await;
         assert!(verdict.is_ok(), "{}: {verdict:?}", clip(hostile.as_str(), 100));
         assert!(start.elapsed() < PATIENCE, "{}", clip(hostile.as_str(), 100));
     }
@@ -144,4 +145,41 @@ async fn long_args_are_told_one_thing() {
     assert_eq!(told, [("/0".to_owned(), "is not of type \"integer\"".to_owned())]);
     let told = check(&checks, &[numbers], &json!(vec!["x"; 200])).await;
     assert_eq!(told.len(), ERRORS_MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_gone_is_not_checked_for_and_leaves_no_body() {
+    let (thread, tasks) = sync_channel::<Task>(WAITING_MAX);
+    let checks = Checks(Arc::new(Shared { compiled: Mutex::default(), thread: Some(thread) }));
+    let nothing = schema(&json!(false));
+    let body = Bytes::from(vec![b'1'; 100 * SHORT]);
+    let args = body.slice(..2 * SHORT);
+    let until = Instant::now() + PATIENCE;
+    assert!(checks.check(std::slice::from_ref(&nothing), &args, until).await.is_ok(), "not in time");
+    drop(args);
+    assert!(body.is_unique(), "the check has its own copy");
+    tasks.try_recv().unwrap().work_off();
+    assert!(checks.0.compiled().known.is_empty(), "nothing was checked");
+    // Another one of the same request: even what takes no time is not looked at.
+    checks.0.compile(&nothing);
+    assert!(checks.check(std::slice::from_ref(&nothing), b"1", until).await.is_ok());
+    assert!(checks.check(&[nothing], b"1", until + PATIENCE).await.is_err());
+}
+
+#[tokio::test]
+async fn a_schema_that_was_checked_by_can_be_forgotten() {
+    let checks = Checks::new();
+    let numbers = schema(&json!({ "items": { "type": "integer" } }));
+    for args in [json!(["x"]), json!(vec!["x"; 2 * SHORT])] {
+        let args = args.to_string();
+        let until = Instant::now() + PATIENCE;
+        assert!(checks.check(std::slice::from_ref(&numbers), args.as_bytes(), until).await.is_err());
+        assert!(!numbers.is_shared());
+    }
+    let mut cache = Cache::default();
+    let long = |n: usize| schema(&json!({ "title": n, "description": "x".repeat(60 << 10) }));
+    for n in 0..1000 {
+        cache.keep(&long(n % 300), None);
+        assert!(cache.bytes <= COMPILED_BYTES && cache.known.len() <= 280);
+    }
 }

@@ -6,10 +6,13 @@
 //! are frequent but seldom together, a text that is nearly there in many errors. For these a page ends after
 //! [`Bounds::looked`] candidates or [`PATIENCE`], with fewer items, perhaps none, and the cursor to go on.
 //!
+//! Where a page ends tells of its candidates, also of those that do not match. So for whom only some queues are there
+//! ([`Filter::queues`]) candidates come from these alone, though that takes more pages where they hold much.
+//!
 //! Text is looked for by trigrams. One or two characters have none: then all jobs with an error are candidates.
 
 use std::{
-    collections::{BinaryHeap, HashSet, VecDeque},
+    collections::{BTreeSet, BinaryHeap, HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -22,7 +25,7 @@ use super::{
 };
 use crate::{
     event::EventError,
-    job::JobId,
+    job::{JobId, QueueName},
     record::{
         fold::{Row, shown},
         model::{Filter, JobStatus, Page, Position, Summary},
@@ -99,6 +102,8 @@ struct Wanted {
     due: Vec<i64>,
     /// Nothing but time, text, tag and fingerprint is asked for.
     any_class_and_state: bool,
+    /// No other job may show, in whatever way.
+    alone: bool,
     classes: HashSet<i64>,
     statuses: Vec<JobStatus>,
     tag: Option<String>,
@@ -137,6 +142,7 @@ impl Wanted {
             any_class_and_state: statuses.len() == JobStatus::ALL.len()
                 && filter.queue.is_none()
                 && filter.kind.is_none(),
+            alone: filter.queues.is_some(),
             classes: HashSet::new(),
             statuses,
             tag: filter.tag.clone(),
@@ -149,7 +155,7 @@ impl Wanted {
         };
         let queue = filter.queue.as_ref().map(|queue| queue.as_str());
         let kind = filter.kind.as_ref().map(|kind| kind.as_str());
-        wanted.find_streams(tx, queue, kind)?;
+        wanted.find_streams(tx, queue, filter.queues.as_ref(), kind)?;
         Ok((wanted.total > 0 || !wanted.due.is_empty()).then_some(wanted))
     }
 
@@ -158,10 +164,13 @@ impl Wanted {
         &mut self,
         tx: &Transaction<'_>,
         queue: Option<&str>,
+        queues: Option<&BTreeSet<QueueName>>,
         kind: Option<&str>,
     ) -> Result<(), StoreError> {
+        let queues: Option<HashSet<&str>> =
+            queues.map(|queues| queues.iter().map(QueueName::as_str).collect());
         let mut select = tx.prepare_cached(
-            "SELECT class, state, n FROM counts JOIN classes ON id = class
+            "SELECT class, state, n, queue FROM counts JOIN classes ON id = class
              WHERE n > 0 AND (?1 IS NULL OR queue = ?1) AND (?2 IS NULL OR kind = ?2)",
         )?;
         let mut rows = select.query([queue, kind])?;
@@ -170,6 +179,11 @@ impl Wanted {
         while let Some(row) = rows.next()? {
             let (class, state, n): (i64, u8, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
             let Some(status) = status_of(state) else { continue };
+            if let Some(queues) = &queues
+                && !row.get_ref(3)?.as_str().is_ok_and(|queue| queues.contains(queue))
+            {
+                continue;
+            }
             let stream = Stream::new(class, state);
             if self.statuses.contains(&status) {
                 self.total += n.unsigned_abs();
@@ -203,10 +217,10 @@ impl Wanted {
     fn source(&self, tx: &Transaction<'_>, low: i64, below: i64) -> Result<Source, StoreError> {
         let few = self.total + self.due.len() as u64 <= self.bounds.looked as u64;
         let scan = |kind| Ok(Source::Scan { kind, low, below });
-        if let Some(fingerprint) = self.fingerprint {
+        if let Some(fingerprint) = self.fingerprint.filter(|_| !self.alone) {
             return scan(Scan::Alike(fingerprint));
         }
-        if !few {
+        if !few && !self.alone {
             match (&self.needle, &self.tag) {
                 (Some(needle), _) if needle.chars().nth(2).is_some() => {
                     return scan(Scan::Text(trigrams(needle)));
