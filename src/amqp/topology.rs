@@ -216,6 +216,7 @@ impl Plan {
         let log_age = format!("{LOG_AGE_DAYS}D");
         all.push(queue(names.log(), stream(&log_age, LOG_BYTES, LOG_SEGMENT)));
         all.push(bound(names.log(), names.record(), String::new()));
+        all.extend(self.dead_queue(&Names::nowhere()));
         // Questions are asked again: what waits too long, or too many, may go.
         let lookup =
             vec![("x-message-ttl", Value::Int(LOOKUP_TTL_MS)), ("x-max-length", Value::Int(LOOKUP_LENGTH))];
