@@ -51,7 +51,7 @@ use crate::{
     client::Client,
     config::{Config, WorkerQueue},
     event::{self, Event, EventError},
-    job::{Kind, Options, QueueName, wire::Message},
+    job::{Kind, Options, QueueName, dead, wire::Message},
     record::{Record, RecordError, writer::EventWriter},
     retry::RetryPolicy,
     worker::{Report, Worker, WorkerError, reply::Replier},
@@ -174,21 +174,25 @@ impl Acts {
         }
     }
 
-    /// Publishes a message to a dead-letter queue, which is declared where it is missing.
+    /// Publishes a message to the dead-letter queue of `queue`, which is declared where it is missing. Where it may not be,
+    /// the message goes to the one that every broker has, marked with its queue.
     async fn publish_dead(&self, queue: &QueueName, message: &Message) -> Result<(), Failure> {
-        let (exchange, key) = (self.names.dead(), crate::amqp::pass::dead_key(queue, message));
-        let mut declared = false;
-        loop {
-            match self.publish(exchange.clone(), key.clone(), message).await {
-                Ok(()) => return Ok(()),
-                Err(PublishError::Unroutable) if !declared => {
-                    declared = true;
-                    let live = self.client.live().map_err(Failure::Broker)?;
-                    live.declare_dead(queue).await.map_err(|down| Failure::Broker(down.0))?;
-                }
-                Err(error) => return Err(Failure::Broker(error.to_string())),
+        let dead_key = crate::amqp::pass::dead_key;
+        let failed = |error: PublishError| Failure::Broker(error.to_string());
+        match self.publish(self.names.dead(), dead_key(queue, message), message).await {
+            Err(PublishError::Unroutable) => {}
+            result => return result.map_err(failed),
+        }
+        let live = self.client.live().map_err(Failure::Broker)?;
+        if live.declare_dead(queue).await.map_err(|down| Failure::Broker(down.0))? {
+            match self.publish(self.names.dead(), dead_key(queue, message), message).await {
+                // Its binding is gone.
+                Err(PublishError::Unroutable) => {}
+                result => return result.map_err(failed),
             }
         }
+        let message = dead::belongs_to(message.clone(), queue);
+        self.publish(self.names.dead(), dead_key(&Names::nowhere(), &message), &message).await.map_err(failed)
     }
 
     /// Writes events, and waits until the log has them.

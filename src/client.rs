@@ -417,7 +417,7 @@ impl Client {
             live.check_queue(&envelope.queue, if patient { deadline } else { Instant::now() }).await?;
         }
         let patience = Patience { room: patient.then_some(deadline), confirm: give_up };
-        live.publish_job(envelope, ticks, patience).await?;
+        live.publish_job(&live.publisher, envelope, ticks, patience).await?;
         let telling = live.untold.begin(envelope.id, &live.events);
         confirmed();
         if self.tell(live, &job, deadline).await {
@@ -457,6 +457,12 @@ impl Client {
         }
     }
 
+    /// Which connection of this client publishes now; none: there is none.
+    #[cfg(feature = "server")]
+    pub(crate) fn epoch(&self) -> Option<u64> {
+        self.live().ok()?.publisher.link().up().ok().map(|up| up.epoch)
+    }
+
     /// Publishes a job that was accepted some time ago, when its time has come or on its way there, and waits for the
     /// confirm until `give_up`. Its limits were checked then. If its queue does not exist any more, the job takes the way
     /// of one that is due in such a queue: it is offered again for a while, and ends dead, `unroutable`.
@@ -475,9 +481,12 @@ impl Client {
         let now = Timestamp::now();
         let ticks = delay::ticks_capped(job.remaining(now));
         job.envelope.due_at = job.run_at(now);
-        match live.publish_job(&job.envelope, ticks, patience).await {
+        let publisher = live.forwarding();
+        match live.publish_job(publisher, &job.envelope, ticks, patience).await {
             // The ladder takes it for any queue.
-            Err(SubmitError::UnknownQueue(_)) => live.publish_job(&job.envelope, 1, patience).await?,
+            Err(SubmitError::UnknownQueue(_)) => {
+                live.publish_job(publisher, &job.envelope, 1, patience).await?;
+            }
             other => other?,
         }
         let telling = live.untold.begin(job.envelope.id, &live.events);

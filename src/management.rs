@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::{Method, StatusCode, Url};
+use reqwest::{Method, StatusCode, Url, redirect::Policy};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thiserror::Error;
@@ -14,6 +14,8 @@ use crate::{amqp::probe::Target, config::AmqpUrl};
 
 /// Longest time for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Longest answer, in bytes: some lists are not given in pages.
+const ANSWER_MAX: usize = 64 << 20;
 /// Items of one page.
 const PAGE: usize = 200;
 /// Most pages read of a list.
@@ -105,11 +107,12 @@ impl Management {
         base.set_query(None);
         base.set_fragment(None);
         crate::crypto::choose();
-        let http = reqwest::Client::builder().connect_timeout(PATIENCE).timeout(PATIENCE);
-        let loopback = matches!(base.host_str(), Some("localhost" | "[::1]"))
-            || base.host_str().is_some_and(|host| host.starts_with("127."));
-        // A proxy cannot reach this machine's loopback.
-        let http = if loopback { http.no_proxy() } else { http };
+        // Logins and new passwords go to this address and to no other.
+        let http = reqwest::Client::builder()
+            .connect_timeout(PATIENCE)
+            .timeout(PATIENCE)
+            .redirect(Policy::none())
+            .no_proxy();
         let http = http.build().map_err(|error| wrong(&error.to_string()))?;
         Ok(Self { http, base, user, password, vhost: part(&target.vhost) })
     }
@@ -188,10 +191,17 @@ impl Management {
             address: self.shown(),
             reason: in_full(&error.without_url()),
         };
-        let answer = request.send().await.map_err(unreachable)?;
+        let mut answer = request.send().await.map_err(unreachable)?;
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let text = answer.text().await.map_err(unreachable)?;
-        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        let mut bytes = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(unreachable)? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > ANSWER_MAX {
+                let detail = format!("more than {} MiB", ANSWER_MAX >> 20);
+                return Err(ManagementError::Answer { path: path.to_owned(), detail });
+            }
+        }
+        let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         if status == StatusCode::UNAUTHORIZED {
             // RabbitMQ says 401 both to whom it does not know, and to whom it knows and does not let there.
             return Err(if path == "whoami" || self.knows_us().await? {
@@ -321,6 +331,30 @@ mod tests {
             let error = new(url).map(drop).unwrap_err().to_string();
             assert!(error.contains("http://USER:PASSWORD@HOST") && !error.contains("secret"), "{error}");
         }
+    }
+
+    /// A new password is in the body of a request.
+    #[tokio::test]
+    async fn nothing_is_sent_to_another_address() {
+        use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpListener};
+        let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = elsewhere.local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answering = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let _ = stream.read(&mut request).await.unwrap();
+            let answer = format!(
+                "HTTP/1.1 307 Elsewhere\r\nlocation: http://{there}/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let management = new(&format!("http://{address}")).unwrap();
+        let password = serde_json::json!({ "password": "new" });
+        let (put, ()) = tokio::join!(management.put("users/u", &password), answering);
+        let error = put.unwrap_err().to_string();
+        assert!(error.contains("307"), "{error}");
     }
 
     #[test]

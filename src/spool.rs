@@ -46,7 +46,7 @@ use tokio::{
     sync::{Notify, Semaphore, mpsc, oneshot},
     time::{Instant, timeout_at},
 };
-use tracing::warn;
+use tracing::{error, warn};
 
 pub(crate) use self::drain::keep_empty;
 pub use self::drain::{Drained, Drainer};
@@ -104,7 +104,8 @@ pub struct Entry {
 pub struct Fill {
     /// Jobs that wait.
     pub jobs: u64,
-    /// Those of them that this version cannot read: they stay, and the others pass them.
+    /// Those of them that this version cannot read, or of which the broker has said that it takes no such message: they
+    /// stay, and the others pass them.
     pub unreadable: u64,
     /// Bytes of their args and what else they carry.
     pub bytes: u64,
@@ -170,7 +171,7 @@ impl Spool {
         let room = Arc::new(Semaphore::new(WAITING_KIB as usize));
         let spool = Self { commands, known: known.clone(), filled: Arc::new(Notify::new()), room, folder };
         let filled = Arc::clone(&spool.filled);
-        let keeper = Keeper { table, known, filled, gone: Vec::new(), _lock: lock };
+        let keeper = Keeper { table, known, filled, failed: None, _lock: lock };
         let spawned = thread::Builder::new().name("hopline spool".to_owned());
         let spawned = spawned.spawn(move || keeper.run(waiting));
         spawned.map_err(|error| unavailable(format!("cannot start a thread: {error}")))?;
@@ -266,7 +267,23 @@ impl Spool {
 
     /// These have been forwarded. If this fails it is done later; they are not taken again.
     async fn remove(&self, gone: Vec<Entry>) -> Result<(), SpoolError> {
-        self.ask(|answer| Command::Remove(gone, answer)).await
+        {
+            // Before the thread is asked: it may have no room for a question.
+            let mut known = self.known.lock();
+            gone.iter().for_each(|entry| known.forwarded(entry.place, entry.job.envelope.id));
+        }
+        self.ask(Command::Remove).await
+    }
+
+    /// The broker takes no such message: it stays here, and the others pass it. It is tried again by the next process.
+    fn set_aside(&self, entry: &Entry, why: &str) {
+        error!(
+            spool.place = entry.place,
+            job.id = %entry.job.envelope.id,
+            reason = why,
+            "the broker takes no such message: the job stays in the spool, and others pass it"
+        );
+        self.known.lock().unreadable(entry.place);
     }
 
     /// Waits until something is there.

@@ -5,6 +5,7 @@ use jiff::Timestamp;
 
 use super::words::REPLAYED_BY;
 use crate::{
+    amqp::Names,
     event::{Data, Event, EventType},
     job::{
         Envelope, JobId, Kind, QueueName,
@@ -36,8 +37,11 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Reads `message`, which came from `queue` or its dead-letter queue.
+    /// Reads `message`, which came from `queue` or its dead-letter queue. What lies nowhere says where it belongs.
     pub(super) fn of(message: &Message, queue: &QueueName) -> Self {
+        let named = Some(queue).filter(|queue| **queue == Names::nowhere());
+        let named = named.and_then(|_| dead::queue_of(message));
+        let queue = named.as_ref().unwrap_or(queue);
         let kind = message.kind.as_deref().and_then(|kind| Kind::parse(kind).ok());
         let (code, error) = (text(&message.headers, mark::CODE), text(&message.headers, mark::ERROR));
         let fingerprint = dead::fingerprint(kind.as_ref().map(Kind::as_str), code, error);
@@ -144,6 +148,16 @@ mod tests {
 
     fn queue() -> QueueName {
         QueueName::parse("media").unwrap()
+    }
+
+    #[test]
+    fn what_lies_nowhere_says_where_it_belongs() {
+        let message = dead::belongs_to(Message::default(), &queue());
+        assert_eq!(Facts::of(&message, &Names::nowhere()).queue, queue());
+        assert_eq!(Facts::of(&Message::default(), &Names::nowhere()).queue, Names::nowhere());
+        // Anybody may have written that.
+        let other = QueueName::parse("other").unwrap();
+        assert_eq!(Facts::of(&message, &other).queue, other);
     }
 
     fn dead_job() -> (Envelope, Message) {

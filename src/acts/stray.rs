@@ -13,9 +13,6 @@ use crate::{
     record::model::{JobStatus, Summary},
 };
 
-/// The queue of messages of which nothing says where they belong: `<prefix>.q.nowhere.dead` holds them.
-const NOWHERE: &str = "nowhere";
-
 /// A message that the broker moved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Stray {
@@ -41,8 +38,7 @@ impl Stray {
             .find(|death| named.as_ref().is_some_and(|queue| death.queue == names.queue(queue)))
             .or(deaths.first());
         let from = || told.and_then(|death| work_queue(death.queue, names));
-        let nowhere = || QueueName::parse(NOWHERE).expect("a literal within the rule");
-        let queue = named.or_else(from).unwrap_or_else(nowhere);
+        let queue = named.or_else(from).unwrap_or_else(Names::nowhere);
         let (reason, detail) = match told.map(|death| death.reason) {
             Some("delivery_limit") => (
                 Reason::DeliveryLimit,
@@ -61,7 +57,7 @@ impl Stray {
 
     /// Whether its job has never had its chance, so that it is offered to its queue once more.
     pub(super) fn may_be_offered(&self) -> bool {
-        self.reason == Reason::Unroutable && self.queue.as_str() != NOWHERE
+        self.reason == Reason::Unroutable && self.queue != Names::nowhere()
     }
 }
 

@@ -108,9 +108,9 @@ async fn settle(acts: Acts, open: CancellationToken, delivery: Delivery, gone: A
     // One that has no id gets one here, which it keeps however often it is tried.
     incoming.message.message_id = Some(id_of(&incoming.message, &stray.queue).to_string());
     let end = End::of(&acts, &incoming, &stray);
-    let mut told = false;
+    let (mut told, mut written) = (false, false);
     loop {
-        let dealing = deal(&acts, &incoming, &stray, &end, &gone);
+        let dealing = deal(&acts, &incoming, &stray, &end, &gone, &mut written);
         match open.run_until_cancelled(dealing).await {
             Some(Ok(())) => return receipt.ack(),
             Some(Err(why)) if receipt.is_live() => {
@@ -128,8 +128,17 @@ async fn settle(acts: Acts, open: CancellationToken, delivery: Delivery, gone: A
     }
 }
 
-async fn deal(acts: &Acts, incoming: &Incoming, stray: &Stray, end: &End, gone: &Gone) -> Result<(), String> {
-    if stray.may_be_offered() && offer(acts, &incoming.message, &stray.queue, gone).await? {
+/// `written`: the log has its end.
+async fn deal(
+    acts: &Acts,
+    incoming: &Incoming,
+    stray: &Stray,
+    end: &End,
+    gone: &Gone,
+    written: &mut bool,
+) -> Result<(), String> {
+    // A job whose end is written is not begun again by the way.
+    if !*written && stray.may_be_offered() && offer(acts, &incoming.message, &stray.queue, gone).await? {
         info!(queue = %stray.queue, "a job whose queue was gone is in its queue");
         return Ok(());
     }
@@ -140,11 +149,15 @@ async fn deal(acts: &Acts, incoming: &Incoming, stray: &Stray, end: &End, gone: 
         info!(job.id = %end.event.job, queue = %stray.queue, "a stray of a run that is over");
         return Ok(());
     }
-    warn!(job.id = %end.event.job, queue = %stray.queue, reason = stray.reason.as_str(), "dead: moved by the broker");
     let failed = |failure| match failure {
         Failure::Refused(why) | Failure::Broker(why) => why,
     };
-    acts.write(vec![end.event.clone()]).await.map_err(failed)?;
+    // However often the copy is tried.
+    if !*written {
+        warn!(job.id = %end.event.job, queue = %stray.queue, reason = stray.reason.as_str(), "dead: moved by the broker");
+        acts.write(vec![end.event.clone()]).await.map_err(failed)?;
+        *written = true;
+    }
     acts.publish_dead(&stray.queue, &end.copy).await.map_err(failed)?;
     acts.record.touch(end.event.job);
     end.reply(acts, &incoming.message);

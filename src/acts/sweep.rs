@@ -21,7 +21,10 @@ use super::{
     words::{Done, IDS_MAX, Replay},
 };
 use crate::{
-    amqp::pass::{Letter, Pass, PassError},
+    amqp::{
+        Names,
+        pass::{Letter, Pass, PassError},
+    },
     event::{Event, EventType},
     job::{JobError, JobId, JobResult, QueueName, ResultExt, json, wire::Message},
     worker::Context,
@@ -86,10 +89,13 @@ impl Sweep {
     /// Does it: in `queue`; in those of the jobs `ids`, as the record knows them; else in all.
     pub(super) async fn over(mut self, queue: Option<QueueName>, ids: Option<Vec<JobId>>) -> JobResult<Done> {
         let named = ids.as_ref().map_or(0, |ids| ids.iter().collect::<BTreeSet<_>>().len() as u64);
-        let queues = match (queue, ids) {
-            (None, Some(ids)) => self.queues_of(&ids).await?.into_iter().collect(),
-            (queue, _) => self.attempt.queues(queue.as_ref()).await?,
+        let mut queues = match (&queue, ids) {
+            (None, Some(ids)) => self.queues_of(&ids).await?,
+            (queue, _) => self.attempt.queues(queue.as_ref()).await?.into_iter().collect(),
         };
+        if queue.is_none() {
+            queues.extend(self.elsewhere().await);
+        }
         for queue in queues {
             let left = match &self.attempt.tally.at {
                 // An earlier attempt was done with it.
@@ -97,7 +103,7 @@ impl Sweep {
                 Some(at) if queue == at.queue => at.left,
                 _ => None,
             };
-            if left != Some(0) {
+            if left != Some(0) && !self.found_all() {
                 self.over_queue(&queue, left).await?;
             }
         }
@@ -111,6 +117,13 @@ impl Sweep {
             queues.extend(self.attempt.job(*id).await?.map(|job| job.queue));
         }
         Ok(queues)
+    }
+
+    /// Where jobs lie whose queue had no dead-letter queue. Usually there are none.
+    async fn elsewhere(&self) -> Option<QueueName> {
+        let nowhere = Names::nowhere();
+        let depth = self.attempt.acts().client.dead_depth(&nowhere).await;
+        depth.is_ok_and(|depth| depth.is_some_and(|depth| depth.ready > 0)).then_some(nowhere)
     }
 
     /// Goes over a queue, or over the first so many messages of it: what has come to its tail since the act began, by
@@ -192,7 +205,7 @@ impl Sweep {
         match &self.deed {
             Deed::Replay { set, by } => {
                 let (set, by) = (set.clone(), by.clone());
-                self.replay(pass, queue, current, set.as_ref(), by.as_ref()).await
+                self.replay(pass, current, set.as_ref(), by.as_ref()).await
             }
             Deed::Purge { by, reason } => {
                 let (by, reason) = (by.clone(), reason.clone());
@@ -234,13 +247,12 @@ impl Sweep {
     async fn replay(
         &mut self,
         pass: &mut Pass,
-        queue: &QueueName,
         letters: Vec<(Letter, Facts)>,
         set: Option<&Bytes>,
         by: Option<&String>,
     ) -> JobResult<()> {
         let mut sending = Sending::new();
-        let mut result = self.send(pass, queue, letters, (set, by), &mut sending).await;
+        let mut result = self.send(pass, letters, (set, by), &mut sending).await;
         // However that ended: these runs have begun, or will have, and their dead messages must go.
         while let Some(sent) = sending.next().await {
             let sent = self.sent(pass, sent).await;
@@ -253,13 +265,12 @@ impl Sweep {
     async fn send(
         &mut self,
         pass: &mut Pass,
-        queue: &QueueName,
         letters: Vec<(Letter, Facts)>,
         (set, by): (Option<&Bytes>, Option<&String>),
         sending: &mut Sending,
     ) -> JobResult<()> {
         for (letter, facts) in letters {
-            let (message, event) = match self.next_run(&letter, &facts, queue, set, by) {
+            let (message, event) = match self.next_run(&letter, &facts, set, by) {
                 Ok(next) => next,
                 Err(why) => {
                     self.sent(pass, (letter, facts, Err(Failure::Refused(why)))).await?;
@@ -277,7 +288,7 @@ impl Sweep {
                     }
                 }
             }
-            let (acts, queue) = (self.attempt.acts(), queue.clone());
+            let (acts, queue) = (self.attempt.acts(), facts.queue.clone());
             let starting = async move {
                 let sent = start(&acts, &queue, &message, event).await;
                 (letter, facts, sent)
@@ -292,13 +303,12 @@ impl Sweep {
         &self,
         letter: &Letter,
         facts: &Facts,
-        queue: &QueueName,
         set: Option<&Bytes>,
         by: Option<&String>,
     ) -> Result<(Message, Event), String> {
         let (acts, act, now) = (self.attempt.acts(), self.attempt.cx().job_id(), Timestamp::now());
         let limit = acts.config.limits.args;
-        let (message, mut event) = match next_run(&letter.incoming, queue, limit, set, act) {
+        let (message, mut event) = match next_run(&letter.incoming, &facts.queue, limit, set, act) {
             Ok(envelope) => {
                 let envelope = envelope.due_in(Duration::ZERO);
                 let mut event = Event::of(EventType::Submitted, &envelope, &acts.instance, now);

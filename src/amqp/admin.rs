@@ -142,13 +142,17 @@ impl Admin {
         self.ask(&name, restoring).await
     }
 
-    /// Declares the dead-letter queue of a queue that may not exist.
+    /// Declares the dead-letter queue of a queue that may not exist. Whether it is there: where processes declare nothing it
+    /// may not be.
     #[cfg(feature = "server")]
-    pub(crate) async fn declare_dead(&self, names: &Names, queue: &QueueName) -> Result<(), LinkDown> {
+    pub(crate) async fn declare_dead(&self, names: &Names, queue: &QueueName) -> Result<bool, LinkDown> {
         let declaring = async {
             let plan = Plan { names: names.clone(), queues: Vec::new(), declares: self.declares };
-            let declared = plan.declare_dead(&self.channel().await?, queue).await;
-            declared.map_err(|error| LinkDown(error.to_string()))
+            match plan.declare_dead(&self.channel().await?, queue).await {
+                Ok(()) => Ok(true),
+                Err(super::topology::TopologyError::Missing { .. }) if !self.declares => Ok(false),
+                Err(error) => Err(LinkDown(error.to_string())),
+            }
         };
         match timeout(REQUEST_TIMEOUT, declaring).await {
             Ok(declared) => declared,

@@ -32,6 +32,12 @@ impl Names {
         QueueName::parse(name).expect("a name within the rule")
     }
 
+    /// No work queue: its dead-letter queue holds what belongs to none that has one.
+    #[must_use]
+    pub fn nowhere() -> QueueName {
+        QueueName::parse("nowhere").expect("a literal within the rule")
+    }
+
     /// Topic exchange: jobs to be run now.
     #[must_use]
     pub fn jobs(&self) -> String {

@@ -17,6 +17,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{
     connection::{AmqpRuntime, REQUEST_TIMEOUT, with_heartbeat},
     message::short,
+    tls,
     topology::{Object, TopologyError},
     version::{self, BrokerVersion},
 };
@@ -47,6 +48,10 @@ impl Target {
             password: login.password,
             vhost: uri.vhost,
         })
+    }
+
+    fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
     }
 }
 
@@ -109,6 +114,8 @@ pub(crate) enum Act {
     Read(String),
     /// Bind a queue of one's own to an exchange.
     Bind { own: String, exchange: String },
+    /// Make this binding. Tried with the key `other`, by which nothing is bound.
+    BindAs { binding: Object, other: String },
 }
 
 /// A connection for looking. Dropped, it is closed.
@@ -120,7 +127,7 @@ pub(crate) struct Probe {
 /// Asks who listens at the broker's address, by TCP and, without TLS, by the first frame.
 pub(crate) async fn greet(config: &Amqp) -> Result<Option<BrokerVersion>, ConnectError> {
     let target = Target::of(&config.url).map_err(ConnectError::Address)?;
-    let address = format!("{}:{}", target.host, target.port);
+    let address = target.address();
     let resolving = async {
         tokio::net::lookup_host((target.host.as_str(), target.port))
             .await
@@ -178,7 +185,10 @@ impl Probe {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let url = with_heartbeat(config.url.expose(), config.heartbeat);
         let handle = Runtime::tokio_with_handle(runtime.handle());
-        let connecting = Connection::connect_with_runtime(&url, properties, handle);
+        // As processes do: an authority of one's own, a certificate for the broker.
+        let tls =
+            tls::config(config).map_err(|reason| ConnectError::Tls { address: target.address(), reason })?;
+        let connecting = Connection::connect_with_config(&url, properties, tls, handle);
         let connection = match timeout(config.connect_timeout, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return Err(refused(&error, &target, shown)),
@@ -277,6 +287,10 @@ impl Probe {
                 })
                 .await
             }
+            // To take away what is not there needs the same rights, and changes nothing.
+            Act::BindAs { binding, other } => {
+                self.ask(async |channel| binding.unbind(channel, other).await).await
+            }
         }
     }
 
@@ -321,7 +335,7 @@ fn refused(error: &lapin::Error, target: &Target, shown: String) -> ConnectError
         return ConnectError::VirtualHost { vhost: target.vhost.clone(), reason: text };
     }
     if target.tls {
-        return ConnectError::Tls { address: format!("{}:{}", target.host, target.port), reason: text };
+        return ConnectError::Tls { address: target.address(), reason: text };
     }
     ConnectError::Other { shown, reason: text }
 }

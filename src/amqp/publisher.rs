@@ -26,6 +26,7 @@ use super::{
     connection::{Link, LinkState, Up},
     message::{properties, short},
     pause::Pauses,
+    topology::TopologyError,
 };
 use crate::{
     job::wire::Message,
@@ -49,6 +50,12 @@ pub enum PublishError {
     /// The broker refused it: a queue's length limit, or a quorum queue without a leader. Not stored.
     #[error("the broker refused the message: its queue is full, or does not answer")]
     Refused,
+    /// The login may not publish it there; the broker's words. Not stored.
+    #[error("the broker does not let this message through: {0}")]
+    Forbidden(String),
+    /// The broker takes no such message, as one over its `max_message_size`; its words. Not stored.
+    #[error("the broker takes no such message: {0}")]
+    Unfit(String),
     /// There is no connection, or what it was published to is missing. Not stored.
     #[error("the broker is not available: {0}")]
     Unavailable(String),
@@ -494,20 +501,31 @@ fn published(result: &Result<(), PublishError>) -> Published {
         Ok(()) => Published::Confirmed,
         Err(PublishError::Unroutable) => Published::Unroutable,
         // Unavailable: its exchange is missing.
-        Err(PublishError::Refused | PublishError::Unavailable(_)) => Published::Refused,
+        Err(
+            PublishError::Refused
+            | PublishError::Forbidden(_)
+            | PublishError::Unfit(_)
+            | PublishError::Unavailable(_),
+        ) => Published::Refused,
         Err(_) => Published::Lost,
     }
 }
 
 /// What a failed channel says about a message that was published to `exchange`; `alone`: no other publish was under way
-/// on it. All that are get the error of the one that found no exchange, also those before it, which may be stored.
+/// on it. All that are get the error of the one that the broker closed the channel over, also those before it, which may
+/// be stored.
 fn failure(error: &lapin::Error, exchange: &str, alone: bool) -> PublishError {
     if alone && is_not_found(error) && error.to_string().contains(&format!("'{exchange}'")) {
         return PublishError::Unavailable(format!(
             "exchange {exchange} is missing; it is being declared again"
         ));
     }
-    PublishError::Lost(error.to_string())
+    // Looked at before a message goes anywhere.
+    match TopologyError::from_lapin(error) {
+        TopologyError::Forbidden { detail } if alone => PublishError::Forbidden(detail),
+        TopologyError::Differs { detail } if alone => PublishError::Unfit(detail),
+        _ => PublishError::Lost(error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -516,11 +534,26 @@ mod tests {
 
     use super::*;
 
+    fn soft(error: AMQPSoftError, text: &str) -> lapin::Error {
+        lapin::Error::from(lapin::ErrorKind::ProtocolError(AMQPError::new(error.into(), text.into())))
+    }
+
+    #[test]
+    fn what_the_broker_closed_the_channel_over_is_certain_only_for_who_was_alone() {
+        let big = "PRECONDITION_FAILED - message size 20000 is larger than configured max size 10000";
+        let big = soft(AMQPSoftError::PRECONDITIONFAILED, big);
+        assert!(matches!(failure(&big, "h.jobs", true), PublishError::Unfit(why) if why.contains("20000")));
+        assert!(matches!(failure(&big, "h.jobs", false), PublishError::Lost(_)));
+        let forbidden =
+            "ACCESS_REFUSED - access to topic 'a.normal.b' in exchange 'h.jobs' refused for user 'u'";
+        let forbidden = soft(AMQPSoftError::ACCESSREFUSED, forbidden);
+        assert!(matches!(failure(&forbidden, "h.jobs", true), PublishError::Forbidden(_)));
+        assert!(matches!(failure(&forbidden, "h.jobs", false), PublishError::Lost(_)));
+    }
+
     #[test]
     fn a_missing_exchange_is_certain_only_for_who_was_alone() {
-        let text = "NOT_FOUND - no exchange 'h.jobs' in vhost '/'";
-        let missing = AMQPError::new(AMQPSoftError::NOTFOUND.into(), text.into());
-        let missing = lapin::Error::from(lapin::ErrorKind::ProtocolError(missing));
+        let missing = soft(AMQPSoftError::NOTFOUND, "NOT_FOUND - no exchange 'h.jobs' in vhost '/'");
         assert!(matches!(failure(&missing, "h.jobs", true), PublishError::Unavailable(_)));
         // Another one may have found it missing, after this one was stored.
         assert!(matches!(failure(&missing, "h.jobs", false), PublishError::Lost(_)));

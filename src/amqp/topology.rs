@@ -9,6 +9,8 @@
 //! policies (`docs/architecture.md`).
 
 use futures_util::future::try_join_all;
+#[cfg(feature = "server")]
+use lapin::options::ExchangeUnbindOptions;
 use lapin::{
     Channel, ErrorKind, ExchangeKind,
     options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
@@ -214,6 +216,7 @@ impl Plan {
         let log_age = format!("{LOG_AGE_DAYS}D");
         all.push(queue(names.log(), stream(&log_age, LOG_BYTES, LOG_SEGMENT)));
         all.push(bound(names.log(), names.record(), String::new()));
+        all.extend(self.dead_queue(&Names::nowhere()));
         // Questions are asked again: what waits too long, or too many, may go.
         let lookup =
             vec![("x-message-ttl", Value::Int(LOOKUP_TTL_MS)), ("x-max-length", Value::Int(LOOKUP_LENGTH))];
@@ -306,6 +309,22 @@ impl Object {
                 let (options, none) = (ExchangeBindOptions::default(), FieldTable::default());
                 channel.exchange_bind(short(to), short(from), short(key), options, none).await
             }
+        }
+    }
+
+    /// Takes away a binding like this one, of another key.
+    #[cfg(feature = "server")]
+    pub(super) async fn unbind(&self, channel: &Channel, key: &str) -> Result<(), lapin::Error> {
+        let none = FieldTable::default();
+        match self {
+            Self::Bound { queue, exchange, .. } => {
+                channel.queue_unbind(short(queue), short(exchange), short(key), none).await
+            }
+            Self::Passes { to, from, .. } => {
+                let options = ExchangeUnbindOptions::default();
+                channel.exchange_unbind(short(to), short(from), short(key), options, none).await
+            }
+            Self::Exchange { .. } | Self::Queue { .. } => Ok(()),
         }
     }
 

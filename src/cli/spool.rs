@@ -144,8 +144,8 @@ impl Drain {
 fn say_unreadable(fill: Fill) {
     if fill.unreadable > 0 {
         say::error(format_args!(
-            "hopline: {} cannot be read by this version, and stay where they are: the one that wrote them can forward \
-             them (the log says which, and why)",
+            "hopline: {} stay where they are: this version cannot read them, so the one that wrote them has to forward \
+             them, or the broker takes no such message (the log says which, and why)",
             count(fill.unreadable, "job")
         ));
     }

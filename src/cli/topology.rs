@@ -198,7 +198,8 @@ impl Apply {
             probe.close().await;
         }
         let sums = Sums::of(&compared.items);
-        Ok(broker::code(sums.by_hand > 0, sums.to_make > 0))
+        // What could not be compared was not made either: policies, without the management API.
+        Ok(broker::code(sums.by_hand > 0, sums.to_make + sums.not_compared > 0))
     }
 }
 

@@ -28,6 +28,13 @@ pub enum SubmitError {
     /// The broker refused it: a queue with a length limit is full, or its leader did not answer. Not accepted.
     #[error("the broker refused the job: its queue is full, or does not answer")]
     Refused,
+    /// The broker does not take it where it goes: the login may not publish it, or what its queue is bound by is gone. Not
+    /// accepted.
+    #[error("the broker does not take the job: {0}")]
+    NotTaken(String),
+    /// The broker takes no such message, now or later, as one over its `max_message_size`. Not accepted.
+    #[error("the broker takes no such message: {0}")]
+    Unfit(String),
     /// There is no connection to the broker. Not accepted.
     #[error("the broker is not available: {0}")]
     Unavailable(String),
@@ -49,13 +56,17 @@ impl From<PublishError> for SubmitError {
     fn from(error: PublishError) -> Self {
         match error {
             PublishError::Refused => Self::Refused,
+            PublishError::Forbidden(why) => Self::NotTaken(why),
+            PublishError::Unfit(why) => Self::Unfit(why),
             PublishError::Unavailable(why) => Self::Unavailable(why),
             PublishError::Blocked => Self::Blocked,
             PublishError::Full => Self::Full,
             PublishError::Timeout => Self::Timeout,
             PublishError::Lost(why) => Self::Lost(why),
-            // Told apart from an unknown queue where the job is known.
-            PublishError::Unroutable => Self::Unavailable("no queue takes this job".to_owned()),
+            // Told apart from an unknown queue where the job is known: the queue is there.
+            PublishError::Unroutable => Self::NotTaken(
+                "a binding of its queue is gone: `hopline topology apply` makes it again".to_owned(),
+            ),
         }
     }
 }

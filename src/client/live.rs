@@ -95,6 +95,12 @@ pub(crate) struct Live {
     pub(crate) names: Names,
     pub(crate) instance: String,
     pub(crate) publisher: Publisher,
+    /// For jobs that were accepted before: one over which the broker closes the channel takes no other submit with it.
+    #[cfg(feature = "server")]
+    forwarding: OnceLock<Publisher>,
+    /// Bounds of a channel for jobs: unconfirmed, waiting.
+    #[cfg(feature = "server")]
+    bounds: (usize, usize),
     /// Writes events into the log.
     pub(crate) events: EventWriter,
     /// Jobs of which it has not written yet that they were submitted.
@@ -149,6 +155,10 @@ impl Live {
             control,
             outlet,
             publisher: Publisher::start(&publish, "jobs", config.amqp.window, config.amqp.backlog),
+            #[cfg(feature = "server")]
+            forwarding: OnceLock::new(),
+            #[cfg(feature = "server")]
+            bounds: (config.amqp.window, config.amqp.backlog),
             names,
             instance,
             consume: links.start("consume"),
@@ -203,12 +213,12 @@ impl Live {
         self.admin.restore(&self.names, queue).await
     }
 
-    /// Declares the dead-letter queue of a queue that may not exist.
+    /// Declares the dead-letter queue of a queue that may not exist; whether it is there.
     #[cfg(feature = "server")]
     pub(crate) async fn declare_dead(
         &self,
         queue: &QueueName,
-    ) -> Result<(), crate::amqp::connection::LinkDown> {
+    ) -> Result<bool, crate::amqp::connection::LinkDown> {
         self.admin.declare_dead(&self.names, queue).await
     }
 
@@ -232,20 +242,28 @@ impl Live {
         }
     }
 
-    /// Publishes a job towards its queue, to arrive after `ticks`.
+    /// Publishes what was accepted before.
+    #[cfg(feature = "server")]
+    pub(super) fn forwarding(&self) -> &Publisher {
+        let (window, backlog) = self.bounds;
+        self.forwarding.get_or_init(|| Publisher::start(self.publisher.link(), "jobs", window, backlog))
+    }
+
+    /// Publishes a job by `publisher` towards its queue, to arrive after `ticks`.
     pub(super) async fn publish_job(
         &self,
+        publisher: &Publisher,
         envelope: &Envelope,
         ticks: u32,
         patience: Patience,
     ) -> Result<(), SubmitError> {
         let (exchange, key) = self.names.route(&envelope.queue, envelope.kind.as_str(), ticks);
         let target = Target { exchange, key, mandatory: true };
-        match self.publish(target.clone(), envelope, patience).await {
+        match publish(publisher, target.clone(), envelope, patience).await {
             Err(PublishError::Unroutable) if self.publisher.link().declares(&envelope.queue) => {
                 // One of our own queues: someone deleted it or its binding.
                 self.publisher.link().repair().await.map_err(|down| SubmitError::Unavailable(down.0))?;
-                Ok(self.publish(target, envelope, patience).await?)
+                Ok(publish(publisher, target, envelope, patience).await?)
             }
             Err(PublishError::Unroutable) => {
                 // Another process's queue: it is unknown only if it does not exist. If it does, its binding is gone.
@@ -253,22 +271,9 @@ impl Live {
                 if !restored.map_err(|down| SubmitError::Unavailable(down.0))? {
                     return Err(SubmitError::UnknownQueue(envelope.queue.clone()));
                 }
-                Ok(self.publish(target, envelope, patience).await?)
+                Ok(publish(publisher, target, envelope, patience).await?)
             }
             other => Ok(other?),
-        }
-    }
-
-    async fn publish(
-        &self,
-        target: Target,
-        envelope: &Envelope,
-        patience: Patience,
-    ) -> Result<(), PublishError> {
-        let message = envelope.encode();
-        match patience.room {
-            Some(room) => self.publisher.publish_within(target, message, room, patience.confirm).await,
-            None => self.publisher.publish(target, message, patience.confirm).await,
         }
     }
 
@@ -290,6 +295,19 @@ impl Live {
         self.events.flush(Instant::now() + EVENTS_FLUSH).await;
         self.give_up();
         join_all(self.links.all().iter().map(Link::close)).await;
+    }
+}
+
+async fn publish(
+    publisher: &Publisher,
+    target: Target,
+    envelope: &Envelope,
+    patience: Patience,
+) -> Result<(), PublishError> {
+    let message = envelope.encode();
+    match patience.room {
+        Some(room) => publisher.publish_within(target, message, room, patience.confirm).await,
+        None => publisher.publish(target, message, patience.confirm).await,
     }
 }
 

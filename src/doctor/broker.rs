@@ -53,7 +53,8 @@ fn unreached(error: &ConnectError) -> Finding {
             "check scheme and port of amqp.url: usually 5672 is amqp, 5671 is amqps"
         }
         ConnectError::Tls { .. } => {
-            "check that its certificate is for this host name and signed by an authority that this machine trusts"
+            "check that its certificate is for this host name and signed by an authority that this machine trusts or amqp.ca \
+             names; if it asks for a certificate, amqp.client_cert and amqp.client_key"
         }
         ConnectError::Login { .. } => {
             "check user and password in amqp.url (what is special in them is percent-encoded). `guest` may log in from the \
@@ -69,6 +70,9 @@ fn unreached(error: &ConnectError) -> Finding {
 
 /// Tries each right that a process of this role needs.
 pub(super) async fn permissions(config: &Config, names: &Names, role: Role, probe: &Probe) -> Finding {
+    if role == Role::Reader {
+        return Finding::skip("permissions", "a reader needs no right by AMQP");
+    }
     let tag = format!("doctor-{}", &JobId::new().to_string()[24..]);
     let mut queues = config.amqp.queues.clone();
     if role == Role::Http {
@@ -117,5 +121,6 @@ fn asked(act: &Act) -> String {
         Act::Write { exchange, .. } => format!("write to {exchange}"),
         Act::Read(queue) => format!("read {queue}"),
         Act::Bind { exchange, .. } => format!("bind to {exchange}"),
+        Act::BindAs { binding, .. } => format!("bind {}", crate::setup::compare::called(binding).1),
     }
 }

@@ -194,14 +194,19 @@ fn memory(nodes: &[Node]) -> Finding {
 fn disk(nodes: &[Node]) -> Finding {
     let told: Vec<_> =
         nodes.iter().filter_map(|node| Some((node, node.disk_free?, node.disk_free_limit?))).collect();
+    let in_words = |(node, free, limit): (&Node, u64, u64)| {
+        format!("{} has {} MB free, the alarm is at {} MB", node.name, free / 1_000_000, limit / 1_000_000)
+    };
+    let lowest = told.iter().copied().min_by_key(|(_, _, limit)| *limit);
     let Some((node, free, limit)) =
         told.into_iter().min_by_key(|(_, free, limit)| free.saturating_sub(*limit))
     else {
         return Finding::skip("disk", "no node tells it");
     };
-    let found =
-        format!("{} has {} MB free, the alarm is at {} MB", node.name, free / 1_000_000, limit / 1_000_000);
-    if limit < DISK_LIMIT {
+    let found = in_words((node, free, limit));
+    // Of any node: which is nearest to its alarm says nothing about the others' limits.
+    if let Some(low) = lowest.filter(|(_, _, limit)| *limit < DISK_LIMIT) {
+        let found = in_words(low);
         let mend = "set disk_free_limit.absolute = 2GB: below it a busy queue fills the disk before the alarm is heard";
         return Finding::warn("disk", found, mend);
     }
@@ -270,6 +275,12 @@ mod tests {
             let found = check(&node(&more));
             assert_eq!(found.level, level, "{more}: {found:?}");
         }
+        // The one that is nearest to its alarm is not the one whose alarm comes too late.
+        let near = node(&json!({"name": "near"})).remove(0);
+        let late =
+            node(&json!({"name": "late", "disk_free_limit": 50_000_000, "disk_free": 20_000_000_000_u64}));
+        let found = disk(&[vec![near], late].concat());
+        assert!(found.level == Level::Warn && found.found.contains("late has"), "{found:?}");
     }
 
     #[test]

@@ -28,6 +28,9 @@ const HARMFUL: [(&str, &str); 8] = [
 /// Hand-backs and lost connections count as deliveries, too.
 const FEW_DELIVERIES: i64 = 20;
 const DAY: u64 = 86_400;
+/// Fewer bytes hold little of what a log is for: pauses, orders and schemas; the record.
+const CONTROL_BYTES: u64 = 256 << 20;
+const LOG_BYTES: u64 = 1 << 30;
 /// HTTP processes write orders and pauses again that are older than 20 days.
 const TOLD_AGAIN: Duration = Duration::from_secs(21 * DAY);
 
@@ -58,6 +61,17 @@ pub(super) fn topology(items: &[Item], declares: bool, compared: bool) -> Findin
                 "hopline topology apply: processes do not declare (amqp.declare)",
             )
         };
+    }
+    let unseen: Vec<_> =
+        of(State::Unknown).into_iter().filter_map(|item| Some((item, item.detail.as_ref()?))).collect();
+    if let Some((first, detail)) = unseen.first() {
+        let found =
+            format!("{} could not be looked at, as {} {}: {detail}", unseen.len(), first.object, first.name);
+        return Finding::warn(
+            "topology",
+            found,
+            "start nodes that are down; the management API tells more (--management)",
+        );
     }
     if !compared {
         let found =
@@ -156,6 +170,13 @@ fn age(queue: &Queue) -> Option<Duration> {
     argument.into_iter().chain(policy).min()
 }
 
+/// How many bytes of a log are kept: the smaller of its argument and its policy.
+fn bytes(queue: &Queue) -> Option<u64> {
+    let argument = queue.arguments.0.get("x-max-length-bytes").and_then(Value::as_u64);
+    let policy = queue.effective_policy_definition.0.get("max-length-bytes").and_then(Value::as_u64);
+    argument.into_iter().chain(policy).min()
+}
+
 /// RabbitMQ's ages: `60D`, `12h`.
 fn parse_age(text: &str) -> Option<Duration> {
     let unit = text.chars().next_back()?;
@@ -179,9 +200,17 @@ fn days(span: Duration) -> String {
 /// Whether the logs hold what is delayed.
 pub(super) fn retention(config: &Config, found: &Found, names: &Names) -> Finding {
     let longest = config.limits.max_delay;
-    let (mut short, mut lost, mut seen) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut short, mut small, mut lost, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for name in [names.control_log(), names.log()] {
         let Some(queue) = found.queues.get(&name) else { continue };
+        let least = if name == names.control_log() { CONTROL_BYTES } else { LOG_BYTES };
+        if let Some(bytes) = bytes(queue).filter(|bytes| *bytes < least) {
+            small.push(format!(
+                "{name} keeps {} MiB at most, which is less than {} MiB",
+                bytes >> 20,
+                least >> 20
+            ));
+        }
         let Some(age) = age(queue) else { continue };
         seen.push(format!("{name} {}", days(age)));
         if name == names.control_log() && age < TOLD_AGAIN {
@@ -196,6 +225,10 @@ pub(super) fn retention(config: &Config, found: &Found, names: &Names) -> Findin
     let mend = "raise max-age in the policy of the log, or lower limits.max_delay";
     if !lost.is_empty() {
         return Finding::fail("retention", lost.join("; "), mend);
+    }
+    if !small.is_empty() {
+        let found = format!("{}: what is older is lost, whatever its age", small.join("; "));
+        return Finding::warn("retention", found, "raise max-length-bytes in the policy of the log");
     }
     if !short.is_empty() {
         let found =
@@ -356,6 +389,22 @@ mod tests {
             let found = with(&[queue("hopline.control.log", control), queue("hopline.log", log)]);
             retention(&config, &found, &names()).level
         };
+        let sized = |name: &str, argument: u64, policy: u64| {
+            let queue = json!({
+                "name": name, "arguments": {"x-max-age": "60D", "x-max-length-bytes": argument},
+                "effective_policy_definition": {"max-length-bytes": policy},
+            });
+            retention(&Config::default(), &with(&[queue]), &names()).level
+        };
+        for (name, argument, policy, level) in [
+            ("hopline.control.log", 1 << 30, 1 << 30, Level::Ok),
+            ("hopline.control.log", 1 << 30, 1_000_000, Level::Warn),
+            ("hopline.log", 16 << 30, 8 << 30, Level::Ok),
+            ("hopline.log", 16 << 30, 1_000_000, Level::Warn),
+            ("hopline.log", 1 << 20, 8 << 30, Level::Warn),
+        ] {
+            assert_eq!(sized(name, argument, policy), level, "{name} {argument} {policy}");
+        }
         assert_eq!(judged("45D", "50D", 30), Level::Ok);
         assert_eq!(judged("45D", "50D", 100), Level::Warn);
         assert_eq!(judged("45D", "7D", 30), Level::Warn);
@@ -413,5 +462,11 @@ mod tests {
             let items: Vec<Item> = states.iter().copied().map(item).collect();
             assert_eq!(topology(&items, declares, true).level, level, "{states:?}");
         }
+        // A binding is never seen by AMQP; what says why it was not is something else.
+        let unknown = [item(State::Exists), item(State::Unknown)];
+        assert_eq!(topology(&unknown, true, false).level, Level::Ok);
+        let away = [item(State::Exists), item(State::Unknown).because("home node is down")];
+        let told = topology(&away, true, false);
+        assert!(told.level == Level::Warn && told.found.contains("home node"), "{told:?}");
     }
 }

@@ -260,6 +260,14 @@ impl Problem {
                 Self { errors, ..Self::new(Code::InvalidRequest, "the delay is too long") }
             }
             SubmitError::Refused => Self::new(Code::BrokerRefused, again),
+            SubmitError::NotTaken(why) => Self::new(Code::BrokerRefused, format!("{why}; {again}")),
+            // Its max_message_size; it says no more than that in words.
+            SubmitError::Unfit(why) if why.contains("size") => {
+                Self::new(Code::TooLarge, format!("{why}; the job was not accepted"))
+            }
+            SubmitError::Unfit(why) => {
+                Self::new(Code::BrokerRefused, format!("{why}; the job was not accepted"))
+            }
             SubmitError::Unavailable(why) => {
                 Self::new(Code::BrokerUnavailable, format!("{why}; the job was not accepted; try again"))
             }
@@ -438,6 +446,7 @@ mod tests {
         assert_eq!(response.headers()["content-type"], "application/problem+json");
         for error in [
             SubmitError::Refused,
+            SubmitError::NotTaken("a binding is gone".into()),
             SubmitError::Unavailable("away".into()),
             SubmitError::Blocked,
             SubmitError::Full,
@@ -447,5 +456,12 @@ mod tests {
             assert!(response.headers().contains_key("retry-after"));
             assert!(!response.headers().contains_key("location"));
         }
+        // The broker's own words.
+        let large = SubmitError::Unfit(
+            "PRECONDITION_FAILED - message size 2 is larger than configured max size 1".into(),
+        );
+        assert_eq!(Problem::submit(&large, id).code, Code::TooLarge);
+        let odd = SubmitError::Unfit("PRECONDITION_FAILED - odd".into());
+        assert_eq!(Problem::submit(&odd, id).code, Code::BrokerRefused);
     }
 }

@@ -97,7 +97,7 @@ impl App {
         }
         let mut job = job.clone();
         job.envelope.unsure |= matches!(error, SubmitError::Lost(_));
-        self.spool(&job).await
+        self.spool(&job).await.map_err(|refusal| of_both(error, refusal))
     }
 
     /// Puts a job into the spool, which there is.
@@ -123,6 +123,12 @@ impl App {
             }
         }
     }
+}
+
+/// What is said of a job that the broker did not take, for `error`, and then the spool did not: where the broker may have
+/// it, that says more than why the spool has not.
+fn of_both(error: SubmitError, refusal: Refusal) -> Refusal {
+    if matches!(error, SubmitError::Lost(_)) { error.into() } else { refusal }
 }
 
 fn record_of(job: &Submission) -> JobRecord {
@@ -179,9 +185,22 @@ mod tests {
             (SubmitError::Timeout, false),
             (SubmitError::Refused, false),
             (SubmitError::Full, false),
+            (SubmitError::NotTaken(why()), false),
+            (SubmitError::Unfit(why()), false),
             (SubmitError::DelayTooLong, false),
         ] {
             assert_eq!(may_be_spooled(&error), expected, "{error}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_stored_is_not_said_to_be_refused() {
+        let lost = SubmitError::Lost("cut".to_owned());
+        for spool in [SpoolError::Full, SpoolError::Unavailable("x".into()), SpoolError::Timeout] {
+            let said = of_both(lost.clone(), Refusal::Spool(spool.clone()));
+            assert_eq!(said, Refusal::Submit(lost.clone()), "{spool}");
+            let said = of_both(SubmitError::Blocked, Refusal::Spool(spool.clone()));
+            assert_eq!(said, Refusal::Spool(spool));
         }
     }
 

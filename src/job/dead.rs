@@ -3,7 +3,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::wire::{HeaderValue, Headers, Message};
+use super::{
+    QueueName,
+    wire::{HeaderValue, Headers, Message},
+};
 
 /// Longest error text in a header, in bytes: header frames are bounded, and a longer one closes the connection.
 pub const ERROR_MAX: usize = 4096;
@@ -22,17 +25,20 @@ pub mod mark {
     pub const WORKER: &str = "hopline-worker";
     /// When, in ms since the epoch.
     pub const DIED_AT: &str = "hopline-died-at";
+    /// The queue it belongs to, where that has no dead-letter queue.
+    pub const QUEUE: &str = "hopline-queue";
     /// Set where the message's own headers were too large to be kept.
     pub const HEADERS_DROPPED: &str = "hopline-headers-dropped";
 }
 
-const MARKS: [&str; 7] = [
+const MARKS: [&str; 8] = [
     mark::REASON,
     mark::CODE,
     mark::ERROR,
     mark::ATTEMPTS,
     mark::WORKER,
     mark::DIED_AT,
+    mark::QUEUE,
     mark::HEADERS_DROPPED,
 ];
 
@@ -119,6 +125,22 @@ pub fn mark(mut message: Message, death: &Death<'_>) -> Message {
         message.headers.insert(name.to_owned(), value);
     }
     message
+}
+
+/// Marks `message`, which is dead, as one of `queue`: it lies elsewhere.
+#[must_use]
+pub fn belongs_to(mut message: Message, queue: &QueueName) -> Message {
+    message.headers.insert(mark::QUEUE.to_owned(), queue.as_str().into());
+    message
+}
+
+/// The queue that `message` belongs to, if it says so.
+#[must_use]
+pub fn queue_of(message: &Message) -> Option<QueueName> {
+    match message.headers.get(mark::QUEUE) {
+        Some(HeaderValue::Text(named)) => QueueName::parse(named.as_str()).ok(),
+        _ => None,
+    }
 }
 
 /// What alike deaths share: 16 hexadecimal digits that depend on the kind, the error's code, and its text without what

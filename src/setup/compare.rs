@@ -112,10 +112,8 @@ fn flags(differences: &mut Vec<String>, flags: &[(&str, bool, bool)]) {
 
 fn arguments_differ(differences: &mut Vec<String>, found: &Arguments, wanted: &topology::Arguments) {
     let mut found: Map<String, Json> = found.0.clone();
-    // What RabbitMQ adds itself where none is named.
-    if found.get("x-queue-type") == Some(&"classic".into())
-        && !wanted.iter().any(|(name, _)| *name == "x-queue-type")
-    {
+    // RabbitMQ adds one itself where none is named, and to what is declared: the virtual host's default.
+    if !wanted.iter().any(|(name, _)| *name == "x-queue-type") {
         found.remove("x-queue-type");
     }
     for (name, value) in wanted {
@@ -159,12 +157,17 @@ pub(super) fn mend(object: &Object, names: &Names) -> String {
             .to_owned()
     } else if name == names.control_log() {
         "keep an HTTP process running meanwhile: it writes pauses and orders to cancel again".to_owned()
-    } else if name == names.strays() || name == names.ladder_strays() {
+    } else if name == names.strays() {
         "let an HTTP process empty it".to_owned()
+    } else if name == names.ladder_strays() {
+        "nobody empties it, because several prefixes share the ladder: what is in it are delayed jobs whose queue was gone; \
+         submit them anew"
+            .to_owned()
     } else if name == names.lookup() {
         "nothing in it is worth keeping".to_owned()
     } else {
-        "what is in it are delayed jobs: move them to another queue and back, or wait until it is empty"
+        "what is in it are delayed jobs, which lose their way in any other queue: submit none with such a delay \
+         (limits.max_delay), and wait until it is empty"
             .to_owned()
     };
     format!("arguments of a queue cannot be changed: {first}; {delete}")
@@ -299,6 +302,21 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_without_a_type_has_the_virtual_hosts() {
+        for kind in ["classic", "quorum"] {
+            let arguments = |found: &mut Found| {
+                let lookup = found.queues.get_mut("hopline.lookup").unwrap();
+                lookup.arguments.0.insert("x-queue-type".into(), json!(kind));
+            };
+            assert_eq!(compared(arguments), [], "{kind}");
+        }
+        let items = compared(|found| {
+            found.queues.get_mut("hopline.q.media").unwrap().arguments.0["x-queue-type"] = json!("classic");
+        });
+        assert_eq!(items.len(), 1, "{items:?}");
+    }
+
+    #[test]
     fn each_difference_is_named() {
         let items = compared(|found| {
             let work = found.queues.get_mut("hopline.q.media").unwrap();
@@ -366,7 +384,10 @@ mod tests {
         let plan = plan();
         for object in plan.objects() {
             if matches!(object, Object::Exchange { .. } | Object::Queue { .. }) {
-                assert!(mend(&object, &plan.names).contains("hopline topology apply"), "{object:?}");
+                let mend = mend(&object, &plan.names);
+                assert!(mend.contains("hopline topology apply"), "{object:?}");
+                // In another queue a delayed job loses its key, and stops the level when it comes back.
+                assert!(!called(&object).1.contains(".delay.") || !mend.contains("move"), "{mend}");
             }
         }
     }

@@ -68,7 +68,8 @@ fn login(names: &Names, role: Role, declares: bool) -> Login {
         _ => format!("^({})\\.", prefixes.join("|")),
     };
     let (configure, write, read) = match role {
-        Role::Reader => (NOTHING.to_owned(), NOTHING.to_owned(), all),
+        // The tag alone shows queues and rates. To read is to take messages, and to purge.
+        Role::Reader => [NOTHING; 3].map(str::to_owned).into(),
         _ if declares => (all.clone(), all.clone(), all),
         Role::Http => (
             own(prefix, &["replies\\..+", "heartbeats\\..+", "pass\\..+"]),
@@ -148,14 +149,16 @@ pub(crate) fn needed(names: &Names, queues: &[QueueName], role: Role, declares: 
     acts.extend(read.into_iter().map(Act::Read));
     if declares {
         let plan = Plan { names: names.clone(), queues: queues.to_vec(), declares };
-        acts.extend(plan.objects().into_iter().filter(is_one).map(Act::Declare));
+        let other = |object| match object {
+            Object::Exchange { .. } | Object::Queue { .. } => Act::Declare(object),
+            // A binding takes writing to the one end and reading from the other, which declaring them does not.
+            Object::Bound { .. } | Object::Passes { .. } => {
+                Act::BindAs { binding: object, other: reply.clone() }
+            }
+        };
+        acts.extend(plan.objects().into_iter().map(other));
     }
     acts
-}
-
-/// Exchanges and queues; who may not bind them may not declare them either.
-fn is_one(object: &Object) -> bool {
-    matches!(object, Object::Exchange { .. } | Object::Queue { .. })
 }
 
 #[cfg(test)]
@@ -173,10 +176,8 @@ mod tests {
         );
         assert_eq!(worker.read, "^hopline\\.(q\\.[^.]+|control\\.log|replies(\\..+)?)$");
         assert!(http.read.contains("log|") && http.read.contains("strays"), "{http:?}");
-        assert_eq!(
-            (reader.configure.as_str(), reader.write.as_str(), reader.tags),
-            ("^$", "^$", "monitoring")
-        );
+        assert_eq!([&reader.configure, &reader.write, &reader.read], ["^$"; 3], "to read is to purge, too");
+        assert_eq!(reader.tags, "monitoring");
         let shared = logins(&Names::new("a", "b"), false);
         assert!(shared[1].write.ends_with(")$|^b\\.delay\\.[0-9]+$"), "{}", shared[1].write);
     }

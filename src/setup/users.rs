@@ -4,6 +4,7 @@
 //! is there keeps its password, its tags and its permissions.
 
 use std::{
+    collections::BTreeSet,
     fs::{File, OpenOptions},
     io::{self, Read, Write},
     path::Path,
@@ -11,7 +12,7 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Item, State, rights::Login};
 use crate::{
@@ -36,10 +37,10 @@ pub(crate) async fn compare(management: &Management, logins: &[Login]) -> Result
     let mut items = Vec::new();
     for login in logins {
         let path = format!("users/{}", part(&login.name));
-        let exists = management.find(&path).await?.is_some();
-        items.push(Item::new("user", &login.name, if exists { State::Same } else { State::Missing }));
+        let there = management.find(&path).await?;
+        items.push(user_item(login, there.as_ref()));
         let mut found = None;
-        if exists {
+        if there.is_some() {
             let path = format!("{path}/permissions");
             let all: Vec<Permission> = read(&path, management.get(&path).await?)?;
             found = all.into_iter().find(|one| part(&one.vhost) == management.vhost());
@@ -47,6 +48,34 @@ pub(crate) async fn compare(management: &Management, logins: &[Login]) -> Result
         items.push(permission(login, found.as_ref()));
     }
     Ok(items)
+}
+
+fn user_item(login: &Login, found: Option<&Value>) -> Item {
+    let item = |state| Item::new("user", &login.name, state);
+    let Some(found) = found else { return item(State::Missing) };
+    let tags = tags(&found["tags"]);
+    if tags.iter().eq(split(login.tags).iter()) {
+        return item(State::Same);
+    }
+    let told = |tags: &str| if tags.is_empty() { "none".to_owned() } else { tags.to_owned() };
+    let Login { name, tags: wanted, .. } = login;
+    let found: Vec<&str> = tags.iter().map(String::as_str).collect();
+    item(State::Kept)
+        .because(format!("its tags are {}, not {}", told(&found.join(" ")), told(wanted)))
+        .advise(format!("if they should be: rabbitmqctl set_user_tags {name} {wanted}").trim_end().to_owned())
+}
+
+/// A user's tags: a list, or, before RabbitMQ 3.9, a text.
+fn tags(value: &Value) -> BTreeSet<String> {
+    match value {
+        Value::Array(all) => all.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        Value::String(text) => split(text),
+        _ => BTreeSet::new(),
+    }
+}
+
+fn split(text: &str) -> BTreeSet<String> {
+    text.split([',', ' ']).filter(|tag| !tag.is_empty()).map(str::to_owned).collect()
 }
 
 fn permission(login: &Login, found: Option<&Permission>) -> Item {
@@ -122,10 +151,21 @@ async fn user(
     // Before the login exists: a password that nobody has would be of no use.
     write(folder, &file, &address).map_err(|error| format!("cannot write {}: {error}", file.display()))?;
     let body = json!({ "password": password, "tags": login.tags });
-    if let Err(error) = management.put(&format!("users/{}", part(&login.name)), &body).await {
-        // No login, no password: it can be tried again.
-        let _ = std::fs::remove_file(&file);
-        return Err(error.to_string());
+    match management.put(&format!("users/{}", part(&login.name)), &body).await {
+        Ok(()) => {}
+        // It may have been made; then nobody else has its password.
+        Err(error @ ManagementError::Unreachable { .. }) => {
+            let file = file.display();
+            return Err(format!(
+                "{error}; it may have been made: if it is there when you ask again, its address is in {file}; if not, remove \
+                 that file first"
+            ));
+        }
+        Err(error) => {
+            // No login, no password: it can be tried again.
+            let _ = std::fs::remove_file(&file);
+            return Err(error.to_string());
+        }
     }
     Ok(Some(format!("its address and password are in {}", file.display())))
 }
@@ -152,9 +192,13 @@ fn write(folder: &Path, file: &Path, text: &str) -> io::Result<()> {
     options.write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(file)?;
-    writeln!(file, "{text}")?;
-    file.sync_all()
+    let mut opened = options.open(file)?;
+    let written = writeln!(opened, "{text}").and_then(|()| opened.sync_all());
+    if written.is_err() {
+        // Half of it would be in the way of the next attempt.
+        let _ = std::fs::remove_file(file);
+    }
+    written
 }
 
 #[cfg(test)]
@@ -189,6 +233,26 @@ mod tests {
         assert_eq!(item.state, State::Kept);
         assert!(item.detail.unwrap().starts_with("read is .*, not ^hopline"));
         assert!(item.to_do.unwrap().contains("set_permissions hopline-worker"));
+    }
+
+    #[test]
+    fn tags_that_differ_are_told() {
+        let names = Names::new("hopline", "");
+        let state = |login: usize, tags: Value| {
+            let login = rights::logins(&names, false).remove(login);
+            let item = user_item(&login, Some(&json!({ "name": login.name, "tags": tags })));
+            (item.state, item.detail.unwrap_or_default())
+        };
+        for (login, tags) in
+            [(1, json!([])), (1, json!("")), (2, json!(["monitoring"])), (2, json!("monitoring"))]
+        {
+            assert_eq!(state(login, tags.clone()).0, State::Same, "{tags}");
+        }
+        let (kept, detail) = state(1, json!(["administrator"]));
+        assert_eq!((kept, detail.as_str()), (State::Kept, "its tags are administrator, not none"));
+        assert_eq!(state(2, json!("")).1, "its tags are none, not monitoring");
+        let login = rights::logins(&names, false).remove(1);
+        assert_eq!(user_item(&login, None).state, State::Missing);
     }
 
     #[test]

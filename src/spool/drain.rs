@@ -2,6 +2,10 @@
 //!
 //! A queue that refuses holds up none but its own jobs. It is asked again with one job after a pause that grows, and
 //! gets more at a time once it takes some ([`Pauses`]).
+//!
+//! The broker may take a message so ill that it closes the channel (one over `max_message_size`, a key that the login may
+//! not use), which leaves the fate of all that are on their way there unknown. Then each goes alone until the one is
+//! found; from then on those of its queue go alone, after the others. One that the broker never takes is set aside.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,7 +25,7 @@ use tracing::{debug, error, info, warn};
 use super::{Entry, Spool, index::Lane, keeper::Pick};
 use crate::{
     client::{Client, SubmitError},
-    job::{JobId, Kind, QueueName},
+    job::{JobId, QueueName},
     retry::RetryPolicy,
 };
 
@@ -98,6 +102,8 @@ async fn keep_empty_once(spool: &Spool, client: &Client, forwarded: impl Fn(JobI
 #[derive(Debug, Default)]
 pub struct Drainer {
     pauses: Pauses,
+    /// The broker closed the channel over one of many: each goes alone until it is known which.
+    careful: bool,
 }
 
 impl Drainer {
@@ -127,7 +133,10 @@ impl Drainer {
             };
             let Some(last) = taken.last else { break };
             place = last;
-            let window = forward(client, taken.entries).await;
+            let (careful, suspects) = (self.careful, self.pauses.suspects());
+            let window = forward(client, taken.entries, |queue| careful || suspects.contains(queue)).await;
+            self.careful = window.broke || careful && window.away.is_some();
+            window.aside.iter().for_each(|(entry, why)| spool.set_aside(entry, why));
             for (queue, fate) in window.queues {
                 // The rest of its jobs must not pass those that were left.
                 if fate.refused || allowed.contains_key(&queue) {
@@ -182,6 +191,8 @@ fn picking(queues: HashMap<Arc<Lane>, QueueName>, mut allowed: HashMap<QueueName
 struct Fate {
     stored: bool,
     refused: bool,
+    /// The broker closed the channel over one of them.
+    closes: bool,
 }
 
 /// What became of a window of jobs.
@@ -189,38 +200,77 @@ struct Fate {
 struct Window {
     /// Those that the broker has.
     gone: Vec<Entry>,
+    /// Those that the broker never takes, and its words.
+    aside: Vec<(Entry, String)>,
     queues: HashMap<QueueName, Fate>,
     /// Why it is of no use to go on.
     away: Option<SubmitError>,
+    /// The broker closed the channel over one of several, which may be stored.
+    broke: bool,
 }
 
-async fn forward(client: &Client, entries: Vec<Entry>) -> Window {
+/// Forwards jobs together; afterwards those of queues that are `alone`, each by itself.
+async fn forward(client: &Client, entries: Vec<Entry>, alone: impl Fn(&QueueName) -> bool) -> Window {
+    let entries = entries.into_iter().map(|entry| {
+        let queue = Lane::of(&entry.job).queue(|kind| client.queue_of(kind));
+        (queue, entry)
+    });
+    let (single, together): (Vec<_>, Vec<_>) = entries.partition(|(queue, _)| alone(queue));
+    let mut window = Window::default();
     // Polled in this order, so handed to the publisher in it. Not with the runtime's budget: it would put off all but the
     // first hundred, and then wake them in reverse.
-    let give_up = Instant::now() + FATE;
-    let each = entries.iter().map(|entry| client.forward(&entry.job, give_up));
+    let (epoch, give_up) = (client.epoch(), Instant::now() + FATE);
+    let each = together.iter().map(|(_, entry)| client.forward(&entry.job, give_up));
     let results = unconstrained(join_all(each)).await;
-    weigh(entries, results, |kind| client.queue_of(kind))
-}
-
-fn weigh(
-    entries: Vec<Entry>,
-    results: Vec<Result<(), SubmitError>>,
-    queue_of: impl Fn(&Kind) -> QueueName,
-) -> Window {
-    let mut window = Window::default();
-    for (entry, result) in entries.into_iter().zip(results) {
-        let queue = Lane::of(&entry.job).queue(&queue_of);
-        match result {
-            Ok(()) => {
-                window.queues.entry(queue).or_default().stored = true;
-                window.gone.push(entry);
-            }
-            Err(SubmitError::Refused) => window.queues.entry(queue).or_default().refused = true,
-            Err(error) => window.away = Some(error),
+    let lost = results.iter().any(|result| matches!(result, Err(SubmitError::Lost(_))));
+    window.broke = lost && epoch.is_some() && client.epoch() == epoch;
+    for ((queue, entry), result) in together.into_iter().zip(results) {
+        window.weigh(queue, entry, result, false);
+    }
+    for (queue, entry) in single {
+        if window.away.is_some() {
+            break;
         }
+        // The rest of its jobs must not pass one that was left.
+        if window.queues.get(&queue).is_some_and(|fate| fate.refused) {
+            continue;
+        }
+        let epoch = client.epoch();
+        let result = client.forward(&entry.job, Instant::now() + FATE).await;
+        let connected = epoch.is_some() && client.epoch() == epoch;
+        window.weigh(queue, entry, result, connected);
     }
     window
+}
+
+impl Window {
+    /// Takes note of what became of a job. `alone`: no other was on its way, and the connection lives, so a channel that
+    /// was lost was closed over this one.
+    fn weigh(&mut self, queue: QueueName, entry: Entry, result: Result<(), SubmitError>, alone: bool) {
+        let fate = |stored, closes| Fate { stored, refused: !stored, closes };
+        let fate = match result {
+            Ok(()) => {
+                self.gone.push(entry);
+                fate(true, false)
+            }
+            Err(SubmitError::Refused) => fate(false, false),
+            Err(SubmitError::NotTaken(_)) => fate(false, true),
+            // Each costs a channel: more of its queue may be so.
+            Err(SubmitError::Unfit(why)) => {
+                self.aside.push((entry, why));
+                fate(false, true)
+            }
+            Err(SubmitError::Lost(_)) if alone => fate(false, true),
+            Err(error) => {
+                self.away = Some(error);
+                return;
+            }
+        };
+        let all = self.queues.entry(queue).or_default();
+        all.stored |= fate.stored;
+        all.refused |= fate.refused;
+        all.closes |= fate.closes;
+    }
 }
 
 /// Queues that refuse, and when they are asked again.
@@ -234,6 +284,8 @@ struct Pause {
     until: Instant,
     /// How many of its jobs are offered at a time.
     width: usize,
+    /// The broker closed a channel over one of them.
+    closes: bool,
 }
 
 impl Pauses {
@@ -243,9 +295,16 @@ impl Pauses {
         self.0.iter().map(|(queue, pause)| (queue.clone(), width(pause))).collect()
     }
 
+    /// Queues whose jobs go alone.
+    fn suspects(&self) -> HashSet<QueueName> {
+        self.0.iter().filter(|(_, pause)| pause.closes).map(|(queue, _)| queue.clone()).collect()
+    }
+
     fn note(&mut self, queue: QueueName, fate: Fate, now: Instant) {
         if fate.refused {
-            let pause = self.0.entry(queue).or_insert(Pause { refusals: 0, until: now, width: 1 });
+            let pause =
+                self.0.entry(queue).or_insert(Pause { refusals: 0, until: now, width: 1, closes: false });
+            pause.closes |= fate.closes;
             pause.refusals = if fate.stored { 1 } else { pause.refusals.saturating_add(1) };
             // Any number will do: fronts that began together are to ask at different times.
             pause.until = now + REFUSED.delay(pause.refusals, JobId::new().seed(pause.refusals));
@@ -270,14 +329,66 @@ impl Pauses {
 mod tests {
     use std::cell::Cell;
 
+    use bytes::Bytes;
+
     use super::*;
+    use crate::{
+        client::Submission,
+        job::{Envelope, Kind},
+    };
 
     fn queue(name: &str) -> QueueName {
         QueueName::parse(name).unwrap()
     }
 
-    const TAKEN: Fate = Fate { stored: true, refused: false };
-    const REFUSING: Fate = Fate { stored: false, refused: true };
+    const TAKEN: Fate = Fate { stored: true, refused: false, closes: false };
+    const REFUSING: Fate = Fate { stored: false, refused: true, closes: false };
+
+    fn entry() -> Entry {
+        Entry {
+            place: 1,
+            job: Submission::new(
+                Envelope::new(Kind::parse("a.b").unwrap(), queue("q"), Bytes::new()),
+                Duration::ZERO,
+            ),
+        }
+    }
+
+    #[test]
+    fn only_of_one_that_was_alone_a_lost_channel_says_something() {
+        let why = || "closed".to_owned();
+        let away = |result: Result<(), SubmitError>, alone| {
+            let mut window = Window::default();
+            window.weigh(queue("q"), entry(), result, alone);
+            let fate = window.queues.get(&queue("q")).copied();
+            (window.away.is_some(), fate, window.aside.len(), window.gone.len())
+        };
+        let closing = Fate { closes: true, ..REFUSING };
+        assert_eq!(away(Ok(()), false), (false, Some(TAKEN), 0, 1));
+        assert_eq!(away(Err(SubmitError::Refused), false), (false, Some(REFUSING), 0, 0));
+        // Its binding is gone, or the login may not.
+        assert_eq!(away(Err(SubmitError::NotTaken(why())), false), (false, Some(closing), 0, 0));
+        assert_eq!(away(Err(SubmitError::Unfit(why())), false), (false, Some(closing), 1, 0));
+        assert_eq!(away(Err(SubmitError::Lost(why())), true), (false, Some(closing), 0, 0));
+        assert_eq!(away(Err(SubmitError::Lost(why())), false), (true, None, 0, 0));
+        assert_eq!(away(Err(SubmitError::Timeout), true), (true, None, 0, 0));
+        assert_eq!(away(Err(SubmitError::Unavailable(why())), true), (true, None, 0, 0));
+    }
+
+    #[test]
+    fn jobs_of_a_queue_over_which_the_channel_was_closed_go_alone_until_many_were_taken() {
+        let (mut pauses, now) = (Pauses::default(), Instant::now());
+        pauses.note(queue("full"), REFUSING, now);
+        assert!(pauses.suspects().is_empty());
+        pauses.note(queue("big"), Fate { closes: true, ..REFUSING }, now);
+        pauses.note(queue("big"), REFUSING, now);
+        for _ in 0..8 {
+            assert_eq!(pauses.suspects(), HashSet::from([queue("big")]));
+            pauses.note(queue("big"), TAKEN, now);
+        }
+        pauses.note(queue("big"), TAKEN, now);
+        assert!(pauses.suspects().is_empty());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_queue_that_refuses_is_asked_more_and_more_seldom_with_one_job() {

@@ -61,6 +61,9 @@ pub(super) struct Index {
     lanes: HashMap<Arc<Lane>, u64>,
     /// The kinds among them: there may be many more queues.
     kinds: HashSet<Kind>,
+    /// Places of jobs that the broker has and that are still in the file: nothing is published before they are out of
+    /// it, lest more and more are published again.
+    gone: Vec<i64>,
     pub(super) fill: Fill,
     pub(super) tally: Tally,
 }
@@ -117,7 +120,20 @@ impl Index {
     pub(super) fn forwarded(&mut self, place: i64, id: JobId) {
         self.displace(place);
         self.ids.remove(&id);
+        self.gone.push(place);
         self.tally.forwarded += 1;
+    }
+
+    /// How much the file holds, and what is to leave it.
+    pub(super) fn to_write(&self) -> (Fill, Vec<i64>) {
+        (self.fill, self.gone.clone())
+    }
+
+    /// So much is in the file now, without the first `gone` of those that were to leave it.
+    pub(super) fn written(&mut self, fill: Fill, gone: usize) {
+        // More may have left meanwhile, or turned out to be unreadable.
+        self.gone.drain(..gone);
+        (self.fill.jobs, self.fill.bytes) = (fill.jobs, fill.bytes);
     }
 
     /// The place of the job that is forwarded next.
@@ -125,7 +141,7 @@ impl Index {
         self.places.keys().next().copied()
     }
 
-    /// A job turns out to be none that can be read.
+    /// A job turns out to be none that can be read, or that the broker takes.
     pub(super) fn unreadable(&mut self, place: i64) {
         if self.displace(place) {
             self.fill.unreadable += 1;

@@ -10,7 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
-use tracing::error;
+use tracing::{error, info};
 
 use super::{
     Entry, Shared, SpoolError,
@@ -42,8 +42,8 @@ pub(super) struct Put {
 
 pub(super) enum Command {
     Put(Put),
-    /// These have left.
-    Remove(Vec<Entry>, Told),
+    /// Some have left, which the index knows.
+    Remove(Told),
     /// The jobs after a place, at most so many, to be published.
     Take(i64, usize, Pick, oneshot::Sender<Result<Taken, SpoolError>>),
     Find(JobId, oneshot::Sender<Result<Option<Entry>, SpoolError>>),
@@ -94,9 +94,8 @@ pub(super) struct Keeper {
     pub(super) table: Table,
     pub(super) known: Shared,
     pub(super) filled: Arc<Notify>,
-    /// Places of jobs that the broker has and that are still in the file: nothing is published before they are out of
-    /// it, lest more and more are published again.
-    pub(super) gone: Vec<i64>,
+    /// Why the last write failed: it is said once, not for each that follows.
+    pub(super) failed: Option<SpoolError>,
     pub(super) _lock: File,
 }
 
@@ -118,6 +117,10 @@ impl Keeper {
                 closing = Some(done);
             }
         }
+        // What the broker has need not be forwarded again.
+        if let Err(error) = self.clear() {
+            error!(%error, "forwarded jobs are left in the spool: they are forwarded once more");
+        }
         drop(self);
         if let Some(done) = closing {
             // Whoever waited may have given up.
@@ -133,14 +136,7 @@ impl Keeper {
                 // Whose asker is gone, or was told that it is not stored, is not.
                 Command::Put(put) if !put.told.is_closed() && put.turn.begin() => puts.push(put),
                 Command::Put(_) => {}
-                Command::Remove(entries, answer) => {
-                    let mut known = self.known.lock();
-                    for entry in entries {
-                        known.forwarded(entry.place, entry.job.envelope.id);
-                        self.gone.push(entry.place);
-                    }
-                    told.push(answer);
-                }
+                Command::Remove(answer) => told.push(answer),
                 Command::Close(done) => closing = Some(done),
                 other => others.push(other),
             }
@@ -160,7 +156,7 @@ impl Keeper {
                 }
                 Command::Find(id, answer) => drop(answer.send(self.table.find(id))),
                 Command::Oldest(answer) => drop(answer.send(self.oldest())),
-                Command::Put(_) | Command::Remove(..) | Command::Close(_) => {}
+                Command::Put(_) | Command::Remove(_) | Command::Close(_) => {}
             }
         }
         closing
@@ -173,16 +169,19 @@ impl Keeper {
             rows.push(put.row);
             askers.push((put.told, put._room));
         }
-        let fill = self.known.lock().fill;
+        let (fill, gone) = self.known.lock().to_write();
         let written = if self.table.may_grow() {
-            self.table.write(&rows, &self.gone, fill)
+            self.table.write(&rows, &gone, fill)
         } else {
             Err(SpoolError::Unavailable("its disk is full".to_owned()))
         };
         let written = match written {
             Ok(written) => written,
             Err(error) => {
-                error!(%error, "the spool cannot be written");
+                if self.failed.as_ref() != Some(&error) {
+                    error!(%error, "the spool cannot be written: submits are refused");
+                    self.failed = Some(error.clone());
+                }
                 self.known.lock().tally.refused += number(askers.len());
                 for (asker, _) in askers {
                     let _ = asker.send(Err(error.clone()));
@@ -190,10 +189,12 @@ impl Keeper {
                 return;
             }
         };
-        self.gone.clear();
+        if self.failed.take().is_some() {
+            info!("the spool can be written again");
+        }
         {
             let mut known = self.known.lock();
-            known.fill = written.fill;
+            known.written(written.fill, gone.len());
             let stored = number(written.rows.iter().filter(|stored| stored.is_ok()).count());
             known.tally.taken += stored;
             known.tally.refused += number(written.rows.len()) - stored;
@@ -211,11 +212,10 @@ impl Keeper {
 
     /// Removes what has left.
     fn clear(&mut self) -> Result<(), SpoolError> {
-        if !self.gone.is_empty() {
-            let fill = self.known.lock().fill;
-            let fill = self.table.remove(&self.gone, fill)?;
-            self.gone.clear();
-            self.known.lock().fill = fill;
+        let (fill, gone) = self.known.lock().to_write();
+        if !gone.is_empty() {
+            let fill = self.table.remove(&gone, fill)?;
+            self.known.lock().written(fill, gone.len());
         }
         Ok(())
     }

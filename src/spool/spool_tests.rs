@@ -143,6 +143,45 @@ async fn what_was_confirmed_survives_a_kill_in_its_order() {
     assert_eq!(places(&again).await.last(), Some(&last.envelope.id));
 }
 
+/// The thread may have no room for the question.
+#[tokio::test]
+async fn what_was_forwarded_is_not_taken_again_although_the_thread_does_not_hear_of_it() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    let (first, second) = (job("1"), job("2"));
+    spool.put(&first).await.unwrap();
+    spool.put(&second).await.unwrap();
+    let taken = take(&spool, 0, 1).await;
+    spool.close().await;
+    assert!(spool.remove(taken).await.is_err());
+    let known = spool.known.lock();
+    assert!(!known.has(first.envelope.id) && known.has(second.envelope.id));
+    assert_eq!(known.next(0, 10, |_| true).len(), 1);
+}
+
+#[tokio::test]
+async fn what_the_broker_never_takes_stays_and_others_pass_it() {
+    let folder = Folder::new();
+    let spool = folder.open(10, 1 << 20).unwrap();
+    let (big, small) = (job("1"), job("2"));
+    spool.put(&big).await.unwrap();
+    spool.put(&small).await.unwrap();
+    let taken = take(&spool, 0, 1).await;
+    spool.set_aside(&taken[0], "too large");
+    assert_eq!(places(&spool).await, [small.envelope.id]);
+    // What is written meanwhile does not bring it back.
+    spool.put(&job("3")).await.unwrap();
+    let rest = take(&spool, 0, 10).await;
+    assert_eq!(rest.len(), 2);
+    spool.remove(rest).await.unwrap();
+    assert_eq!((spool.fill().jobs, spool.fill().unreadable, spool.is_holding()), (1, 1, false));
+    assert!(spool.find(big.envelope.id).await.unwrap().is_some());
+    spool.close().await;
+    // It has another chance: somebody may have raised the broker's limit.
+    let again = folder.open(10, 1 << 20).unwrap();
+    assert_eq!(places(&again).await, [big.envelope.id]);
+}
+
 #[tokio::test]
 async fn it_is_bounded_by_jobs_and_by_bytes() {
     let folder = Folder::new();

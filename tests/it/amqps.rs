@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use hopline::Config;
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::AMQPUri;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -14,28 +14,30 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::support::{
     eventually,
+    operator::place,
     stage::{Stage, stage},
     tls::Authority,
 };
 
 /// Stands before the broker; how many were let in, and how many were not.
 async fn before_broker(stage: &Stage, authority: &Authority) -> (Config, watch::Receiver<(usize, usize)>) {
-    let mut uri: AMQPUri = stage.config.amqp.url.expose().parse().expect("an address");
+    let (url, seen) = before(stage.config.amqp.url.expose(), authority).await;
+    let mut config = stage.config.clone();
+    config.amqp.url = hopline::config::AmqpUrl::new(url);
+    config.amqp.ca = Some(authority.ca());
+    (config, seen)
+}
+
+/// Stands before the broker at `url`; the address, and how many were let in, and how many were not.
+async fn before(url: &str, authority: &Authority) -> (String, watch::Receiver<(usize, usize)>) {
+    let uri: AMQPUri = url.parse().expect("an address");
     let broker = (uri.authority.host.clone(), uri.authority.port);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let acceptor = TlsAcceptor::from(Arc::new(authority.strict_server()));
-    let mut config = stage.config.clone();
-    uri.scheme = AMQPScheme::AMQPS;
-    uri.authority.host = "localhost".to_owned();
-    uri.authority.port = listener.local_addr().expect("its port").port();
+    let port = listener.local_addr().expect("its port").port();
     let userinfo = &uri.authority.userinfo;
     let vhost = uri.vhost.replace('%', "%25").replace('/', "%2f");
-    let url = format!(
-        "amqps://{}:{}@localhost:{}/{vhost}",
-        userinfo.username, userinfo.password, uri.authority.port
-    );
-    config.amqp.url = hopline::config::AmqpUrl::new(url);
-    config.amqp.ca = Some(authority.ca());
+    let url = format!("amqps://{}:{}@localhost:{port}/{vhost}", userinfo.username, userinfo.password);
     let (counts, seen) = watch::channel((0, 0));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -53,7 +55,32 @@ async fn before_broker(stage: &Stage, authority: &Authority) -> (Config, watch::
             });
         }
     });
-    (config, seen)
+    (url, seen)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operators_commands_show_the_certificate_too() {
+    place(async |place| {
+        let authority = Authority::new();
+        let (url, seen) = before(&place.broker.amqp, &authority).await;
+        let (ca, client) = (authority.ca(), authority.client());
+        let text = |path: &std::path::Path| path.display().to_string();
+        let (ca, cert, key) = (text(&ca), text(&client.cert), text(&client.key));
+        let trusting = [("HOPLINE_AMQP_URL", url.as_str()), ("HOPLINE_AMQP_CA", ca.as_str())];
+        let known = [
+            &trusting[..],
+            &[("HOPLINE_AMQP_CLIENT_CERT", cert.as_str()), ("HOPLINE_AMQP_CLIENT_KEY", key.as_str())],
+        ]
+        .concat();
+        let refused = place.run_by_login(&["doctor", "--json"], &trusting).await.exits(8);
+        refused.shows("amqp.client_cert");
+        assert_eq!(seen.borrow().0, 0, "nobody was let in");
+        place.run_by_login(&["topology", "apply"], &known).await.exits(7);
+        let told = place.run_by_login(&["doctor"], &known).await;
+        told.shows("ok    broker").shows("ok    permissions").shows("ok    topology");
+        assert_eq!(seen.borrow().0, 2);
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -368,3 +368,31 @@ async fn an_alarm_is_told() {
     node.stop().await;
     let _ = fs::remove_dir_all(&dir);
 }
+
+/// A binding takes more than the two things that it joins.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_declare_and_not_bind_is_told() {
+    place(async |place| {
+        place.run(&["topology", "apply"], &[]).await.exits(0);
+        let all = format!("^{}\\.", place.prefix);
+        let read = format!(
+            "^{}\\.(q\\..+|log|control\\.log|lookup|strays|replies(\\..+)?|events|heartbeats\\..+|pass\\..+|delay\\..+)$",
+            place.prefix
+        );
+        let before = bindings(place).await;
+        for (read, level) in [(read.as_str(), "fail"), (all.as_str(), "ok")] {
+            let login = place.user([&all, &all, read], "").await;
+            let told = place.run_by_login(&["doctor", "--json"], &[("HOPLINE_AMQP_URL", &login)]).await;
+            tells(&told, "permissions", level, if level == "fail" { "bind " } else { "is allowed" });
+        }
+        assert_eq!(bindings(place).await, before, "what is tried changes nothing");
+        let told = place.run(&["doctor", "--json", "--role", "reader"], &[]).await;
+        tells(&told, "permissions", "skip", "needs no right");
+    })
+    .await;
+}
+
+async fn bindings(place: &Place) -> usize {
+    let all = place.manage(Method::GET, "bindings/{vhost}", None).await;
+    all.as_array().expect("a list").len()
+}

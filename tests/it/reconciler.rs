@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hopline::{Config, QueueName, job::dead::mark};
+use hopline::{Config, QueueName, amqp::Names, job::dead::mark};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -313,6 +313,47 @@ async fn a_delayed_job_whose_queue_is_gone_is_offered_again_and_then_dead() {
             })
             .await;
         }
+    })
+    .await;
+}
+
+/// Where processes declare nothing, and nobody has made the dead-letter queue: there is one place that is always there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stray_without_a_dead_letter_queue_ends_in_nowhere_and_can_be_replayed() {
+    stage(async |stage| {
+        let mut config = own_ladder(stage);
+        config.amqp.queues = Vec::new();
+        stage.declare(&config, &Names::new(&config.amqp.prefix, "").acts()).await;
+        stage.declare(&config, &stage.queue).await;
+        let mut narrow = config.clone();
+        (narrow.amqp.declare, narrow.amqp.queues) = (false, Vec::new());
+        let front = stage.front_with(&narrow).await;
+        let delayed = json!({"kind": "test.probe", "queue": stage.queue, "delay": "1s", "args": {"n": 3}});
+        let id = front.submit(delayed.to_string()).await;
+        stage.rabbit.delete_queue(&stage.work_queue()).await;
+        stage.rabbit.delete_queue(&stage.dead_queue()).await;
+        let _acting = stage.act(&front, &narrow);
+        let record = front.settled(&id).await;
+        assert_eq!(
+            (&record["status"], &record["error"]["reason"]),
+            (&json!("dead"), &json!("unroutable")),
+            "{record}"
+        );
+        let nowhere = stage.names.dead_queue(&Names::nowhere());
+        stage.rabbit.wait_count(&nowhere, 1).await;
+        let seen = stage.rabbit.look(&nowhere, 1).await.remove(0);
+        assert_eq!((seen.id(), &seen.headers[mark::QUEUE]), (id.clone(), &json!(stage.queue)), "{seen:?}");
+        stage.rabbit.wait_count(&stage.names.strays(), 0).await;
+
+        // The queue is made, and the job has not gone with it.
+        stage.declare(&config, &stage.queue).await;
+        let ordered = front.post(&format!("/v1/jobs/{id}/replay"), "").await;
+        assert_eq!(front.acted(ordered).await["done"], 1);
+        stage.rabbit.wait_count(&stage.work_queue(), 1).await;
+        let next = stage.rabbit.look(&stage.work_queue(), 1).await.remove(0);
+        assert_eq!((next.id(), &next.headers["hopline-run"]), (id, &json!(2)), "{next:?}");
+        assert!(next.headers.get(mark::QUEUE).is_none(), "{next:?}");
+        stage.rabbit.wait_count(&nowhere, 0).await;
     })
     .await;
 }

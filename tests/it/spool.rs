@@ -309,3 +309,111 @@ async fn a_queue_that_refuses_holds_up_no_other() {
     worker.stop().await;
     node.stop().await;
 }
+
+/// A message over the broker's `max_message_size` closes the channel: it is found, set aside, and nothing else is published
+/// again and again beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_the_broker_never_takes_holds_up_no_other() {
+    let dir = new_folder();
+    let small =
+        |options: &mut hopline::up::NodeOptions| options.extra_conf = "max_message_size = 65536\n".to_owned();
+    let (mut node, broker) = Broker::private_with(&dir, small).await;
+    let stage = Stage::private(broker, dir);
+    let front = spooling(&stage, "spool", &[("HOPLINE_AMQP_QUEUES", "default")]).await;
+    front.until_ready().await;
+    let mut worker = stage.ledger_worker(&[]);
+    stage.ledger().until_all_ended(&[front.submit(&stage, json!({})).await]).await;
+    away(&mut node, &front).await;
+    let big = item(&stage, &json!({ "note": "x".repeat(100_000) }));
+    let (mut jobs, mut large) = (Vec::new(), Vec::new());
+    for number in 0..40 {
+        let body = if number % 20 == 5 { big.clone() } else { item(&stage, &json!({})) };
+        let answer = front.post("/v1/jobs", &body).await;
+        assert_eq!((answer.status, &answer.body["status"]), (202, &json!("spooled")), "{answer:?}");
+        if number % 20 == 5 {
+            large.push(answer.id())
+        } else {
+            jobs.push(answer.id())
+        }
+        let elsewhere = front.post("/v1/jobs", &json!({ "kind": "ledger.do", "queue": "default" })).await;
+        assert_eq!(elsewhere.status, 202, "{elsewhere:?}");
+    }
+    node.restart().await.expect("the broker comes back");
+    stage.ledger().until_all_ended(&jobs).await;
+    let spool = eventually("those two alone are left", async || {
+        let spool = front.get("/readyz").await.body["spool"].clone();
+        (spool["jobs"] == 2 && spool["unreadable"] == 2).then_some(spool)
+    })
+    .await;
+    // The first window may have been stored whole before the channel was closed, and once more one by one.
+    let others = stage.broker.waiting("hltest.q.default").await;
+    assert!((40..=80).contains(&others), "{others} messages of 40 jobs");
+    for id in &large {
+        assert_eq!(front.get(&format!("/v1/jobs/{id}")).await.body["status"], "spooled");
+    }
+    // Neither waits for those.
+    let fresh = front.post("/v1/jobs", &item(&stage, &json!({}))).await;
+    assert_eq!((fresh.status, &fresh.body["status"]), (202, &json!("queued")), "{fresh:?}");
+    let direct = front.post("/v1/jobs", &big).await;
+    assert_eq!((direct.status, direct.code()), (413, "too_large"), "{direct:?}");
+    stage.ledger().until_all_ended(&[fresh.id()]).await;
+    assert_eq!(front.get("/readyz").await.body["spool"], spool);
+    assert_eq!(stage.broker.waiting("hltest.q.default").await, others, "nothing is published again");
+    worker.stop().await;
+    node.stop().await;
+}
+
+/// Where processes declare nothing, a queue whose binding is gone keeps its own jobs in the spool, and nobody else's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_not_bound_holds_up_no_other() {
+    let dir = new_folder();
+    let (mut node, broker) = Broker::private(&dir).await;
+    let stage = Stage::private(broker, dir);
+    let queues = ("HOPLINE_AMQP_QUEUES", "default,media");
+    let applied = stage
+        .command(&crate::support::process::hopline())
+        .args(["topology", "apply"])
+        .envs([queues])
+        .output();
+    let applied = applied.expect("it runs");
+    assert_eq!(applied.status.code(), Some(7), "policies are missing: {applied:?}");
+    let narrow = [queues, ("HOPLINE_AMQP_DECLARE", "false")];
+    let front = spooling(&stage, "spool", &narrow).await;
+    front.until_ready().await;
+    let connection = stage.broker.connect().await;
+    let channel = connection.create_channel().await.expect("a channel");
+    let unbound = channel.queue_unbind(
+        "hltest.q.media".into(),
+        "hltest.jobs".into(),
+        "media.normal.#".into(),
+        lapin::types::FieldTable::default(),
+    );
+    unbound.await.expect("unbound");
+    let submit =
+        async |queue: &str| front.post("/v1/jobs", &json!({ "kind": "ledger.do", "queue": queue })).await;
+    let refused = submit("media").await;
+    assert_eq!((refused.status, refused.code()), (503, "broker_refused"), "{refused:?}");
+    away(&mut node, &front).await;
+    for queue in ["media", "default", "media", "default"] {
+        let answer = submit(queue).await;
+        assert_eq!((answer.status, &answer.body["status"]), (202, &json!("spooled")), "{answer:?}");
+    }
+    node.restart().await.expect("the broker comes back");
+    eventually("the others are forwarded", async || {
+        (stage.broker.waiting("hltest.q.default").await == 2).then_some(())
+    })
+    .await;
+    eventually("two are left", async || {
+        (front.get("/readyz").await.body["spool"]["jobs"] == 2).then_some(())
+    })
+    .await;
+    let bound = stage
+        .command(&crate::support::process::hopline())
+        .args(["topology", "apply"])
+        .envs([queues])
+        .output();
+    assert!(bound.is_ok(), "{bound:?}");
+    emptied(&front).await;
+    assert_eq!(stage.broker.waiting("hltest.q.media").await, 2);
+    node.stop().await;
+}

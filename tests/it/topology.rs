@@ -192,7 +192,8 @@ async fn without_the_management_api_names_are_looked_at() {
         assert_eq!(plan.json()["management"], false);
         assert_eq!(item_of(&plan, &place.named("jobs"))["state"], "missing");
         assert_eq!(objects(place).await, BTreeSet::new(), "a plan makes nothing");
-        let applied = place.run_by_amqp(&["topology", "apply"]).await.exits(0);
+        // Policies are still missing.
+        let applied = place.run_by_amqp(&["topology", "apply"]).await.exits(7);
         assert!(applied.err.contains("The management API was not asked"), "{applied:?}");
         let plan = place.run_by_amqp(&["topology", "plan", "--json"]).await.exits(0);
         assert_eq!(item_of(&plan, &place.named("jobs"))["state"], "exists");
@@ -237,6 +238,8 @@ async fn jobs_run_with_their_own_logins(place: &Place, declares: &'static str) {
     place.run(&["topology", "plan", "--users"], &[declare]).await.exits(0).shows("configure");
     assert_eq!(["http", "worker", "reader"].map(|role| address(place, role)), addresses);
 
+    a_reader_looks_and_takes_nothing(place, &addresses[2]).await;
+
     let stage = place.stage();
     let front = stage.serve_with(&[declare, ("HOPLINE_AMQP_URL", &addresses[0])]).await;
     front.until_ready().await;
@@ -275,6 +278,30 @@ async fn jobs_run_with_their_own_logins(place: &Place, declares: &'static str) {
         let rights = findings.iter().find(|one| one["check"] == "permissions").expect("a check");
         assert_eq!(rights["level"], "ok", "{rights}");
     }
+}
+
+/// Who reads a queue by AMQP's rights may purge it.
+async fn a_reader_looks_and_takes_nothing(place: &Place, address: &str) {
+    let login = address.strip_prefix("amqp://").and_then(|rest| rest.split_once('@')).expect("a login").0;
+    let (user, password) = login.split_once(':').expect("a password");
+    let host = place.broker.management.rsplit_once('@').expect("a login").1;
+    let queue = format!("http://{host}/api/queues/{}/{}", place.vhost, place.named("q.media"));
+    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let ask = async |method: Method, path: &str, body: Option<Value>| {
+        let request = http.request(method, format!("{queue}{path}")).basic_auth(user, Some(password));
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request,
+        };
+        request.send().await.expect("an answer").status().as_u16()
+    };
+    assert_eq!(ask(Method::GET, "", None).await, 200);
+    assert_eq!(ask(Method::GET, "/bindings", None).await, 200);
+    let purged = ask(Method::DELETE, "/contents", None).await;
+    assert!(matches!(purged, 401 | 403), "{purged}");
+    let get = json!({"count": 1, "ackmode": "ack_requeue_true", "encoding": "auto"});
+    let taken = ask(Method::POST, "/get", Some(get)).await;
+    assert!(!(200..300).contains(&taken), "{taken}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
