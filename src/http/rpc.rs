@@ -99,6 +99,7 @@ async fn call(app: &App, kind: Option<String>, inbound: &mut Inbound) -> Result<
         max_attempts: Some(asked.max_attempts.unwrap_or(1)),
         retry: RetryOverrides::default(),
         tags: Vec::new(),
+        callback: None,
     };
     let mut job =
         draft.into_submission(|kind| app.client.queue_of(kind), &trace_context(&inbound.parts.headers), now);
