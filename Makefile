@@ -6,10 +6,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
 CARGO ?= cargo
 DIR := $(HERE)/var
 
-.PHONY: help setup build up down test check faults fuzz bench
+.PHONY: help setup build up down test check faults webhook-reference fuzz bench
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
 
 setup: ## install what is missing (RabbitMQ; needs root or sudo only then)
 	@scripts/setup
@@ -41,6 +41,10 @@ check: setup ## what CI runs: format, lints, docs, advisories, a worker outside 
 faults: setup ## every fault under 20,000 jobs each, for an hour or more; writes docs/faults.md
 	$(CARGO) build --release --workspace --bins --features server
 	$(CARGO) test --release --features server --test faults -- --full --write "$(HERE)/docs/faults.md"
+
+webhook-reference: setup ## have the reference library of Standard Webhooks (Python, from PyPI) verify a callback
+	$(CARGO) build --workspace --bins --all-features
+	CARGO="$(CARGO)" CARGO_TARGET_DIR="$(TARGET)" scripts/webhook-reference "$(TARGET)/debug/hopline"
 
 fuzz: ## fuzz each parser of what comes from outside for TIME=60 seconds, JOBS=1 at a time; MERGE=N keeps the best new inputs
 	scripts/fuzz $(TARGETS)

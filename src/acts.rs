@@ -37,6 +37,7 @@ mod words;
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -48,11 +49,19 @@ use crate::{
         pass::Passes,
         publisher::{self, Publisher},
     },
-    client::Client,
+    client::{CallbackError, Callbacks, Client},
     config::{Config, WorkerQueue},
-    event::{self, Event, EventError},
-    job::{Kind, Options, QueueName, dead, wire::Message},
-    record::{Record, RecordError, writer::EventWriter},
+    courier::{self, Courier},
+    event::{self, Event, EventError, EventType},
+    job::{
+        Envelope, Kind, Options, QueueName, dead,
+        wire::{Headers, Message},
+    },
+    record::{
+        Record, RecordError,
+        model::{JobStatus, Summary},
+        writer::EventWriter,
+    },
     retry::RetryPolicy,
     worker::{Report, Worker, WorkerError, reply::Replier},
 };
@@ -81,6 +90,7 @@ pub(crate) struct Inner {
     link: Link,
     passes: Passes,
     replier: Replier,
+    callbacks: Callbacks,
     config: Config,
     stop: CancellationToken,
 }
@@ -123,6 +133,7 @@ impl Acts {
                 config.worker.consumer_timeout,
             ),
             link,
+            callbacks: live.callbacks(),
             replier: Replier::start(live, &config.worker.reply_queues),
             config: config.clone(),
             record,
@@ -201,6 +212,45 @@ impl Acts {
         written.map_err(|error| Failure::Broker(error.to_string()))
     }
 
+    /// The events of an end, with that of the callback.
+    fn with_callback(&self, event: Event, callback: Option<&Envelope>) -> Vec<Event> {
+        let submitted = callback.map(|callback| self.callbacks.submitted(callback));
+        [event].into_iter().chain(submitted).collect()
+    }
+
+    /// The callback of a run whose end the record knows, from a message of it: whoever ended it may not have got so far.
+    fn callback_again(&self, run: u32, job: Option<&Summary>, headers: &Headers) -> Option<Envelope> {
+        let job = job.filter(|job| job.run == run)?;
+        let event_type = match job.status {
+            JobStatus::Succeeded => EventType::Succeeded,
+            JobStatus::Dead => EventType::Dead,
+            JobStatus::Cancelled => EventType::Cancelled,
+            JobStatus::Expired => EventType::Expired,
+            _ => return None,
+        };
+        let at = job.finished_at.unwrap_or_else(Timestamp::now);
+        let mut event = lost::event(self, event_type, job, at);
+        (event.data.started_at, event.data.finished_at) = (job.started_at, job.finished_at);
+        event.data.error.clone_from(&job.error);
+        event.data.reason.clone_from(&job.reason);
+        let callback = self.callbacks.of(&event, headers)?;
+        Some(Envelope { unsure: true, ..callback })
+    }
+
+    /// Publishes a callback, if there is one.
+    async fn call_back(&self, callback: Option<&Envelope>) -> Result<(), Failure> {
+        let Some(callback) = callback else { return Ok(()) };
+        match self.callbacks.publish(callback, Instant::now() + ATTEMPT_MAX).await {
+            Ok(()) => Ok(()),
+            Err(CallbackError::NoQueue(error)) => {
+                // To wait for a person would hold up everything else.
+                tracing::error!(job.id = %callback.id, %error, "a callback is given up: there is no queue for it");
+                Ok(())
+            }
+            Err(CallbackError::Publish(error)) => Err(Failure::Broker(error.to_string())),
+        }
+    }
+
     /// Waits until the record knows all that is in the log.
     async fn catch_up(&self) -> Result<(), RecordError> {
         self.record.catch_up(Instant::now() + CONFIRM).await
@@ -218,13 +268,17 @@ impl Acts {
     }
 }
 
-/// Whether this is the queue of acts, of this prefix or of another one that shares its ladder.
+/// Whether this is the queue of acts or that of callbacks, of this prefix or of another one that shares its ladder.
 #[must_use]
 pub fn is_own_queue(queue: &QueueName) -> bool {
-    queue.as_str() == words::QUEUE || queue.as_str().starts_with("acts-")
+    let name = queue.as_str();
+    name == words::QUEUE
+        || name == courier::QUEUE
+        || ["acts-", "callbacks-"].iter().any(|own| name.starts_with(own))
 }
 
-/// Runs acts, and gives an end to what the broker moved, until `shutdown`. Part of `hopline serve`.
+/// Runs acts, delivers callbacks where they are configured, and gives an end to what the broker moved, until `shutdown`.
+/// Part of `hopline serve`.
 ///
 /// `record` must follow the log of `client`'s broker.
 ///
@@ -236,19 +290,39 @@ pub async fn serve(
     client: &Client,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<Report, WorkerError> {
+    let courier = Courier::new(&config.callbacks).map_err(WorkerError::Start)?;
+    serve_with(config, record, client, courier, shutdown).await
+}
+
+/// As [`serve`], with a courier that delivers callbacks, or none.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_with(
+    config: &Config,
+    record: Record,
+    client: &Client,
+    courier: Option<Courier>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<Report, WorkerError> {
     let stop = CancellationToken::new();
     let acts = Acts::new(config, record, client, stop.clone()).map_err(WorkerError::Start)?;
     let link = acts.link.clone();
     let runtime = link.runtime();
     let reconciling =
         [runtime.spawn(strays::reconcile(acts.clone())), runtime.spawn(lost::watch(acts.clone()))];
-    let worker = worker(config, acts).counting_in(client.shared_metrics().clone());
+    let metrics = client.shared_metrics().clone();
     let told = async {
         shutdown.await;
         // Before the worker drains: acts that run go on elsewhere, or after the start.
         stop.cancel();
     };
-    let report = worker.run_until(told).await;
+    let (config, callbacks) = (worker_config(config, &acts.names), acts.names.callbacks());
+    let worker = worker(&config, acts).counting_in(metrics);
+    let report = match courier {
+        Some(courier) => courier.join(worker, &config.callbacks, &callbacks).run_until(told).await,
+        None => worker.run_until(told).await,
+    };
     stop.cancel();
     for task in reconciling {
         // Both end when told; what they hold goes back to its queue.
@@ -258,21 +332,29 @@ pub async fn serve(
     report
 }
 
-/// The worker that runs acts.
-fn worker(config: &Config, acts: Acts) -> Worker<Acts> {
+/// The configuration of the worker that runs acts and delivers callbacks.
+fn worker_config(config: &Config, names: &Names) -> Config {
     let mut config = config.clone();
-    let queue = acts.names.acts();
     // Its port is the other workers'.
     config.worker.health = None;
-    let share = WorkerQueue { concurrency: Some(CONCURRENCY), prefetch: u16::try_from(CONCURRENCY).ok() };
-    config.worker.queues.insert(queue.clone(), share);
+    for (queue, places) in [(names.acts(), CONCURRENCY), (names.callbacks(), config.callbacks.concurrency)] {
+        let share = WorkerQueue { concurrency: Some(places), prefetch: u16::try_from(places).ok() };
+        config.worker.queues.insert(queue, share);
+    }
+    config.limits.args = config.limits.args.max(courier::ARGS_MAX);
     config.shutdown.grace = config.shutdown.grace.min(config.worker.consumer_timeout / 8);
-    let options = Options::new().queue(queue.as_str()).timeout(attempt_max(&config)).retry(RetryPolicy {
+    config
+}
+
+/// The worker that runs acts.
+fn worker(config: &Config, acts: Acts) -> Worker<Acts> {
+    let queue = acts.names.acts();
+    let options = Options::new().queue(queue.as_str()).timeout(attempt_max(config)).retry(RetryPolicy {
         max_attempts: 100,
         max: Duration::from_secs(60),
         ..RetryPolicy::default()
     });
-    Worker::new(config)
+    Worker::new(config.clone())
         .state(acts)
         .register_with(sweep::replay, options.clone())
         .register_with(clear::purge, options.clone())

@@ -6,6 +6,7 @@
 //!
 //! Not done here: remembering jobs. What became of a job is known to whoever waits for its reply.
 
+mod callbacks;
 mod control;
 mod error;
 mod live;
@@ -25,7 +26,10 @@ use tracing::debug;
 
 #[cfg(feature = "worker")]
 pub(crate) use self::live::{Links, host};
-pub(crate) use self::live::{Live, Role};
+pub(crate) use self::{
+    callbacks::{CallbackError, Callbacks},
+    live::{Live, Role},
+};
 pub use self::{
     control::{CancelTarget, KindInfo, KindRetry, KindSchemas},
     error::{CallError, EnqueueError, SubmitError},

@@ -17,7 +17,7 @@ pub(crate) use self::duration::format as format_duration;
 pub use self::{
     duration::{DurationError, parse_duration},
     load::ConfigError,
-    secret::AmqpUrl,
+    secret::{AmqpUrl, WebhookSecrets},
 };
 use crate::job::{Kind, QueueName};
 
@@ -41,6 +41,8 @@ pub struct Config {
     pub spool: Spool,
     /// Cancelling jobs.
     pub cancel: Cancel,
+    /// Telling a URL how a job ended.
+    pub callbacks: Callbacks,
     /// Logs.
     pub log: Log,
     /// Which queue a kind goes to while no worker has announced it: `"image.thumbnail" = "media"`.
@@ -350,6 +352,50 @@ pub struct Cancel {
 impl Default for Cancel {
     fn default() -> Self {
         Self { grace: Duration::from_secs(10) }
+    }
+}
+
+/// `[callbacks]`: telling a URL how a job ended (`callback_url`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Callbacks {
+    /// Secrets that callbacks are signed with: `whsec_` and 24 to 64 bytes in base64 each, with white space between them.
+    /// All of them sign, so that receivers can change over. Empty: this process takes no callbacks and delivers none.
+    /// Default empty.
+    pub secret: WebhookSecrets,
+    /// What may be told although it is not public, or not over HTTPS: networks (`10.0.0.0/8`), addresses, and names of
+    /// hosts. Default none.
+    pub allow: Vec<String>,
+    /// Longest time to connect. 1 s to 1 min. Default 5 s.
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// Longest time until there is an answer, names and connection included. 1 s to 5 min. Default 15 s.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// Most requests at the same time. 1 to 1,000. Default 20.
+    pub concurrency: usize,
+    /// How often one is tried; then it is dead. 1 to 1,000. Default 12.
+    pub max_attempts: u32,
+    /// The first pause between attempts; each further one is three times as long. At most 1 d. Default 5 s.
+    #[serde(with = "duration")]
+    pub retry_initial: Duration,
+    /// The longest pause, also where the receiver asks for a longer one. 1 s to 30 d. Default 12 h.
+    #[serde(with = "duration")]
+    pub retry_max: Duration,
+}
+
+impl Default for Callbacks {
+    fn default() -> Self {
+        Self {
+            secret: WebhookSecrets::default(),
+            allow: Vec::new(),
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(15),
+            concurrency: 20,
+            max_attempts: 12,
+            retry_initial: Duration::from_secs(5),
+            retry_max: Duration::from_secs(12 * 3600),
+        }
     }
 }
 

@@ -25,12 +25,13 @@ use crate::{
 
 /// All checks, in the order in which they are made.
 #[cfg(test)]
-const CHECKS: [&str; 20] = [
+const CHECKS: [&str; 21] = [
     "configuration",
     "routes",
     "record",
     "spool",
     "descriptors",
+    "callbacks",
     "broker",
     "version",
     "permissions",

@@ -76,6 +76,7 @@ use crate::{
     amqp::Names,
     client::{Client, Submission},
     config::{self, Config},
+    egress,
     job::QueueName,
     record::{
         Record, RecordError,
@@ -130,6 +131,8 @@ struct Shared {
     spool: Option<Spool>,
     http: config::Http,
     limits: config::Limits,
+    /// What may be told of the end of jobs; none where no callbacks are sent.
+    callbacks: Option<egress::Guard>,
     /// The queue of acts.
     acts: QueueName,
     confirm_timeout: Duration,
@@ -182,6 +185,7 @@ impl App {
             spool,
             http: config.http.clone(),
             limits: config.limits.clone(),
+            callbacks: callbacks(&config.callbacks),
             acts: Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix).acts(),
             confirm_timeout: config.amqp.confirm_timeout,
             queues: config.amqp.queues.clone(),
@@ -229,6 +233,12 @@ impl App {
         });
         finished(submitting.await)?.map_err(|error| keyed::problem(&error, id, named))
     }
+}
+
+/// What may be told of the end of jobs, where anybody is told.
+fn callbacks(config: &config::Callbacks) -> Option<egress::Guard> {
+    // What it allows was checked with the configuration.
+    egress::Guard::new(&config.allow).ok().filter(|_| !config.secret.is_empty())
 }
 
 /// What a task returned that nobody aborts.

@@ -7,16 +7,21 @@ pub mod access;
 #[cfg(feature = "server")]
 pub mod acts;
 pub mod amqp;
+pub(crate) mod callback;
 #[cfg(feature = "server")]
 pub mod cli;
 pub mod client;
 pub mod config;
+#[cfg(feature = "server")]
+pub mod courier;
 #[cfg(feature = "server")]
 mod crypto;
 #[cfg(feature = "server")]
 mod disk;
 #[cfg(feature = "server")]
 pub(crate) mod doctor;
+#[cfg(feature = "server")]
+pub mod egress;
 pub mod event;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

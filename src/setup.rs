@@ -98,7 +98,7 @@ impl Setup {
     pub(crate) fn new(config: &Config, more: &[QueueName], found: Option<&Found>) -> Self {
         let names = Names::new(&config.amqp.prefix, &config.amqp.ladder_prefix);
         let mut queues: BTreeSet<QueueName> = config.amqp.queues.iter().chain(more).cloned().collect();
-        queues.insert(names.acts());
+        queues.extend([names.acts(), names.callbacks()]);
         queues.extend(found.into_iter().flat_map(|found| found.work_queues(&names)));
         let plan = Plan { names: names.clone(), queues: queues.into_iter().collect(), declares: true };
         Self { names, objects: plan.objects() }

@@ -87,11 +87,17 @@ async fn over_letters(
         for (end, known) in ends.iter_mut().zip(&known) {
             end.know(known.as_ref());
         }
-        let events: Vec<Event> = ends.iter().filter(|end| !end.over).map(|end| end.event.clone()).collect();
+        for ((letter, end), known) in letters.iter().zip(&mut ends).zip(&known) {
+            end.find_callback(&acts, letter, known.as_ref());
+        }
+        let told = ends.iter().filter(|end| !end.over);
+        let events: Vec<Event> =
+            told.flat_map(|end| acts.with_callback(end.event.clone(), end.callback.as_ref())).collect();
         if !events.is_empty() {
             acts.write(events).await.map_err(failed)?;
         }
         for (letter, end) in letters.iter().zip(&ends) {
+            acts.call_back(end.callback.as_ref()).await.map_err(failed)?;
             if end.over {
                 pass.done(letter).await.map_err(passing)?;
                 attempt.tally.skipped += 1;
@@ -113,6 +119,7 @@ struct End {
     failure: ReplyFailure,
     /// Its run has ended, or went on in another copy: the message is good for nothing.
     over: bool,
+    callback: Option<Envelope>,
 }
 
 impl End {
@@ -126,7 +133,7 @@ impl End {
         event.data.by = by;
         event.data.finished_at = Some(now);
         let failure = ReplyFailure { code: "cancelled".into(), message: "purged from its queue".into() };
-        Self { event, status: Status::Cancelled, failure, over: false }
+        Self { event, status: Status::Cancelled, failure, over: false, callback: None }
     }
 
     /// Takes in what the record says of the job.
@@ -143,6 +150,17 @@ impl End {
         if let Some(error) = &job.error {
             self.failure = ReplyFailure { code: error.code.clone(), message: error.message.clone() };
         }
+    }
+
+    /// That of the end that the purge makes; of one that was made before, in case that was as far as it got.
+    fn find_callback(&mut self, acts: &Acts, letter: &Letter, known: Option<&Summary>) {
+        let headers = &letter.incoming.message.headers;
+        self.callback = if self.over || self.event.event_type == EventType::Purged {
+            acts.callback_again(self.event.data.run, known, headers)
+        } else {
+            // A purge that is interrupted meets the message again.
+            acts.callbacks.of(&self.event, headers).map(|callback| Envelope { unsure: true, ..callback })
+        };
     }
 
     fn reply(&self, acts: &Acts, letter: &Letter) {

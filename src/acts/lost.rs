@@ -277,7 +277,7 @@ pub(super) fn purged(acts: &Acts, job: &Summary, why: &str, now: Timestamp) -> E
     event
 }
 
-fn event(acts: &Acts, event_type: EventType, job: &Summary, now: Timestamp) -> Event {
+pub(super) fn event(acts: &Acts, event_type: EventType, job: &Summary, now: Timestamp) -> Event {
     let data = Data {
         kind: job.kind.clone(),
         queue: Some(job.queue.clone()),

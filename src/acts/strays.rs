@@ -1,6 +1,6 @@
 //! The reconciler of strays: what the broker moved by itself gets an end, and a place where it can be replayed from.
 //!
-//! In the order of all deaths: event, copy in the dead-letter queue, reply, ack. A job that fell off the delay ladder is
+//! In the order of all deaths: event, copy in the dead-letter queue, callback, reply, ack. A job that fell off the delay ladder is
 //! first offered to its queue a few times: the queue may be back. One process at a time gets the strays (the queue has
 //! a single active consumer), and only while its record is caught up: a stray may be a copy of a job that has ended.
 
@@ -145,20 +145,26 @@ async fn deal(
     acts.catch_up().await.map_err(|error| error.to_string())?;
     let job = summaries(&acts.record, vec![end.event.job]).await.map_err(|error| error.to_string())?;
     let job = job.into_iter().next().flatten();
-    if known(end.event.data.run, end.event.data.step, job.as_ref()) == Known::Over {
-        info!(job.id = %end.event.job, queue = %stray.queue, "a stray of a run that is over");
-        return Ok(());
-    }
     let failed = |failure| match failure {
         Failure::Refused(why) | Failure::Broker(why) => why,
     };
+    let (run, headers) = (end.event.data.run, &incoming.message.headers);
+    if known(run, end.event.data.step, job.as_ref()) == Known::Over {
+        info!(job.id = %end.event.job, queue = %stray.queue, "a stray of a run that is over");
+        let again = acts.callback_again(run, job.as_ref(), headers);
+        return acts.call_back(again.as_ref()).await.map_err(failed);
+    }
+    let callback = acts.callbacks.of(&end.event, headers);
     // However often the copy is tried.
     if !*written {
         warn!(job.id = %end.event.job, queue = %stray.queue, reason = stray.reason.as_str(), "dead: moved by the broker");
-        acts.write(vec![end.event.clone()]).await.map_err(failed)?;
+        acts.write(acts.with_callback(end.event.clone(), callback.as_ref())).await.map_err(failed)?;
         *written = true;
     }
     acts.publish_dead(&stray.queue, &end.copy).await.map_err(failed)?;
+    // Tried again as a whole: it may have been published before.
+    let callback = callback.map(|callback| Envelope { unsure: true, ..callback });
+    acts.call_back(callback.as_ref()).await.map_err(failed)?;
     acts.record.touch(end.event.job);
     end.reply(acts, &incoming.message);
     Ok(())

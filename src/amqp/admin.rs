@@ -23,7 +23,7 @@ use super::{
     message::short,
     names::Names,
     tls,
-    topology::Plan,
+    topology::{Plan, TopologyError},
 };
 use crate::{
     config::Amqp,
@@ -140,6 +140,22 @@ impl Admin {
             Ok(true)
         };
         self.ask(&name, restoring).await
+    }
+
+    /// Declares a work queue and its company.
+    ///
+    /// # Errors
+    /// [`TopologyError::Other`] also where nobody answers.
+    pub(crate) async fn declare(&self, names: &Names, queue: &QueueName) -> Result<(), TopologyError> {
+        let other = |down: LinkDown| TopologyError::Other(down.0);
+        let declaring = async {
+            let plan = Plan { names: names.clone(), queues: vec![queue.clone()], declares: self.declares };
+            plan.declare(&self.channel().await.map_err(other)?).await
+        };
+        match timeout(REQUEST_TIMEOUT, declaring).await {
+            Ok(declared) => declared,
+            Err(_) => Err(TopologyError::Other("no answer to the declaring of a queue".to_owned())),
+        }
     }
 
     /// Declares the dead-letter queue of a queue that may not exist. Whether it is there: where processes declare nothing it

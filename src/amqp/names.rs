@@ -38,6 +38,15 @@ impl Names {
         QueueName::parse("nowhere").expect("a literal within the rule")
     }
 
+    /// The queue of callbacks, named like that of acts.
+    #[must_use]
+    pub fn callbacks(&self) -> QueueName {
+        let own = format!("callbacks-{}", self.prefix);
+        let name = if self.ladder == self.prefix { "hopline-callbacks" } else { clip(&own, QUEUE_MAX) };
+        // A prefix keeps the rule of queue names.
+        QueueName::parse(name).expect("a name within the rule")
+    }
+
     /// Topic exchange: jobs to be run now.
     #[must_use]
     pub fn jobs(&self) -> String {
@@ -248,6 +257,10 @@ mod tests {
         assert_eq!(Names::new("a", "b").delay(0), "b.delay.00");
         assert_eq!((names.acts().as_str(), Names::new("a", "b").acts().as_str()), ("hopline-acts", "acts-a"));
         assert_eq!(Names::new(&"p".repeat(QUEUE_MAX), "b").acts().as_str().len(), QUEUE_MAX);
+        let callbacks = |prefix: &str, ladder: &str| Names::new(prefix, ladder).callbacks().to_string();
+        assert_eq!(callbacks("a", ""), "hopline-callbacks");
+        assert_eq!(callbacks("a", "b"), "callbacks-a");
+        assert_eq!(callbacks(&"p".repeat(QUEUE_MAX), "b").len(), QUEUE_MAX);
     }
 
     #[cfg(feature = "server")]

@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::{SubmitError, untold::Untold};
+use super::{Callbacks, SubmitError, untold::Untold};
 use crate::{
     amqp::{
         Names, PublishError,
@@ -191,6 +191,16 @@ impl Live {
     /// Starts to receive what workers say of themselves.
     pub(super) fn follow_workers(&self) -> &Heartbeats {
         self.heartbeats.get_or_init(|| Heartbeats::start(&self.control, &self.names, &self.instance))
+    }
+
+    /// Publishes callbacks.
+    pub(crate) fn callbacks(&self) -> Callbacks {
+        Callbacks {
+            names: self.names.clone(),
+            instance: self.instance.clone(),
+            publisher: self.publisher.clone(),
+            admin: self.admin.clone(),
+        }
     }
 
     /// What waits in a queue of that AMQP name.

@@ -106,7 +106,9 @@ impl Config {
         for (key, value) in keys(variables)? {
             // A list is written with commas: the layering crate would need to know which keys are lists.
             match key.as_str() {
-                "amqp.queues" | "http.hosts" | "worker.reply_queues" => lists.push((key, split(&value))),
+                "amqp.queues" | "callbacks.allow" | "http.hosts" | "worker.reply_queues" => {
+                    lists.push((key, split(&value)))
+                }
                 _ => drop(scalars.insert(key, value)),
             }
         }
@@ -190,6 +192,8 @@ impl Config {
             within("spool.max_bytes", self.spool.max_bytes, 1 << 20, 1 << 40),
             within("record.max_inline", self.record.max_inline, 0, 1 << 20),
             within("record.max_keys", self.record.max_keys, 1, 1_000_000_000),
+            within("callbacks.concurrency", self.callbacks.concurrency, 1, 1000),
+            within("callbacks.max_attempts", self.callbacks.max_attempts as usize, 1, 1000),
             within("worker.cpu_threads", self.worker.cpu_threads, 0, 1024),
             within("worker.patience", self.worker.patience as usize, 0, 20),
         ];
@@ -212,6 +216,10 @@ impl Config {
             // Three times as long as a worker counts as there that has said nothing: a front that has just started, or
             // was away, must not take its jobs for lost.
             ("record.lost_after", self.record.lost_after, 60, 30 * 86_400),
+            ("callbacks.connect_timeout", self.callbacks.connect_timeout, 1, 60),
+            ("callbacks.timeout", self.callbacks.timeout, 1, 300),
+            ("callbacks.retry_initial", self.callbacks.retry_initial, 0, 86_400),
+            ("callbacks.retry_max", self.callbacks.retry_max, 1, 30 * 86_400),
             ("cancel.grace", self.cancel.grace, 0, 3600),
             ("worker.lookup_patience", self.worker.lookup_patience, 0, 3600),
             ("worker.patience_initial", self.worker.patience_initial, 0, 86_400),
@@ -220,6 +228,9 @@ impl Config {
         for (name, value, low, high) in durations {
             let range = Duration::from_secs(low)..=Duration::from_secs(high);
             demand(range.contains(&value), format!("{name} must be {low} s to {high} s"));
+        }
+        for problem in self.callbacks.secret.problem().into_iter().chain(callbacks_problem(&self.callbacks)) {
+            demand(false, problem);
         }
         let shared = [("worker", self.worker.concurrency, self.worker.prefetch)];
         let each =
@@ -235,6 +246,17 @@ impl Config {
         }
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
     }
+}
+
+/// What the feature that delivers callbacks has to say about what it may tell.
+#[cfg(feature = "server")]
+fn callbacks_problem(callbacks: &super::Callbacks) -> Option<String> {
+    crate::egress::Guard::new(&callbacks.allow).err().map(|error| format!("callbacks.allow: {error}"))
+}
+
+#[cfg(not(feature = "server"))]
+fn callbacks_problem(_: &super::Callbacks) -> Option<String> {
+    None
 }
 
 /// The error of the layering crate, with the places that it may be about.
@@ -322,6 +344,31 @@ mod tests {
         fs::remove_file(&file).unwrap();
         assert_eq!(config.amqp.url.expose(), "amqp://u:p@h");
         assert!(!format!("{config:?}").contains("u:p"));
+    }
+
+    #[test]
+    fn callbacks_are_checked_and_their_secrets_are_not_shown() {
+        let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+        let both = format!("{secret}\n{secret}\n");
+        let config = load(
+            "",
+            &[("HOPLINE_CALLBACKS_SECRET", &both), ("HOPLINE_CALLBACKS_ALLOW", "10.0.0.0/8, hooks")],
+        )
+        .unwrap();
+        assert_eq!(config.callbacks.secret.expose().count(), 2);
+        assert_eq!(config.callbacks.allow, ["10.0.0.0/8", "hooks"]);
+        let shown = format!("{config:?}{}", serde_json::to_string(&config).unwrap());
+        assert!(!shown.contains("MfKQ"), "{shown}");
+        assert!(load("[callbacks]\nsecret = \"\"\n", &[]).unwrap().callbacks.secret.is_empty());
+        for bad in [
+            "whsec_",
+            "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+            "whsec_short",
+            "whsec_MfKQ9r8GKYqr;wjUPD8ILPZIo2LaLaSw",
+        ] {
+            let error = load("", &[("HOPLINE_CALLBACKS_SECRET", bad)]).unwrap_err().to_string();
+            assert!(error.contains("callbacks.secret") && !error.contains("MfKQ"), "{error}");
+        }
     }
 
     #[test]

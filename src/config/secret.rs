@@ -1,4 +1,5 @@
-//! The broker's address, which holds a password: shown without it.
+//! Values that hold secrets: the broker's address, shown without its password, and the secrets that sign callbacks, not
+//! shown at all.
 
 use std::fmt;
 
@@ -58,6 +59,59 @@ impl fmt::Debug for AmqpUrl {
 impl Serialize for AmqpUrl {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(self)
+    }
+}
+
+/// Secrets of the Standard Webhooks specification, with white space between them. `Debug` and serialisation tell only
+/// how many there are.
+#[derive(Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(transparent)]
+pub struct WebhookSecrets(String);
+
+/// What each starts with.
+const WEBHOOK: &str = "whsec_";
+
+impl WebhookSecrets {
+    /// Takes secrets; whether they are any is checked with the whole configuration.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Each secret, without its prefix.
+    pub fn expose(&self) -> impl Iterator<Item = &str> {
+        self.0.split_whitespace().map(|secret| secret.strip_prefix(WEBHOOK).unwrap_or_default())
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.trim().is_empty()
+    }
+
+    /// What is wrong with one of them, without showing it: 24 to 64 bytes are 32 to 88 characters.
+    pub(super) fn problem(&self) -> Option<String> {
+        let fits = |secret: &str| {
+            let base64 = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'/');
+            let digits = secret.trim_end_matches('=');
+            digits.len() >= 32 && secret.len() <= 88 && digits.bytes().all(base64)
+        };
+        let number = self.expose().position(|secret| !fits(secret))? + 1;
+        Some(format!(
+            "callbacks.secret: secret {number} must be {WEBHOOK} and 24 to 64 bytes in base64, as \
+             `echo {WEBHOOK}$(openssl rand -base64 32)` makes one"
+        ))
+    }
+}
+
+impl fmt::Debug for WebhookSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({} secrets)", self.expose().count())
+    }
+}
+
+impl Serialize for WebhookSecrets {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(&format_args!("{self:?}"))
     }
 }
 

@@ -77,6 +77,7 @@ pub(super) async fn permissions(config: &Config, names: &Names, role: Role, prob
     let mut queues = config.amqp.queues.clone();
     if role == Role::Http {
         queues.push(names.acts());
+        queues.extend((!config.callbacks.secret.is_empty()).then(|| names.callbacks()));
     }
     let acts = rights::needed(names, &queues, role, config.amqp.declare, &tag);
     let (mut refused, mut absent, mut odd) = (Vec::new(), 0_usize, Vec::new());

@@ -9,7 +9,7 @@ use std::{
 use rustix::process::{Resource, getrlimit};
 
 use super::Finding;
-use crate::{config::Config, job::JobId, setup::rights::Role};
+use crate::{config::Config, courier::Courier, job::JobId, setup::rights::Role};
 
 /// Least free space where a record lies.
 const RECORD_SPACE: u64 = 1 << 30;
@@ -28,8 +28,35 @@ pub(super) fn examine(config: &Config, role: Role) -> Vec<Finding> {
             None => Finding::ok("spool", "none is configured: submits are refused while the broker is away"),
         });
         findings.push(descriptors(getrlimit(Resource::Nofile).maximum, config.http.max_connections as u64));
+        findings.push(callbacks(config));
     }
     findings
+}
+
+/// Whether this front sends callbacks, and how far they reach.
+fn callbacks(config: &Config) -> Finding {
+    let asked = &config.callbacks;
+    match Courier::new(asked) {
+        Ok(None) => {
+            Finding::ok("callbacks", "callbacks.secret is not set: jobs with a callback_url are refused")
+        }
+        Err(why) => {
+            Finding::fail("callbacks", why, "mend the key that it names; a front does not start with it")
+        }
+        Ok(Some(_)) if asked.allow.iter().any(|network| network.ends_with("/0")) => Finding::warn(
+            "callbacks",
+            "callbacks.allow has all addresses: whoever may submit jobs can have this network's inside asked",
+            "allow the networks and hosts that are wanted",
+        ),
+        Ok(Some(_)) => {
+            let secrets = asked.secret.expose().count();
+            let beside = match asked.allow.len() {
+                0 => String::new(),
+                count => format!(", and to {count} networks and hosts that are allowed besides"),
+            };
+            Finding::ok("callbacks", format!("sent to public addresses{beside}, signed by {secrets} secrets"))
+        }
+    }
 }
 
 /// Its values hold together, as it was read; here is what is allowed and seldom meant.

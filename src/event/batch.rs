@@ -14,6 +14,8 @@ use crate::job::{JobId, json};
 
 /// Content type of a batch.
 pub const CONTENT_TYPE: &str = "application/cloudevents-batch+json";
+/// Content type of one event by itself.
+pub const EVENT_CONTENT_TYPE: &str = "application/cloudevents+json";
 /// Type of a message that carries a batch.
 pub const MESSAGE_TYPE: &str = "hopline.events";
 /// Most bytes of a batch that a writer makes, but for a single event that is longer.

@@ -207,7 +207,15 @@ fn read_item(
 ) -> Result<Draft, Problem> {
     let read = || {
         let text = fields::text(item.text)?;
-        Draft::read(text, bytes, &app.limits, now, Choice::Members(caller.scope()), Errors::new(told))
+        Draft::read(
+            text,
+            bytes,
+            &app.limits,
+            app.callbacks.as_ref(),
+            now,
+            Choice::Members(caller.scope()),
+            Errors::new(told),
+        )
     };
     read().map_err(|problem| place(problem, item))
 }

@@ -26,6 +26,7 @@ use crate::{
     amqp::fuzzing::over_the_wire,
     client::Submission,
     config::{self, Limits, parse_duration},
+    egress::Guard,
     fuzzing::{Input, bounded},
     job::{
         Envelope, JobId, QueueName,
@@ -37,6 +38,10 @@ use crate::{
 /// When requests come. Its milliseconds are whole, as in nature they are not.
 fn now() -> Timestamp {
     Timestamp::from_millisecond(1_893_456_000_123).expect("within range")
+}
+
+fn guard() -> Guard {
+    Guard::default()
 }
 
 fn limits() -> Limits {
@@ -64,8 +69,9 @@ pub(crate) fn submit(data: &[u8]) {
     let bytes = Bytes::copy_from_slice(data);
     let id = JobId::from_bytes([5; 16]);
     for choice in [Choice::Ours, Choice::Client(id), Choice::Members(None)] {
-        let draft = fields::text(&bytes)
-            .and_then(|text| Draft::read(text, &bytes, &limits(), now(), choice, Errors::new(ERRORS_MAX)));
+        let draft = fields::text(&bytes).and_then(|text| {
+            Draft::read(text, &bytes, &limits(), Some(&guard()), now(), choice, Errors::new(ERRORS_MAX))
+        });
         match draft {
             Ok(draft) => draft_holds(draft),
             Err(problem) => told(&problem),
@@ -85,7 +91,7 @@ pub(crate) fn batch(data: &[u8]) {
     for item in &items {
         let draft = fields::text(item.text).and_then(|text| {
             let errors = Errors::new(ITEM_ERRORS_MAX);
-            Draft::read(text, &bytes, &limits(), now(), Choice::Members(None), errors)
+            Draft::read(text, &bytes, &limits(), Some(&guard()), now(), Choice::Members(None), errors)
         });
         match draft {
             Ok(draft) => draft_holds(draft),

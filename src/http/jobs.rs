@@ -67,7 +67,8 @@ async fn submit_received(
     let [wait] = inbound.query(["wait"], &mut errors);
     let wait = wait_of(wait.as_deref(), &mut errors);
     let text = fields::text(&received.bytes)?;
-    let mut draft = Draft::read(text, &received.bytes, &app.limits, now, choice, errors)?;
+    let mut draft =
+        Draft::read(text, &received.bytes, &app.limits, app.callbacks.as_ref(), now, choice, errors)?;
 
     let wait = Wait::choose(wait, Prefer::read(headers).wait, Duration::ZERO, app.http.max_wait);
     let deadline = (!wait.patience.is_zero()).then(|| start + wait.patience);

@@ -114,7 +114,7 @@ codes! {
     /// JSON that is nested too deep.
     TooDeep = UNPROCESSABLE_ENTITY "too_deep" "The JSON is nested too deep";
     /// Part of the interface, but not available in this version.
-    NotSupported = UNPROCESSABLE_ENTITY "not_supported" "The request asks for what is not available yet";
+    NotSupported = UNPROCESSABLE_ENTITY "not_supported" "The request asks for what is not available";
     /// The queue exists nowhere.
     UnknownQueue = UNPROCESSABLE_ENTITY "unknown_queue" "The queue does not exist";
     /// An idempotency key that is none, is given twice, or means nothing there.

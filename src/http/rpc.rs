@@ -109,6 +109,7 @@ async fn call_received(
         max_attempts: Some(asked.max_attempts.unwrap_or(1)),
         retry: RetryOverrides::default(),
         tags: Vec::new(),
+        callback: None,
     };
     let mut job =
         draft.into_submission(|kind| app.client.queue_of(kind), &trace_context(&inbound.parts.headers), now);

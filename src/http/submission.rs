@@ -15,6 +15,7 @@ use super::{
 use crate::{
     client::Submission,
     config::Limits,
+    egress::Guard,
     job::{
         Envelope, Kind, QueueName,
         envelope::{RetryOverrides, TAG_MAX, TAGS_MAX, header},
@@ -35,7 +36,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(310 * 86_400);
 const TRACESTATE_MAX: usize = 512;
 
 /// The members of a job.
-const MEMBERS: [&str; 11] = [
+const MEMBERS: [&str; 12] = [
     "kind",
     "args",
     "queue",
@@ -47,6 +48,7 @@ const MEMBERS: [&str; 11] = [
     "max_attempts",
     "retry",
     "tags",
+    "callback_url",
 ];
 const RETRY_MEMBERS: [&str; 4] = ["initial", "factor", "max", "jitter"];
 
@@ -75,11 +77,13 @@ pub(super) struct Draft {
     pub(super) retry: RetryOverrides,
     /// Tags.
     pub(super) tags: Vec<String>,
+    /// Where its end is told.
+    pub(super) callback: Option<String>,
 }
 
 impl Draft {
     /// Reads a job from `text`, which lies in `source`, as of `now`. Args are carried as a part of `source`; `choice`
-    /// says where its id is from.
+    /// says where its id is from; `callbacks` what may be told of its end, where anything may.
     ///
     /// # Errors
     /// The problem, with all that is wrong; `errors` may hold what is wrong already.
@@ -87,6 +91,7 @@ impl Draft {
         text: &str,
         source: &Bytes,
         limits: &Limits,
+        callbacks: Option<&Guard>,
         now: Timestamp,
         choice: Choice,
         mut errors: Errors,
@@ -112,9 +117,17 @@ impl Draft {
         let max_attempts = object.take("max_attempts", errors_ref, |raw| fields::whole(raw, 1, MAX_ATTEMPTS));
         let retry = read_retry(&mut object, errors_ref);
         let tags = read_tags(&mut object, errors_ref);
-        if object.take_raw("callback_url", errors_ref).is_some() {
-            errors.unsupported_at("/callback_url", "callbacks are not available yet; leave it out");
-        }
+        let callback = match callbacks {
+            Some(guard) => object.take("callback_url", errors_ref, |raw| callback_url(raw, guard)),
+            None if object.take_raw("callback_url", errors_ref).is_some() => {
+                errors.unsupported_at(
+                    "/callback_url",
+                    "this server sends no callbacks: it has no callbacks.secret",
+                );
+                None
+            }
+            None => None,
+        };
         match choice {
             Choice::Members(_) => object.finish(&[&MEMBERS[..], &NAMING_MEMBERS].concat(), &mut errors),
             _ => object.finish(&MEMBERS, &mut errors),
@@ -131,6 +144,7 @@ impl Draft {
             max_attempts,
             retry,
             tags,
+            callback,
         });
         errors.none_or(draft)
     }
@@ -153,6 +167,9 @@ impl Draft {
         envelope.tags = self.tags;
         envelope.app_id = Some(APP_ID.to_owned());
         envelope.extra = trace.clone();
+        if let Some(url) = self.callback {
+            envelope.extra.insert(header::CALLBACK_URL.to_owned(), url.into());
+        }
         let delay = self.run_at.and_then(|at| Duration::try_from(at.duration_since(now)).ok());
         let mut job = Submission { routed, ..Submission::new(envelope, delay.unwrap_or_default()) };
         if let Some(named) = self.named {
@@ -162,25 +179,25 @@ impl Draft {
     }
 }
 
-/// Refuses the kinds of acts: they are asked for by calls of their own, which check what they are about.
+/// Refuses the kinds of acts and callbacks: they are asked for by calls of their own, which check what they are about.
 ///
 /// # Errors
 /// What is wrong.
 pub(super) fn open_kind(kind: Kind) -> Result<Kind, String> {
     if kind.as_str().starts_with("hopline.") {
-        return Err("is reserved: kinds that begin with `hopline.` are acts, which have calls of their own"
+        return Err("is reserved: kinds that begin with `hopline.` are acts and callbacks, which have calls of their own"
             .to_owned());
     }
     Ok(kind)
 }
 
-/// Refuses the queue of acts.
+/// Refuses the queues of acts and callbacks.
 ///
 /// # Errors
 /// What is wrong.
 pub(super) fn open_queue(queue: QueueName) -> Result<QueueName, String> {
     if crate::acts::is_own_queue(&queue) {
-        return Err("is reserved for acts".to_owned());
+        return Err("is reserved".to_owned());
     }
     Ok(queue)
 }
@@ -195,6 +212,12 @@ pub(super) fn check_args(len: usize, limits: &Limits) -> Result<(), Problem> {
     }
     let detail = format!("args are {len} bytes; the limit is {} (limits.args)", limits.args);
     Err(Problem::new(Code::TooLarge, detail))
+}
+
+/// Checks a URL as far as that can be done without asking for its addresses.
+fn callback_url(raw: &RawValue, guard: &Guard) -> Result<String, String> {
+    let url = fields::string(raw)?;
+    guard.check(&url).map(|()| url).map_err(|refusal| refusal.to_string())
 }
 
 /// Checks the longest run of an attempt.

@@ -14,7 +14,8 @@ fn read(text: &str) -> Result<Draft, Problem> {
 fn read_as(choice: Choice, text: &str) -> Result<Draft, Problem> {
     let source = Bytes::copy_from_slice(text.as_bytes());
     let text = std::str::from_utf8(&source).unwrap();
-    Draft::read(text, &source, &Limits::default(), now(), choice, Errors::new(ERRORS_MAX))
+    let guard = Guard::default();
+    Draft::read(text, &source, &Limits::default(), Some(&guard), now(), choice, Errors::new(ERRORS_MAX))
 }
 
 /// A job with one more member.
@@ -194,12 +195,34 @@ fn args_have_a_limit_of_their_own() {
 }
 
 #[test]
-fn callbacks_are_not_available() {
-    let problem = with(r#""callback_url":"http://x""#).unwrap_err();
+fn without_a_secret_there_are_no_callbacks() {
+    let read = |member: &str| {
+        let source = Bytes::from(format!(r#"{{"kind":"demo.echo",{member}}}"#));
+        let text = std::str::from_utf8(&source).unwrap();
+        let errors = Errors::new(ERRORS_MAX);
+        Draft::read(text, &source, &Limits::default(), None, now(), Choice::Ours, errors)
+    };
+    let problem = read(r#""callback_url":"https://example.org""#).unwrap_err();
     assert_eq!(problem.code, Code::NotSupported);
-    let both = with(r#""callback_url":"http://x","delay":-1"#).unwrap_err();
+    let both = read(r#""callback_url":"https://example.org","delay":-1"#).unwrap_err();
     assert_eq!(both.code, Code::InvalidRequest);
     assert_eq!(both.errors.len(), 2);
+}
+
+#[test]
+fn a_callback_is_carried_and_refused_by_what_its_url_tells() {
+    let url = "https://example.org/hook?a=1";
+    let draft = with(&format!(r#""callback_url":"{url}""#)).unwrap();
+    let queue_of = |_: &_| QueueName::parse("media").unwrap();
+    let job = draft.into_submission(queue_of, &Headers::new(), now());
+    assert_eq!(job.envelope.extra[header::CALLBACK_URL], HeaderValue::from(url));
+    for bad in
+        ["5", "\"\"", r#""https://127.0.0.1/""#, r#""http://example.org/""#, r#""https://u:p@example.org""#]
+    {
+        let problem = with(&format!(r#""callback_url":{bad}"#)).unwrap_err();
+        assert_eq!(problem.code, Code::InvalidRequest, "{bad}");
+        assert_eq!(pointers(Err(problem)), ["/callback_url"], "{bad}");
+    }
 }
 
 #[test]

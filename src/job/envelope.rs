@@ -63,6 +63,8 @@ pub mod header {
     pub const RETRY_MAX: &str = "hopline-retry-max-ms";
     /// Retry policy: share of jitter, 0 to 1.
     pub const RETRY_JITTER: &str = "hopline-retry-jitter";
+    /// Where the end of each run is told; carried along, also by who does not know it.
+    pub const CALLBACK_URL: &str = "hopline-callback-url";
     /// W3C trace context, carried along.
     pub const TRACEPARENT: &str = "traceparent";
     /// W3C trace context, carried along.

@@ -46,6 +46,9 @@ const FOREIGN: Uuid = Uuid::from_u128(0x6d1f_31b7_59a5_4c1e_8f0e_2f6a_90c5_77d3)
 /// Namespace of ids derived from idempotency keys. Part of the wire contract: never change it.
 const KEYED: Uuid = Uuid::from_u128(0x58b8_d7f0_9398_4a5e_8340_8025_0afd_8375);
 
+/// Namespace of ids of callbacks. Part of the wire contract: never change it.
+const CALLBACK: Uuid = Uuid::from_u128(0x0b1f_5c5e_3f0a_4d57_9a35_6a8e_71d4_c2b6);
+
 impl JobId {
     /// A new id (UUID version 7, RFC 9562 section 5.7): ids made later sort later, to the millisecond.
     #[must_use]
@@ -68,6 +71,13 @@ impl JobId {
     #[must_use]
     pub fn from_key(scope: &str, key: &str) -> Self {
         Self::derive(&KEYED, &format!("{scope}\0{key}"))
+    }
+
+    /// The id of the callback that tells of one end of one run: a UUID version 8 whose bits are those of the version 5
+    /// UUID of `<job>\0<run>\0<status>`. So whoever tells of that end makes the same job, however often.
+    #[must_use]
+    pub fn of_callback(job: Self, run: u32, status: &str) -> Self {
+        Self::derive(&CALLBACK, &format!("{job}\0{run}\0{status}"))
     }
 
     fn derive(namespace: &Uuid, name: &str) -> Self {

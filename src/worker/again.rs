@@ -4,6 +4,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::{
+    event::{Event, EventType},
     job::{
         Envelope, Reply, Status,
         dead::{self, Death, Reason},
@@ -31,6 +32,23 @@ pub(super) fn dead_letter(envelope: &Envelope, end: &End, worker: &str) -> Messa
         copy.headers.insert(dead::mark::REASON.to_owned(), reason.as_str().into());
     }
     copy
+}
+
+/// The event of an end that the record knows, for what is made of it once more.
+pub(super) fn event(envelope: &Envelope, end: &End, worker: &str) -> Event {
+    let event_type = match end.status {
+        Status::Succeeded => EventType::Succeeded,
+        Status::Dead => EventType::Dead,
+        Status::Cancelled => EventType::Cancelled,
+        Status::Expired => EventType::Expired,
+    };
+    let at = end.finished_at.unwrap_or_else(Timestamp::now);
+    let mut event = Event::of(event_type, envelope, worker, at);
+    event.data.attempt = end.attempt.max(1);
+    (event.data.started_at, event.data.finished_at) = (end.started_at, end.finished_at);
+    event.data.error.clone_from(&end.error);
+    event.data.reason.clone_from(&end.reason);
+    event
 }
 
 /// The reply to a run that the record knows to have ended.

@@ -142,6 +142,15 @@ impl<S> Context<S> {
         &self.attempt.envelope.tags
     }
 
+    /// A text that the job's message carries along.
+    #[cfg(feature = "server")]
+    pub(crate) fn carried(&self, name: &str) -> Option<&str> {
+        match self.attempt.envelope.extra.get(name) {
+            Some(crate::job::wire::HeaderValue::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Time left until the attempt's timeout.
     #[must_use]
     pub fn remaining(&self) -> Duration {

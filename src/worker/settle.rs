@@ -6,9 +6,12 @@
 //!
 //! | | |
 //! |---|---|
-//! | success, expired, cancelled | event, reply, ack |
+//! | success, expired, cancelled | event, callback, reply, ack |
 //! | retry, snooze, patience | the copy, event, ack |
-//! | dead | event, the copy in the dead-letter queue, reply, ack |
+//! | dead | event, the copy in the dead-letter queue, callback, reply, ack |
+//!
+//! The callback is that of a job which asks for one (`crate::callback`). It follows the event, so nobody is told of an
+//! end that may yet turn out otherwise, and a redelivery makes up for one that was not published.
 //!
 //! Once the broker has taken the delivery back, only a success still counts, and the event of a copy that exists;
 //! everything else is left to the redelivery, or there would be two.
@@ -33,7 +36,7 @@ use crate::{
         Names, PublishError, delay,
         publisher::{Publisher, Target},
     },
-    client::Live,
+    client::{Callbacks, Live},
     event::{AttemptOutcome, Event},
     job::{
         Envelope, QueueName, Reply, Status,
@@ -101,6 +104,7 @@ pub(super) struct Settler {
     events: EventWriter,
     teller: Arc<Teller>,
     replier: Replier,
+    callbacks: Callbacks,
 }
 
 impl Settler {
@@ -112,6 +116,7 @@ impl Settler {
             events: live.events.clone(),
             teller,
             replier,
+            callbacks: live.callbacks(),
         }
     }
 
@@ -167,7 +172,8 @@ impl Settler {
         give_up: &CancellationToken,
     ) -> Settled {
         let event = self.teller.succeeded(&ended, &output, omitted);
-        let events = with_untold(&mut ended, event);
+        let callback = self.callbacks.of(&event, &ended.envelope.extra);
+        let events = self.with_company(&mut ended, event, callback.as_ref());
         tokio::select! {
             written = self.events.write(events, Instant::now() + FOREVER) => if written.is_err() {
                 // The connection is closed for good.
@@ -175,6 +181,9 @@ impl Settler {
             },
             // Not acknowledged: without a record the job would have no end. It is run again.
             () = give_up.cancelled() => return hand_back(ended.hold),
+        }
+        if let Err(left) = self.call_back(callback, ended.hold, give_up).await {
+            return left;
         }
         self.reply(&ended, Status::Succeeded, None, omitted, output);
         ended.hold.ack();
@@ -190,8 +199,12 @@ impl Settler {
         failure: &Failure,
         give_up: &CancellationToken,
     ) -> Settled {
-        let events = with_untold(&mut ended, event);
+        let callback = self.callbacks.of(&event, &ended.envelope.extra);
+        let events = self.with_company(&mut ended, event, callback.as_ref());
         if let Err(left) = self.write_while_held(events, ended.hold, give_up).await {
+            return left;
+        }
+        if let Err(left) = self.call_back(callback, ended.hold, give_up).await {
             return left;
         }
         self.reply(&ended, status, None, false, failure_body(failure));
@@ -219,11 +232,15 @@ impl Settler {
         let target = self.dead_target(&ended.envelope);
         let copy = dead::mark(ended.envelope.encode(), &death);
         let event = self.teller.dead(&ended, reason, &error);
-        let events = with_untold(&mut ended, event);
+        let callback = self.callbacks.of(&event, &ended.envelope.extra);
+        let events = self.with_company(&mut ended, event, callback.as_ref());
         if let Err(left) = self.write_while_held(events, ended.hold, give_up).await {
             return left;
         }
         if let Err(left) = self.publish_surely(target, copy, ended.hold, give_up).await {
+            return left;
+        }
+        if let Err(left) = self.call_back(callback, ended.hold, give_up).await {
             return left;
         }
         self.reply(&ended, Status::Dead, Some(reason), false, failure_body(&error));
@@ -258,10 +275,16 @@ impl Settler {
             mandatory: true,
         };
         let event = self.teller.dead_stray(stray, &copy, place);
-        if let Err(left) = self.write_while_held(vec![event], hold, give_up).await {
+        let callback = self.callbacks.of(&event, &message.headers);
+        let submitted = callback.as_ref().map(|callback| self.callbacks.submitted(callback));
+        let events = [event].into_iter().chain(submitted).collect();
+        if let Err(left) = self.write_while_held(events, hold, give_up).await {
             return left;
         }
         if let Err(left) = self.publish_surely(target, dead::mark(copy, &death), hold, give_up).await {
+            return left;
+        }
+        if let Err(left) = self.call_back(callback, hold, give_up).await {
             return left;
         }
         if let Some(reply_to) = message.reply_to.as_deref().filter(|to| !to.is_empty()) {
@@ -285,7 +308,7 @@ impl Settler {
     }
 
     /// Settles a delivery of a run that has ended elsewhere, by what the record knows: does what may be missing, the
-    /// copy in the dead-letter queue and the reply, and acknowledges.
+    /// copy in the dead-letter queue, the callback and the reply, and acknowledges.
     pub(super) async fn settle_again(
         &self,
         envelope: &Envelope,
@@ -299,6 +322,12 @@ impl Settler {
             if let Err(left) = self.publish_surely(target, copy, hold, give_up).await {
                 return left;
             }
+        }
+        // It may have been published before, and even be done with.
+        let callback = self.callbacks.of(&again::event(envelope, &end, &self.worker), &envelope.extra);
+        let callback = callback.map(|callback| Envelope { unsure: true, ..callback });
+        if let Err(left) = self.call_back(callback, hold, give_up).await {
+            return left;
         }
         if let Some(reply_to) = &envelope.reply_to {
             let reply = again::reply(envelope, end);
@@ -432,9 +461,30 @@ impl Settler {
         }
     }
 
+    /// Publishes a callback, whatever becomes of the delivery: the end that it tells of is certain.
+    async fn call_back(
+        &self,
+        callback: Option<Envelope>,
+        hold: &Hold,
+        give_up: &CancellationToken,
+    ) -> Result<(), Settled> {
+        let Some(callback) = callback else { return Ok(()) };
+        match give_up.run_until_cancelled(self.callbacks.publish_surely(callback)).await {
+            Some(()) => Ok(()),
+            // Not acknowledged: the redelivery is known as ended, and its callback published.
+            None => Err(hand_back(hold)),
+        }
+    }
+
     fn dead_target(&self, envelope: &Envelope) -> Target {
         let key = Names::dead_key(&envelope.queue, Some(&envelope.kind));
         Target { exchange: self.names.dead(), key, mandatory: true }
+    }
+
+    /// The event of an end, after what the handler told last and before that of the callback.
+    fn with_company(&self, ended: &mut Ended<'_>, event: Event, callback: Option<&Envelope>) -> Vec<Event> {
+        let submitted = callback.map(|callback| self.callbacks.submitted(callback));
+        with_untold(ended, event).into_iter().chain(submitted).collect()
     }
 
     fn reply(&self, ended: &Ended<'_>, status: Status, reason: Option<Reason>, omitted: bool, body: Bytes) {

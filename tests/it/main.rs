@@ -13,6 +13,7 @@
 
 mod amqps;
 mod backpressure;
+mod callbacks;
 mod cli;
 mod control;
 mod dead;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`process`], [`broker`] | for `process_*` and `faults_*`: processes, and the broker behind them |
 //! | [`rabbit`] | the broker under test: its addresses, its management API, a raw AMQP connection |
+//! | [`receiver`] | somebody who is called back |
 //! | [`stage`] | one test's prefix, processes and clean-up |
 //! | [`keys`] | API keys |
 //! | [`tls`] | certificates |
@@ -21,6 +22,7 @@ pub(crate) mod operator;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod rabbit;
+pub(crate) mod receiver;
 pub(crate) mod sse;
 pub(crate) mod stage;
 pub(crate) mod tls;

@@ -45,6 +45,9 @@ pub(in crate::cli) struct Submit {
     /// A tag; may be given several times.
     #[arg(long = "tag")]
     tags: Vec<String>,
+    /// Who is told how the job ended: an `https://` URL.
+    #[arg(long, value_name = "URL")]
+    callback_url: Option<String>,
     /// The job's id, a UUID of your choice: submitted again with it, the job runs once.
     #[arg(long, value_name = "UUID", conflicts_with = "key")]
     id: Option<JobId>,
@@ -128,6 +131,7 @@ impl Submit {
             ("run_at", &self.run_at),
             ("expires_in", &self.expires_in),
             ("timeout", &self.timeout),
+            ("callback_url", &self.callback_url),
         ];
         for (name, value) in texts {
             options.extend(value.as_ref().map(|value| (name.to_owned(), value.as_str().into())));

@@ -45,6 +45,11 @@ impl Layout {
         self.dir.join("record")
     }
 
+    /// The secret that the front signs callbacks with, unless the configuration has one.
+    pub(super) fn callback_secret(&self) -> PathBuf {
+        self.dir.join("callback-secret")
+    }
+
     fn state(&self) -> PathBuf {
         self.dir.join("up.json")
     }

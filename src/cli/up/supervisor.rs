@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Node, NodeOptions, PortChoice,
+    Node, NodeOptions, PortChoice, files,
     process::{Lifeline, Process},
     service::{Pause, Service, Shared, Spec},
     state::{Board, Broker, HTTP, Layout, Management, Phase, Scale, State},
@@ -163,6 +163,7 @@ impl Supervisor {
 
     async fn start(&mut self) -> anyhow::Result<()> {
         self.start_broker().await?;
+        self.make_callback_secret()?;
         self.http = Some(Service::start(self.http_spec(), self.shared.clone()));
         let scale = self.shared.board.state().scale;
         self.scale_to(&scale).await;
@@ -188,6 +189,17 @@ impl Supervisor {
         let stop = CancellationToken::new();
         let task = tokio::spawn(keep_node(node, stop.clone(), self.shared.hurry.clone()));
         self.node = Some((stop, task));
+        Ok(())
+    }
+
+    /// Callbacks are signed: a secret is made, once, where none is configured.
+    fn make_callback_secret(&self) -> anyhow::Result<()> {
+        let path = self.layout.callback_secret();
+        if !self.config.callbacks.secret.is_empty() || files::read(&path)?.is_some() {
+            return Ok(());
+        }
+        let secret = crate::courier::new_secret().context("the system has no random numbers")?;
+        files::write(&path, format!("{secret}\n").as_bytes())?;
         Ok(())
     }
 
@@ -258,6 +270,10 @@ impl Supervisor {
         if self.config.record.path == crate::config::Record::default().path {
             let record = self.layout.record().display().to_string();
             spec.environment.push(("HOPLINE_RECORD_PATH", record));
+        }
+        if self.config.callbacks.secret.is_empty() {
+            let secret = self.layout.callback_secret().display().to_string();
+            spec.environment.push(("HOPLINE_CALLBACKS_SECRET_FILE", secret));
         }
         Spec {
             variable: "HOPLINE_HTTP_LISTEN",

@@ -152,8 +152,9 @@ impl Broker {
             return;
         };
         let Ok(channel) = connection.create_channel().await else { return };
-        // `hopline-acts` is that where the prefix has a ladder of its own.
-        let of_jobs = [queue.to_owned(), format!("acts-{prefix}"), "hopline-acts".to_owned()];
+        // `hopline-…` is that where the prefix has a ladder of its own.
+        let own = ["acts", "callbacks"].map(|word| [format!("{word}-{prefix}"), format!("hopline-{word}")]);
+        let of_jobs: Vec<String> = [queue.to_owned()].into_iter().chain(own.into_iter().flatten()).collect();
         let of_jobs = of_jobs.iter().flat_map(|queue| [format!("q.{queue}"), format!("q.{queue}.dead")]);
         for name in of_jobs.chain(QUEUES.map(str::to_owned)) {
             // Deleting what is not there is no error.

@@ -14,6 +14,7 @@ use hopline::{
     amqp::Names,
     client::{Submission, SubmitError},
     config,
+    courier::Courier,
     job::{Job, JobId},
     record::Record,
     telemetry,
@@ -152,6 +153,17 @@ impl Stage {
         let (config, record, client) = (config.clone(), front.record.clone(), front.client.clone());
         let until = stop.clone();
         let acting = async move { hopline::acts::serve(&config, record, &client, until.cancelled()).await };
+        Acting { stop, task: self.tasks.spawn(acting) }
+    }
+
+    /// The same, with a courier of the test's own.
+    pub(crate) fn act_with(&self, front: &Front, config: &Config, courier: Option<Courier>) -> Acting {
+        let stop = self.ending.child_token();
+        let (config, record, client) = (config.clone(), front.record.clone(), front.client.clone());
+        let until = stop.clone();
+        let acting = async move {
+            hopline::acts::serve_with(&config, record, &client, courier, until.cancelled()).await
+        };
         Acting { stop, task: self.tasks.spawn(acting) }
     }
 
