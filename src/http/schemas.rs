@@ -99,6 +99,17 @@ impl Checks {
         Self(Arc::new(Shared { compiled: Mutex::default(), thread: started.then_some(thread) }))
     }
 
+    /// Whether this is a schema that can be checked by; none: nobody has time to look at it now.
+    pub(super) async fn is_valid(&self, schema: &Schema) -> Option<bool> {
+        let known = || self.0.compiled().get(schema).map(Option::is_some);
+        if let Some(known) = known() {
+            return Some(known);
+        }
+        // Compiled in the thread, and known then. What it says of these args does not matter.
+        let _ = self.check(vec![schema.clone()], Bytes::from_static(b"{}")).await;
+        known()
+    }
+
     /// Whether `args` fit one of these schemas, of which the first is the newest; if not, why not that one.
     async fn check(&self, schemas: Vec<Schema>, args: Bytes) -> Verdict {
         if let Some(verdict) = self.0.check_short(&schemas, &args) {

@@ -35,7 +35,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(310 * 86_400);
 const TRACESTATE_MAX: usize = 512;
 
 /// The members of a job.
-const MEMBERS: [&str; 11] = [
+pub(super) const MEMBERS: [&str; 11] = [
     "kind",
     "args",
     "queue",

@@ -36,6 +36,7 @@ mod ladder;
 mod layering;
 mod long_jobs;
 mod metrics;
+mod openapi;
 mod process_access;
 mod process_cancel;
 mod process_http;
