@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
 CARGO ?= cargo
 DIR := $(HERE)/var
 
-.PHONY: help setup build up down test check faults webhook-reference fuzz bench
+.PHONY: help setup build up down test check faults webhook-reference fuzz schemathesis bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -48,6 +48,10 @@ webhook-reference: setup ## have the reference library of Standard Webhooks (Pyt
 
 fuzz: ## fuzz each parser of what comes from outside for TIME=60 seconds, JOBS=1 at a time; MERGE=N keeps the best new inputs
 	scripts/fuzz $(TARGETS)
+
+schemathesis: setup ## test the HTTP interface against its own description (needs Python), on a broker of its own
+	$(CARGO) build --release --workspace --bins --features server
+	scripts/with-broker "$(TARGET)/release/hopline" scripts/schemathesis "$(TARGET)/release/hopline" "$(TARGET)/release/hopline-worker-demo"
 
 bench: setup ## compare Hopline with the bare broker, on a broker of its own
 	$(CARGO) build --release --workspace --bins --features server

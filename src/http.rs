@@ -9,6 +9,7 @@
 mod access;
 mod acts;
 mod answer;
+mod api;
 mod batch;
 mod body;
 mod cancel;
@@ -63,6 +64,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::tls::TlsError;
 use self::{
     access::{Access, Gate},
+    api::Description,
     body::BodyMemory,
     guard::{Guard, is_loopback},
     metrics::HttpMetrics,
@@ -146,6 +148,7 @@ struct Shared {
     checks: Checks,
     stopping: Stopping,
     metrics: HttpMetrics,
+    description: Description,
 }
 
 /// How far the end has come.
@@ -197,6 +200,7 @@ impl App {
             checks: Checks::new(),
             stopping,
             metrics: HttpMetrics::new(),
+            description: Description::default(),
         }))
     }
 
@@ -364,7 +368,11 @@ fn router(app: App) -> Router {
         .route("/logout", post(login::log_out))
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
-        .route("/metrics", get(metrics::get));
+        .route("/metrics", get(metrics::get))
+        .route("/openapi.json", get(api::get))
+        .route("/docs", get(api::reader::page))
+        .route("/docs/reader.js", get(api::reader::script))
+        .route("/docs/reader.css", get(api::reader::style));
     let gate =
         Gate { access: app.access.clone(), memory: app.memory.clone(), read_timeout: app.http.read_timeout };
     // Of routes alone: a path or a method that does not exist needs no key.

@@ -100,7 +100,7 @@ pub struct Entry {
 }
 
 /// How much waits, and how much may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, schemars::JsonSchema)]
 pub struct Fill {
     /// Jobs that wait.
     pub jobs: u64,

@@ -53,7 +53,7 @@ const KINDS_MAX: usize = 150;
 pub(crate) const JOBS_MAX: usize = 100;
 
 /// A worker process, by its last heartbeat.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct WorkerInfo {
     /// Its name, as in logs and records.
     pub worker: String,
@@ -65,6 +65,7 @@ pub struct WorkerInfo {
     pub pid: u32,
     /// When it started.
     #[serde(with = "time")]
+    #[schemars(with = "String")]
     pub since: Timestamp,
     /// The queues it takes jobs from; at most 100, those with jobs before idle ones.
     pub queues: Vec<WorkerQueue>,
@@ -75,7 +76,7 @@ pub struct WorkerInfo {
 }
 
 /// One queue of a worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct WorkerQueue {
     /// Which.
     pub queue: QueueName,
@@ -92,7 +93,7 @@ pub struct WorkerQueue {
 }
 
 /// One kind of a worker.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct WorkerKind {
     /// Which.
     pub kind: Kind,

@@ -50,7 +50,7 @@ pub struct CancelTarget {
 }
 
 /// A kind that workers have announced.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct KindInfo {
     /// Which.
     pub kind: Kind,
@@ -62,6 +62,7 @@ pub struct KindInfo {
     pub announced_by: String,
     /// When that was, where the announcement says.
     #[serde(serialize_with = "time_option", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub announced_at: Option<Timestamp>,
     /// The workers that are there and run it, by name.
     pub workers: Vec<String>,
@@ -87,7 +88,7 @@ pub struct KindInfo {
 }
 
 /// The pauses between a kind's attempts, in the members of a submit's `retry`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, schemars::JsonSchema)]
 pub struct KindRetry {
     /// The first pause, in seconds.
     pub initial: f64,
@@ -100,13 +101,15 @@ pub struct KindRetry {
 }
 
 /// What some workers say of a kind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct KindSchemas {
     /// The JSON Schema of the args that they take; absent: they do not say.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
     pub args: Option<Schema>,
     /// The JSON Schema of the output that they return; absent: they do not say.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
     pub output: Option<Schema>,
     /// Which workers; they may be gone where no other is there.
     pub announced_by: Vec<String>,

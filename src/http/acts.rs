@@ -13,6 +13,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -383,7 +384,7 @@ pub(super) async fn count(
 }
 
 /// How many jobs an order is about.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, Serialize, JsonSchema)]
 pub(super) struct Count {
     matched: u64,
     /// There are more, which were not counted.

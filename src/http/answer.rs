@@ -6,6 +6,7 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -49,7 +50,7 @@ pub(super) fn name_job(response: &mut Response, id: JobId) {
 }
 
 /// Where to learn more of a job.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Links {
     #[serde(rename = "self")]
     this: String,
@@ -58,7 +59,7 @@ struct Links {
 }
 
 /// The answer to a submit that was accepted.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Accepted {
     id: JobId,
     kind: String,
@@ -110,7 +111,7 @@ impl Accepted {
 }
 
 /// Why a run did not succeed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct JobFailure {
     code: String,
     /// For people.
@@ -144,7 +145,7 @@ pub(super) fn failure(job: &Summary) -> Option<JobFailure> {
 }
 
 /// One attempt.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Attempt<'a> {
     run: u32,
     attempt: u32,
@@ -175,14 +176,15 @@ impl<'a> From<&'a AttemptRecord> for Attempt<'a> {
 }
 
 /// How far an attempt is.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct Progress<'a> {
     percent: u8,
     message: &'a str,
 }
 
 /// A job as every call shows it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Job")]
 pub(super) struct Shown<'a> {
     id: JobId,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -194,10 +196,12 @@ pub(super) struct Shown<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     max_attempts: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
     args: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     args_omitted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
     output: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     output_omitted: bool,

@@ -10,6 +10,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::task::coop::unconstrained;
@@ -120,7 +121,8 @@ pub(super) fn split(bytes: &Bytes, media: Media, max: usize) -> Result<Vec<Item<
 }
 
 /// The answer for one item.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "BatchAnswerItem")]
 struct Answer {
     index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -133,12 +135,14 @@ struct Answer {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     replayed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<super::problem::Shape<'static>>")]
     error: Option<Box<RawValue>>,
 }
 
 /// The answer for the batch.
-#[derive(Serialize)]
-struct Whole<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "BatchAnswer")]
+pub(super) struct Whole<'a> {
     accepted: usize,
     rejected: usize,
     items: &'a [Answer],

@@ -6,6 +6,7 @@ use axum::{
     http::StatusCode,
     response::Response,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -46,8 +47,9 @@ pub(super) async fn groups(State(app): State<App>, queue: QueuePath, request: Re
 }
 
 /// A group as it is shown.
-#[derive(Serialize)]
-struct Shown<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "DeadGroup")]
+pub(super) struct Shown<'a> {
     fingerprint: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<&'a Kind>,

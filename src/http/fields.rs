@@ -27,7 +27,7 @@ const MEMBERS_MAX: usize = 64;
 const ECHO_MAX: usize = 120;
 
 /// What is wrong with one part of a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub(super) struct FieldError {
     /// Where in the body: a JSON pointer (RFC 6901).
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,8 +11,8 @@ pub(super) async fn alive() -> Response {
     json_of(StatusCode::OK, &serde_json::json!({ "alive": true }))
 }
 
-#[derive(Serialize)]
-struct Readiness {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Readiness {
     ready: bool,
     stopping: bool,
     publish: String,

@@ -194,8 +194,9 @@ pub(super) struct End {
 }
 
 /// A problem as it is written.
-#[derive(Serialize)]
-struct Shape<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+#[schemars(rename = "Problem")]
+pub(super) struct Shape<'a> {
     r#type: String,
     title: &'static str,
     status: u16,

@@ -117,8 +117,8 @@ async fn switch(app: &App, queue: QueuePath, request: Request, paused: bool) -> 
     inbound.answer(result).await
 }
 
-#[derive(Serialize)]
-struct Switched<'a> {
+#[derive(Serialize, schemars::JsonSchema)]
+pub(super) struct Switched<'a> {
     queue: &'a QueueName,
     paused: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -218,8 +218,9 @@ impl Known {
 }
 
 /// A queue as it is shown.
-#[derive(Debug, Serialize)]
-struct Shown<'a> {
+#[derive(Debug, Serialize, schemars::JsonSchema)]
+#[schemars(rename = "Queue")]
+pub(super) struct Shown<'a> {
     queue: &'a QueueName,
     #[serde(skip_serializing_if = "Option::is_none")]
     ready: Option<u32>,

@@ -121,6 +121,17 @@ impl Checks {
         Self(Arc::new(Shared { compiled: Mutex::default(), thread: started.then_some(thread) }))
     }
 
+    /// Whether this is a schema that can be checked by; none: nobody has time to look at it now.
+    pub(super) async fn is_valid(&self, schema: &Schema) -> Option<bool> {
+        let known = || self.0.compiled().known.get(schema).map(Option::is_some);
+        if let Some(known) = known() {
+            return Some(known);
+        }
+        // Compiled in the thread, and known then. What it says of these args does not matter.
+        let _ = self.check(std::slice::from_ref(schema), b"{}", Instant::now() + PATIENCE).await;
+        known()
+    }
+
     /// Whether `args` fit one of these schemas, of which the first is the newest; if not, why not that one. What is not
     /// known at `until` is not told.
     async fn check(&self, schemas: &[Schema], args: &[u8], until: Instant) -> Verdict {

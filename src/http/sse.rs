@@ -89,16 +89,16 @@ pub(super) fn last_event_id(
     parameter: Option<&str>,
 ) -> Result<Option<Position>, Problem> {
     let header = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty());
-    let text = match header {
-        Some(value) => value.to_str().unwrap_or("\u{fffd}"),
-        None => match parameter {
-            Some(text) => text,
-            None => return Ok(None),
-        },
+    let header = header.map(|value| value.to_str().unwrap_or("\u{fffd}"));
+    let read = |name: &str, text: &str| {
+        text.trim().parse().map_err(|error: crate::record::model::PositionError| {
+            Problem::new(Code::BadLastEventId, format!("{name} is {error}"))
+        })
     };
-    text.trim().parse().map(Some).map_err(|error: crate::record::model::PositionError| {
-        Problem::new(Code::BadLastEventId, format!("Last-Event-ID is {error}"))
-    })
+    // The parameter is read strictly, also where the header wins.
+    let parameter = parameter.map(|text| read("last_event_id", text)).transpose()?;
+    let header = header.map(|text| read("Last-Event-ID", text)).transpose()?;
+    Ok(header.or(parameter))
 }
 
 impl App {
@@ -211,6 +211,7 @@ mod tests {
             (Some(""), Some("2.0"), Ok(Some(at("2.0")))),
             (None, Some("2.0"), Ok(Some(at("2.0")))),
             (None, Some(""), Err(Code::BadLastEventId)),
+            (Some("3.1"), Some("x"), Err(Code::BadLastEventId)),
             (Some("x"), Some("2.0"), Err(Code::BadLastEventId)),
             (Some("-1.0"), None, Err(Code::BadLastEventId)),
             (Some("1"), None, Err(Code::BadLastEventId)),

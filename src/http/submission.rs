@@ -36,7 +36,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(310 * 86_400);
 const TRACESTATE_MAX: usize = 512;
 
 /// The members of a job.
-const MEMBERS: [&str; 12] = [
+pub(super) const MEMBERS: [&str; 12] = [
     "kind",
     "args",
     "queue",

@@ -12,7 +12,7 @@ pub const KIND_MAX: usize = 100;
 pub const QUEUE_MAX: usize = 60;
 
 /// Queue names that would read like Hopline's own objects in the management UI.
-const RESERVED: [&str; 10] =
+pub(crate) const RESERVED: [&str; 10] =
     ["control", "dead", "delay", "events", "jobs", "log", "lookup", "parked", "replies", "strays"];
 
 /// A name that breaks its rule.
@@ -37,9 +37,9 @@ pub enum NameError {
 
 /// Names a job; the same through all its attempts and runs. A UUID: version 7 when Hopline makes it, version 8
 /// when it is derived from a foreign message id or from an idempotency key.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(transparent)]
-pub struct JobId(Uuid);
+pub struct JobId(#[schemars(with = "String")] Uuid);
 
 /// Namespace of ids derived from foreign message ids. Part of the wire contract: never change it.
 const FOREIGN: Uuid = Uuid::from_u128(0x6d1f_31b7_59a5_4c1e_8f0e_2f6a_90c5_77d3);
@@ -134,7 +134,7 @@ impl FromStr for JobId {
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $check:path) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
         #[serde(try_from = "String", into = "String")]
         pub struct $type(String);
 

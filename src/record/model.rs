@@ -14,7 +14,9 @@ use crate::{
 
 /// Where a job stands. `scheduled` and `retrying` jobs whose time has come read as `queued`: nobody sees the broker
 /// release them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum JobStatus {

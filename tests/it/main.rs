@@ -37,6 +37,7 @@ mod ladder;
 mod layering;
 mod long_jobs;
 mod metrics;
+mod openapi;
 mod process_access;
 mod process_cancel;
 mod process_http;

@@ -61,6 +61,11 @@ pub(in crate::http) const TABLE: &[(Method, &str, Need)] = &[
     (Method::GET, "/healthz", NOTHING),
     (Method::GET, "/readyz", NOTHING),
     (Method::GET, "/metrics", READ),
+    (Method::GET, "/openapi.json", READ),
+    // The reader is the same for everybody; what it reads is not.
+    (Method::GET, "/docs", NOTHING),
+    (Method::GET, "/docs/reader.js", NOTHING),
+    (Method::GET, "/docs/reader.css", NOTHING),
 ];
 
 /// What a call needs; none: it has no place in the table.
