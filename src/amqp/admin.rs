@@ -166,7 +166,7 @@ impl Admin {
             let plan = Plan { names: names.clone(), queues: Vec::new(), declares: self.declares };
             match plan.declare_dead(&self.channel().await?, queue).await {
                 Ok(()) => Ok(true),
-                Err(super::topology::TopologyError::Missing { .. }) if !self.declares => Ok(false),
+                Err(TopologyError::Missing { .. }) if !self.declares => Ok(false),
                 Err(error) => Err(LinkDown(error.to_string())),
             }
         };

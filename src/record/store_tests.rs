@@ -257,7 +257,7 @@ fn pages_tell_nothing_of_queues_that_are_not_there() {
         Filter { tag: Some("t1".into()), ..all.clone() },
         Filter { fingerprint: Some(fingerprint), ..all.clone() },
         Filter { q: Some("secret".into()), queue: queue(0), ..all.clone() },
-        Filter { queue: Some(media()), ..all.clone() },
+        Filter { queue: Some(media()), ..all },
     ] {
         for limit in [1, 2, 7] {
             let pages = |store: &Store| {

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
+    egress::URL_MAX,
     http::cancel,
     job::envelope::{TAG_MAX, TAGS_MAX},
     record::model::JobStatus,
@@ -216,6 +217,16 @@ fn submit(more: &[(&str, Value)]) -> Value {
         ),
         ("retry", reference("Retry")),
         ("tags", json!({ "type": "array", "maxItems": TAGS_MAX, "items": reference("Tag") })),
+        (
+            "callback_url",
+            json!({
+                "type": "string",
+                "format": "uri",
+                "maxLength": URL_MAX,
+                "description": "Who is told how the job ended: an https address that is not private. Refused (`not_supported`) where no `callbacks.secret` is configured.",
+                "examples": ["https://example.com/hooks/hopline"],
+            }),
+        ),
     ];
     members.extend(more.iter().map(|(name, schema)| (*name, schema.clone())));
     let mut object = object("A job to be submitted.", &members, &["kind"]);
