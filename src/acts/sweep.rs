@@ -76,6 +76,8 @@ pub(super) enum Deed {
 pub(super) struct Sweep {
     attempt: Attempt,
     wanted: Wanted,
+    /// The queue that messages must belong to, also where they lie nowhere; none: any.
+    only: Option<QueueName>,
     deed: Deed,
     /// Of those that failed: how many this pass holds, so that the next one meets them again.
     failed: u64,
@@ -83,7 +85,7 @@ pub(super) struct Sweep {
 
 impl Sweep {
     pub(super) fn new(attempt: Attempt, wanted: Wanted, deed: Deed) -> Self {
-        Self { attempt, wanted, deed, failed: 0 }
+        Self { attempt, wanted, only: None, deed, failed: 0 }
     }
 
     /// Does it: in `queue`; in those of the jobs `ids`, as the record knows them; else in all.
@@ -93,9 +95,8 @@ impl Sweep {
             (None, Some(ids)) => self.queues_of(&ids).await?,
             (queue, _) => self.attempt.queues(queue.as_ref()).await?.into_iter().collect(),
         };
-        if queue.is_none() {
-            queues.extend(self.elsewhere().await);
-        }
+        queues.extend(self.elsewhere().await);
+        self.only = queue.filter(|queue| *queue != Names::nowhere());
         for queue in queues {
             let left = match &self.attempt.tally.at {
                 // An earlier attempt was done with it.
@@ -186,7 +187,9 @@ impl Sweep {
             let facts = Facts::of(&letter.incoming.message, queue);
             (letter, facts)
         });
-        let (ours, others): (Vec<_>, Vec<_>) = letters.partition(|(_, facts)| self.wanted.has(facts));
+        let (ours, others): (Vec<_>, Vec<_>) = letters.partition(|(_, facts)| {
+            self.only.as_ref().is_none_or(|only| *only == facts.queue) && self.wanted.has(facts)
+        });
         // What is stale now stays stale, so the record need not have caught up.
         let known = self.attempt.known(ids_of(&others)).await?;
         let mut stay = Vec::with_capacity(others.len());

@@ -379,7 +379,10 @@ async fn a_queue_that_is_not_bound_holds_up_no_other() {
     assert_eq!(applied.status.code(), Some(7), "policies are missing: {applied:?}");
     let narrow = [queues, ("HOPLINE_AMQP_DECLARE", "false")];
     let front = spooling(&stage, "spool", &narrow).await;
-    front.until_ready().await;
+    eventually("it is connected", async || {
+        (front.get("/readyz").await.body["publish"] == "connected").then_some(())
+    })
+    .await;
     let connection = stage.broker.connect().await;
     let channel = connection.create_channel().await.expect("a channel");
     let unbound = channel.queue_unbind(
