@@ -11,7 +11,7 @@ pub mod amqp;
 pub mod cli;
 pub mod client;
 pub mod config;
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", all(feature = "otlp", feature = "tls")))]
 mod crypto;
 #[cfg(feature = "server")]
 mod disk;
@@ -39,6 +39,7 @@ pub mod spool;
 pub mod telemetry;
 #[cfg(feature = "worker")]
 pub mod testing;
+pub(crate) mod trace;
 #[cfg(feature = "worker")]
 pub mod worker;
 
