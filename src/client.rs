@@ -11,6 +11,7 @@ mod control;
 mod error;
 mod live;
 mod recording;
+mod traced;
 mod untold;
 
 use std::{
@@ -52,6 +53,7 @@ use crate::{
     event::{self, Event, EventType},
     job::{Envelope, Job, JobId, Kind, QueueName, Reply, Status, envelope::RetryOverrides, json},
     metrics::{self, Metrics},
+    trace::{self, TraceContext},
 };
 
 /// Who published, on the wire: a program with this library. An `app_id` that starts with `hopline-` says that a
@@ -143,6 +145,8 @@ pub struct Health {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// The context of what its jobs are caused by, where none is current.
+    cause: Option<Arc<TraceContext>>,
 }
 
 struct Inner {
@@ -182,7 +186,14 @@ impl Client {
             recording: Some(Recording::default()),
             metrics: Metrics::new(),
         };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), cause: None }
+    }
+
+    /// The same client; jobs go on in the trace of `cause` unless they carry a context of their own, or another span is
+    /// current.
+    #[cfg(feature = "worker")]
+    pub(crate) fn caused_by(&self, cause: Option<TraceContext>) -> Self {
+        Self { inner: Arc::clone(&self.inner), cause: cause.map(Arc::new) }
     }
 
     /// What a recording client has recorded, in order; nothing for one with a broker.
@@ -198,7 +209,7 @@ impl Client {
     /// A client that counts into `metrics`, which another one may do, too.
     pub(crate) fn counting_in(config: &Config, role: Role, metrics: Metrics) -> Self {
         let inner = Inner { config: config.clone(), role, live: OnceLock::new(), recording: None, metrics };
-        Self { inner: Arc::new(inner) }
+        Self { inner: Arc::new(inner), cause: None }
     }
 
     /// What this client counts.
@@ -396,6 +407,7 @@ impl Client {
         if job.routed {
             self.route(&mut job)?;
         }
+        trace::inherit(&mut job.envelope, self.cause.as_deref());
         let (envelope, delay) = (&job.envelope, job.delay);
         let limits = &self.inner.config.limits;
         if envelope.args.len() > limits.args {

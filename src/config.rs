@@ -45,6 +45,8 @@ pub struct Config {
     pub callbacks: Callbacks,
     /// Logs.
     pub log: Log,
+    /// Traces.
+    pub telemetry: Telemetry,
     /// Which queue a kind goes to while no worker has announced it: `"image.thumbnail" = "media"`.
     pub routes: BTreeMap<Kind, QueueName>,
 }
@@ -414,6 +416,20 @@ impl Default for Log {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::Text }
     }
+}
+
+/// `[telemetry]`: traces. What is absent is asked of OpenTelemetry's own variables (`docs/tracing.md`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+pub struct Telemetry {
+    /// Where a collector takes traces by OTLP over HTTP, `http://host:4318`; `/v1/traces` is put behind it. Default:
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`, else traces are not exported.
+    pub otlp_endpoint: Option<String>,
+    /// Which share of the traces that begin here is exported, 0 to 1; one that began elsewhere is exported if that is
+    /// said there. Default: `OTEL_TRACES_SAMPLER`, else all.
+    pub sample_ratio: Option<f64>,
+    /// What the collector calls this process. Default: `OTEL_SERVICE_NAME`, else the program's name.
+    pub service_name: Option<String>,
 }
 
 /// The shape of a log line.

@@ -42,6 +42,7 @@ mod sse;
 mod stall;
 mod submission;
 mod tls;
+mod traced;
 mod wait;
 mod workers;
 
@@ -85,6 +86,7 @@ use crate::{
         keys::{Claim, Keys},
     },
     spool::{self, Spool, SpoolError},
+    trace,
 };
 
 /// Why the HTTP front cannot be served.
@@ -227,14 +229,14 @@ impl App {
     ) -> Result<Taken, Problem> {
         let (id, named, place) = (job.envelope.id, claim.is_some(), self.enter()?);
         let app = self.clone();
-        let submitting = tokio::spawn(async move {
+        let submitting = tokio::spawn(trace::here(async move {
             let result = keyed::submit(&app, job, claim, false, (place, held)).await;
             if let (Ok(_), Some(accepted)) = (&result, accepted) {
                 // The client may be gone.
                 let _ = accepted.send(());
             }
             result
-        });
+        }));
         finished(submitting.await)?.map_err(|error| keyed::problem(&error, id, named))
     }
 }
@@ -377,7 +379,8 @@ fn router(app: App) -> Router {
         Gate { access: app.access.clone(), memory: app.memory.clone(), read_timeout: app.http.read_timeout };
     // Of routes alone: a path or a method that does not exist needs no key.
     let routes = routes.route_layer(from_fn_with_state(gate, access::admit));
-    front::wrap(routes, &app.guard, &app.memory, app.http.read_timeout)
+    let scheme = if app.access.secure { "https" } else { "http" };
+    front::wrap(routes, &app.guard, &app.memory, app.http.read_timeout, scheme)
         // Around all else: what is refused and what panics is counted, too.
         .layer(from_fn_with_state(app.clone(), metrics::count))
         .with_state(app)

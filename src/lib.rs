@@ -14,7 +14,7 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod courier;
-#[cfg(feature = "server")]
+#[cfg(any(feature = "server", all(feature = "otlp", feature = "tls")))]
 mod crypto;
 #[cfg(feature = "server")]
 mod disk;
@@ -44,6 +44,7 @@ pub mod spool;
 pub mod telemetry;
 #[cfg(feature = "worker")]
 pub mod testing;
+pub(crate) mod trace;
 #[cfg(feature = "worker")]
 pub mod worker;
 

@@ -1,6 +1,11 @@
-//! Logs on standard error, as text or JSON lines.
+//! Logs on standard error, as text or JSON lines; and traces, where they are to be exported.
 //!
-//! Owns the process's subscriber. What is logged, and under which fields, is each module's own affair.
+//! Owns the process's subscriber. What is logged, and under which fields, is each module's own affair; the shape of a
+//! line is that of [`lines`].
+
+mod lines;
+#[cfg(feature = "otlp")]
+mod otlp;
 
 use std::io::IsTerminal;
 
@@ -9,11 +14,15 @@ use tracing::{Dispatch, level_filters::LevelFilter};
 use tracing_subscriber::{
     Layer, Registry,
     filter::{self, Targets},
-    fmt::{self, MakeWriter},
+    fmt::{self, MakeWriter, format::JsonFields},
     layer::SubscriberExt,
 };
 
-use crate::config::{Log, LogFormat};
+use self::lines::{Json, Marking, Text};
+use crate::{
+    config::{Log, LogFormat, Telemetry},
+    trace::MARKS,
+};
 
 /// lapin logs returned messages whole, bodies included; what is in a job is nobody's business in a log.
 const WITH_BODIES: &str = "lapin::returned_messages";
@@ -30,6 +39,9 @@ pub enum TelemetryError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Traces are to be exported, and cannot be.
+    #[error("traces cannot be exported: {0}")]
+    Traces(String),
     /// Another subscriber is in place already.
     #[error("logs have already been set up")]
     Installed,
@@ -40,12 +52,77 @@ pub enum TelemetryError {
 /// # Errors
 /// [`TelemetryError::Level`] for a level that is not understood, [`TelemetryError::Installed`] at a second call.
 pub fn init(log: &Log) -> Result<(), TelemetryError> {
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let dispatch = subscriber(log, std::io::stderr, colour)?;
+    install(vec![logs(log, std::io::stderr, colour())?])
+}
+
+/// As [`init`], and exports traces where `telemetry` or OpenTelemetry's own variables ask for it (feature `otlp`).
+///
+/// # Errors
+/// As [`init`]; [`TelemetryError::Traces`] for what makes no sense. A collector that is away is no error.
+#[cfg_attr(not(feature = "otlp"), allow(unused_variables))]
+pub fn start(log: &Log, telemetry: &Telemetry) -> Result<Traces, TelemetryError> {
+    let logs = logs(log, std::io::stderr, colour())?;
+    #[cfg(feature = "otlp")]
+    {
+        let export = otlp::Export::start(telemetry).map_err(TelemetryError::Traces)?;
+        let mut layers = vec![logs];
+        layers.extend(export.as_ref().map(|export| programs_spans(export.programs())));
+        install(layers)?;
+        if let Some(export) = &export {
+            export.say();
+            crate::trace::spans::export(export.own());
+        }
+        Ok(Traces { export })
+    }
+    #[cfg(not(feature = "otlp"))]
+    install(vec![logs]).map(|()| Traces::default())
+}
+
+/// The traces of a process, while they are exported.
+#[derive(Default)]
+pub struct Traces {
+    #[cfg(feature = "otlp")]
+    export: Option<otlp::Export>,
+}
+
+impl Traces {
+    /// Sends what is left, for at most a few seconds: the last thing that a process does.
+    pub async fn close(self) {
+        #[cfg(feature = "otlp")]
+        if let Some(export) = self.export {
+            export.close().await;
+        }
+    }
+}
+
+type Part = Box<dyn Layer<Registry> + Send + Sync>;
+
+fn colour() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+fn install(parts: Vec<Part>) -> Result<(), TelemetryError> {
+    let dispatch = Dispatch::new(Registry::default().with(parts));
     tracing::dispatcher::set_global_default(dispatch).map_err(|_| TelemetryError::Installed)
 }
 
-fn subscriber<W>(log: &Log, to: W, colour: bool) -> Result<Dispatch, TelemetryError>
+/// Puts the spans of the program's own code into the trace, below the attempt that they are a part of.
+#[cfg(feature = "otlp")]
+fn programs_spans(tracer: opentelemetry_sdk::trace::SdkTracer) -> Part {
+    // Spans alone: events are log lines. Not those of what Hopline is made of, whose spans are of no use to others.
+    let wanted = filter::FilterFn::new(|metadata: &tracing::Metadata<'_>| {
+        let from = metadata.target().split("::").next().unwrap_or_default();
+        metadata.is_span() && *metadata.level() <= tracing::Level::INFO && !OWN.contains(&from)
+    });
+    let layer = tracing_opentelemetry::layer().with_tracer(tracer).with_location(false).with_threads(false);
+    layer.with_filter(wanted.with_max_level_hint(LevelFilter::INFO)).boxed()
+}
+
+/// Whose spans are not the program's.
+#[cfg(feature = "otlp")]
+const OWN: [&str; 7] = ["hopline", "lapin", "hyper", "hyper_util", "reqwest", "rustls", "opentelemetry"];
+
+fn logs<W>(log: &Log, to: W, colour: bool) -> Result<Part, TelemetryError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
@@ -57,17 +134,18 @@ where
     // lapin repeats, as errors, what the connection's own log lines say once and in words.
     let asked = log.level.contains("lapin");
     let targets = if asked { targets } else { targets.with_target("lapin", LevelFilter::OFF) };
-    let targets = targets.with_target(WITH_BODIES, LevelFilter::OFF);
+    let targets = targets.with_target(WITH_BODIES, LevelFilter::OFF).with_target(MARKS, LevelFilter::ERROR);
     // A log that cannot be written must not bring the process down, which the default's complaint on the very
     // same standard error would.
     let layer = fmt::layer().with_writer(to).with_ansi(colour).log_internal_errors(false);
-    Ok(match log.format {
-        LogFormat::Text => Dispatch::new(Registry::default().with(layer.with_filter(targets))),
+    let lines = match log.format {
+        LogFormat::Text => layer.event_format(Text).with_filter(targets).boxed(),
         LogFormat::Json => {
-            let layer = layer.json().flatten_event(true).with_span_list(false);
-            Dispatch::new(Registry::default().with(layer.with_filter(targets)))
+            layer.fmt_fields(JsonFields::new()).event_format(Json).with_filter(targets).boxed()
         }
-    })
+    };
+    let marking = Marking.with_filter(Targets::new().with_target(MARKS, LevelFilter::ERROR));
+    Ok(vec![marking.boxed(), lines].boxed())
 }
 
 #[cfg(test)]
@@ -96,11 +174,18 @@ mod tests {
         let lines = Lines::default();
         let to = lines.clone();
         let log = Log { level: level.to_owned(), format };
-        let dispatch = subscriber(&log, move || to.clone(), false).unwrap();
+        let parts = vec![logs(&log, move || to.clone(), false).unwrap()];
+        let dispatch = Dispatch::new(Registry::default().with(parts));
         tracing::dispatcher::with_default(&dispatch, || {
             tracing::info!(job.id = 7, "seen");
             tracing::debug!("too fine");
             tracing::error!(target: "lapin::returned_messages", "a body");
+            let marks =
+                tracing::error_span!(target: MARKS, "attempt", job.id = "j", attempt = 2_u32, trace_id = "t");
+            let _marked = marks.enter();
+            tracing::warn!(attempt = 3, "marked");
+            let _own = tracing::info_span!("own", x = 1).entered();
+            tracing::warn!(ok = true, ratio = 0.5, "within");
         });
         let bytes = lines.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
@@ -116,6 +201,35 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_an_attempt_have_its_fields_at_every_level() {
+        for level in ["warn", "off,hopline=warn"] {
+            let text = logged(level, LogFormat::Text);
+            let lines: Vec<&str> = text.lines().filter(|line| line.contains("telemetry")).collect();
+            assert!(lines[0].ends_with("marked attempt=3 job.id=j trace_id=t"), "{text}");
+            assert!(lines[1].contains("within ok=true ratio=0.5 job.id=j attempt=2 trace_id=t"), "{text}");
+            let json = logged(level, LogFormat::Json);
+            let lines: Vec<serde_json::Value> = json
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .filter(|line: &serde_json::Value| {
+                    line["target"].as_str().is_some_and(|target| target.contains("telemetry"))
+                })
+                .collect();
+            let [marked, within] = &lines[..] else { panic!("{json}") };
+            assert_eq!((&marked["attempt"], &marked["job.id"]), (&3.into(), &"j".into()));
+            assert_eq!((&within["attempt"], &within["trace_id"]), (&2.into(), &"t".into()));
+            assert_eq!((&within["ok"], &within["ratio"]), (&true.into(), &0.5.into()));
+            assert!(marked.get("span").is_none() && !json.contains("hopline::marks"), "{json}");
+            // A program's own span is enabled by its own level.
+            assert!(within.get("span").is_none());
+        }
+        let json = logged("info", LogFormat::Json);
+        let within: serde_json::Value = serde_json::from_str(json.lines().last().unwrap()).unwrap();
+        assert_eq!(within["span"], serde_json::json!({ "name": "own", "x": 1 }));
+        assert!(logged("info", LogFormat::Text).contains(" own{x=1}:hopline::telemetry"));
+    }
+
+    #[test]
     fn message_bodies_are_never_logged() {
         for level in ["trace", "info,lapin=trace", "error,lapin::returned_messages=trace"] {
             assert!(!logged(level, LogFormat::Text).contains("a body"), "{level}");
@@ -125,7 +239,7 @@ mod tests {
     #[test]
     fn a_bad_level_is_an_error() {
         let log = Log { level: "hopline=loud".to_owned(), format: LogFormat::Text };
-        let error = subscriber(&log, std::io::sink, false).unwrap_err();
+        let error = logs(&log, std::io::sink, false).err().unwrap();
         assert!(matches!(error, TelemetryError::Level { .. }) && error.to_string().contains("hopline=loud"));
     }
 }

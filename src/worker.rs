@@ -13,6 +13,7 @@
 //! | [`again`] | what is done once more for a run that has ended elsewhere |
 //! | [`hold`] | the deliveries of one job and step |
 //! | [`known`] | jobs that this process runs or has settled |
+//! | [`traced`] | attempts in traces and logs |
 //! | [`work`] | a job whose turn has come, from its start to its settling |
 //! | [`dispatch`] | deliveries waiting for an answer or for their turn |
 //! | [`fence`] | that nothing starts before it is known what was ordered |
@@ -52,6 +53,7 @@ pub(crate) mod reply;
 mod settle;
 mod silence;
 mod tell;
+mod traced;
 mod work;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -95,7 +97,7 @@ use crate::{
     job::{Envelope, Job, JobResult, Options, QueueName},
     metrics::{Metrics, Settlement},
     shutdown,
-    telemetry::{self, TelemetryError},
+    telemetry::{self, TelemetryError, Traces},
 };
 
 /// Longest time a job waits in this process for its turn; then it is handed back. Bounds, with the run timeout,
@@ -232,7 +234,7 @@ impl<S: Send + Sync + 'static> Worker<S> {
     }
 
     /// Runs until SIGTERM or SIGINT, then drains: running attempts get `shutdown.grace` to end, all else is
-    /// handed back. Sets up the logs (`log.*`) unless the program has done so. A second signal ends the process.
+    /// handed back. Sets up the logs (`log.*`) and traces (`telemetry.*`) unless the program has set up `tracing`. A second signal ends the process.
     ///
     /// A job that may have killed this process before is run in a child process of the same program, started
     /// with the same arguments: what comes before `run` in `main` is done there too, and should not fail there.
@@ -240,16 +242,24 @@ impl<S: Send + Sync + 'static> Worker<S> {
     /// # Errors
     /// [`WorkerError`] when it cannot start. A broker that is away is no error: it is waited for.
     pub async fn run(self) -> Result<Report, WorkerError> {
-        match telemetry::init(&self.config.log) {
-            Ok(()) | Err(TelemetryError::Installed) => {}
+        // What a child does is a part of its parent's span, and nobody would wait for spans of its own.
+        let set_up = match isolate::is_child() {
+            true => telemetry::init(&self.config.log).map(|()| Traces::default()),
+            false => telemetry::start(&self.config.log, &self.config.telemetry),
+        };
+        let traces = match set_up {
+            Ok(traces) => traces,
+            Err(TelemetryError::Installed) => Traces::default(),
             Err(error) => return Err(error.into()),
-        }
+        };
         if isolate::is_child() {
             return isolate::serve_parent(self.config, self.registry).await;
         }
         let signal = shutdown::requested()
             .map_err(|source| WorkerError::System { what: "listen to signals", source })?;
-        self.drive(signal, true).await
+        let report = self.drive(signal, true).await;
+        traces.close().await;
+        report
     }
 
     /// Runs until `shutdown` completes, inside a program that does other things too: no signals, no logs, and no
@@ -341,6 +351,7 @@ fn share(
         control,
         fence,
         lookups,
+        names: live.names.clone(),
         jobs: live.names.jobs(),
         cancel_grace: config.cancel.grace,
         executor: Executor::new(registry, client.clone(), cpu, config.limits.output),

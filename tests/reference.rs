@@ -11,7 +11,7 @@ const REFERENCE: &str = include_str!("../config/hopline.toml");
 /// Tables that are empty by default: the reference shows an example, which is none of the defaults.
 const EXAMPLES: [&str; 2] = ["routes", "worker.queues"];
 /// Have no value by default, which TOML cannot write.
-const ABSENT: [&str; 8] = [
+const ABSENT: [&str; 11] = [
     "worker.health",
     "spool.path",
     "http.keys",
@@ -20,6 +20,9 @@ const ABSENT: [&str; 8] = [
     "amqp.ca",
     "amqp.client_cert",
     "amqp.client_key",
+    "telemetry.otlp_endpoint",
+    "telemetry.sample_ratio",
+    "telemetry.service_name",
 ];
 
 fn load(name: &str, toml: &str) -> Config {

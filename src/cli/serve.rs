@@ -10,7 +10,7 @@ use crate::{Config, acts, client::Client, http, record::Record, shutdown, teleme
 /// Serves until SIGTERM or Ctrl-C.
 pub(super) async fn run() -> anyhow::Result<ExitCode> {
     let config = Config::load()?;
-    telemetry::init(&config.log)?;
+    let traces = telemetry::start(&config.log, &config.telemetry)?;
     let asked_to_end = shutdown::requested().context("cannot listen for signals")?;
     let record = Record::open(&config)?;
     let client = Client::for_http(&config);
@@ -42,6 +42,7 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
     // Also after an error: what was handed over is still published.
     record.close().await;
     client.close().await;
+    traces.close().await;
     served?;
     acted?;
     Ok(ExitCode::SUCCESS)

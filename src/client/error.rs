@@ -52,6 +52,23 @@ pub enum SubmitError {
     Lost(String),
 }
 
+impl SubmitError {
+    /// One of few words, for traces.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::UnknownQueue(_) => "unknown_queue",
+            Self::DelayTooLong => "delay_too_long",
+            Self::TooLarge { .. } => "too_large",
+            Self::Refused => "refused",
+            Self::Unavailable(_) => "unavailable",
+            Self::Blocked => "blocked",
+            Self::Full => "full",
+            Self::Timeout => "timeout",
+            Self::Lost(_) => "lost",
+        }
+    }
+}
+
 impl From<PublishError> for SubmitError {
     fn from(error: PublishError) -> Self {
         match error {

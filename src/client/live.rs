@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::{Callbacks, SubmitError, untold::Untold};
+use super::{Callbacks, SubmitError, traced, untold::Untold};
 use crate::{
     amqp::{
         Names, PublishError,
@@ -259,10 +259,30 @@ impl Live {
         self.forwarding.get_or_init(|| Publisher::start(self.publisher.link(), "jobs", window, backlog))
     }
 
-    /// Publishes a job by `publisher` towards its queue, to arrive after `ticks`.
+    /// Publishes a job by `publisher` towards its queue, to arrive after `ticks`: a span of its own, if traces are exported,
+    /// which is then the parent of the job's attempts.
     pub(super) async fn publish_job(
         &self,
         publisher: &Publisher,
+        envelope: &Envelope,
+        ticks: u32,
+        patience: Patience,
+    ) -> Result<(), SubmitError> {
+        let span = traced::begin(&self.names, envelope);
+        let Some(context) = span.context().filter(|_| span.is_live()) else {
+            return self.publish_as_it_is(envelope, ticks, patience).await;
+        };
+        let mut envelope = envelope.clone();
+        context.put_on(&mut envelope.extra);
+        let published = self.publish_as_it_is(&envelope, ticks, patience).await;
+        if let Err(error) = &published {
+            span.fail(error.word());
+        }
+        published
+    }
+
+    async fn publish_as_it_is(
+        &self,
         envelope: &Envelope,
         ticks: u32,
         patience: Patience,

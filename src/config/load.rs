@@ -172,6 +172,24 @@ impl Config {
             self.amqp.ladder_prefix.is_empty() || QueueName::parse(self.amqp.ladder_prefix.as_str()).is_ok(),
             "amqp.ladder_prefix must be empty or 1 to 60 of a-z, 0-9, _ and -".into(),
         );
+        if let Some(url) = &self.telemetry.otlp_endpoint {
+            let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+            demand(
+                rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', '?', '#'])),
+                "telemetry.otlp_endpoint must be http://host:port or https://host:port, without credentials: they go \
+                 into OTEL_EXPORTER_OTLP_HEADERS"
+                    .into(),
+            );
+            demand(
+                cfg!(feature = "otlp"),
+                "telemetry.otlp_endpoint is set, but this program exports no traces: enable hopline's feature `otlp`"
+                    .into(),
+            );
+        }
+        demand(
+            self.telemetry.sample_ratio.is_none_or(|ratio| (0.0..=1.0).contains(&ratio)),
+            "telemetry.sample_ratio must be 0 to 1".into(),
+        );
         let within = |name: &str, value: usize, low: usize, high: usize| {
             ((low..=high).contains(&value), format!("{name} must be {low} to {high}, not {value}"))
         };
@@ -385,7 +403,7 @@ mod tests {
 
     #[test]
     fn all_problems_are_reported_at_once() {
-        let toml = "[amqp]\nheartbeat = 0\nurl = \"http://x\"\nca = \"x\"\n[worker]\nconcurrency = 30\nprefetch = 10\n[record]\nlost_after = \"59s\"\n[http]\nkeys = \"k\"\nallow_unauthenticated = true\ntls_key = \"k\"\n";
+        let toml = "[amqp]\nheartbeat = 0\nurl = \"http://x\"\nca = \"x\"\n[worker]\nconcurrency = 30\nprefetch = 10\n[record]\nlost_after = \"59s\"\n[http]\nkeys = \"k\"\nallow_unauthenticated = true\ntls_key = \"k\"\n[telemetry]\notlp_endpoint = \"http://u:p@h\"\nsample_ratio = 1.5\n";
         let error = load(toml, &[]).unwrap_err().to_string();
         for part in [
             "amqp.heartbeat",
@@ -395,6 +413,8 @@ mod tests {
             "http.tls_cert and http.tls_key",
             "http.keys and http.allow_unauthenticated",
             "amqp.ca,",
+            "telemetry.otlp_endpoint must be",
+            "telemetry.sample_ratio must be 0 to 1",
         ] {
             assert!(error.contains(part), "{part} not in {error}");
         }

@@ -329,7 +329,7 @@ impl Batch {
                 .collect();
             let (app, rest) = (app.clone(), room.split(usize::MAX));
             // Goes on when the client goes away, as a single submit does.
-            let submitting = tokio::spawn(async move {
+            let submitting = tokio::spawn(crate::trace::here(async move {
                 let each = parts.into_iter().map(|(place, job, claim, held)| {
                     let (id, named) = (job.envelope.id, claim.is_some());
                     let submitted = keyed::submit(&app, job, claim, true, held);
@@ -339,7 +339,7 @@ impl Batch {
                 let results = unconstrained(join_all(each)).await;
                 drop(entered);
                 (results, rest)
-            });
+            }));
             let (results, rest) = finished(submitting.await)?;
             *room = rest;
             for (place, result) in results {

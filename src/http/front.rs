@@ -14,12 +14,14 @@ use axum::{
 };
 use tokio::time::Instant;
 use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument;
 
 use super::{
     answer::About,
     body::{self, BodyMemory},
     guard::Guard,
     problem::{Code, Problem},
+    traced,
 };
 use crate::job::JobId;
 
@@ -33,6 +35,7 @@ pub(super) fn wrap<S: Clone + Send + Sync + 'static>(
     guard: &Guard,
     memory: &BodyMemory,
     read_timeout: Duration,
+    scheme: &'static str,
 ) -> Router<S> {
     let refusing = |code: Code, detail: &'static str| {
         let memory = memory.clone();
@@ -49,6 +52,7 @@ pub(super) fn wrap<S: Clone + Send + Sync + 'static>(
         ))
         .layer(from_fn_with_state(guarding, check))
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(scheme, identify))
 }
 
 #[derive(Clone)]
@@ -83,13 +87,21 @@ fn panicked(panic: Box<dyn Any + Send>) -> axum::http::Response<Body> {
     Problem::new(Code::Internal, "the log has more under this answer's X-Request-Id").into_response()
 }
 
-/// Gives the request its id, and writes its log line.
-pub(super) async fn identify(request: Request, next: Next) -> Response {
+/// Gives the request its id and its span, and writes its log line.
+async fn identify(
+    axum::extract::State(scheme): axum::extract::State<&'static str>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let start = Instant::now();
     let id = request_id(request.headers().get(REQUEST_ID));
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let mut response = next.run(request).await;
+    let span = traced::begin(&mut request, route.as_ref().map(MatchedPath::as_str), scheme);
+    let marks = traced::marks(&span, &id);
+    let mut response = span.within(next.run(request)).instrument(marks.clone()).await;
+    traced::end(&span, response.status(), response.extensions().get::<About>().map(|about| about.0));
+    let _marked = marks.entered();
     let job = response.extensions().get::<About>().map(|about| tracing::field::display(about.0));
     tracing::debug!(
         http.method = %method,
@@ -120,10 +132,7 @@ pub(super) fn new_request_id() -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
-    use axum::{
-        middleware::from_fn,
-        routing::{get, post},
-    };
+    use axum::routing::{get, post};
     use futures_util::FutureExt;
     use tower_service::Service;
 
@@ -142,8 +151,8 @@ mod tests {
                     }
                 }),
             );
-        let guard = Guard::new(&config::Http::default());
-        wrap(routes, &guard, &BodyMemory::new(1 << 20), Duration::from_secs(1)).layer(from_fn(identify))
+        let (guard, memory) = (Guard::new(&config::Http::default()), BodyMemory::new(1 << 20));
+        wrap(routes, &guard, &memory, Duration::from_secs(1), "http")
     }
 
     fn ask(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {

@@ -277,7 +277,7 @@ async fn submit_claimed(
     let confirmed = Arc::new(AtomicBool::new(false));
     let confirm = Arc::clone(&confirmed);
     claim.publishing();
-    let task = tokio::spawn(async move {
+    let task = tokio::spawn(crate::trace::here(async move {
         let _held = held;
         let confirm = || confirm.store(true, Ordering::Release);
         let result = hand_over(&app, job, patient, Instant::now() + FATE, confirm).await;
@@ -291,7 +291,7 @@ async fn submit_claimed(
             Err(_) => claim.refused(),
         }
         result
-    });
+    }));
     match timeout_at(deadline, task).await {
         Ok(done) => done.unwrap_or_else(|_| Err(SubmitError::Lost("it broke off here".to_owned()).into())),
         // The broker has the job, and its event is on its way.

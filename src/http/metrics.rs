@@ -25,7 +25,6 @@ use tokio::{
 use super::{
     App,
     access::Caller,
-    front,
     problem::{Code, Problem},
     queues::{ASKING, Crew, Known},
     spooling::{Refusal, Taken},
@@ -102,12 +101,12 @@ impl HttpMetrics {
     }
 }
 
-/// Counts each request, which has its id and its log line here, too.
+/// Counts each request.
 pub(super) async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
     let start = Instant::now();
     let method = method_label(request.method());
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let response = front::identify(request, next).await;
+    let response = next.run(request).await;
     let route = route.as_ref().map_or("none", MatchedPath::as_str);
     let HttpMetrics { requests, duration, .. } = &app.metrics;
     requests.with_label_values(&[method, route, response.status().as_str()]).inc();

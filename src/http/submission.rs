@@ -1,6 +1,6 @@
 //! A submit's JSON, checked as a whole and turned into a job. Pure: the clock is handed in.
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use super::{
     fields::{self, Errors, FieldError, Items, Object},
     naming::{self, Choice, NAMING_MEMBERS, Named, SUBMIT},
     problem::{Code, Problem},
+    traced,
 };
 use crate::{
     client::Submission,
@@ -18,7 +19,7 @@ use crate::{
     egress::Guard,
     job::{
         Envelope, Kind, QueueName,
-        envelope::{RetryOverrides, TAG_MAX, TAGS_MAX, header},
+        envelope::{RetryOverrides, TAG_MAX, TAGS_MAX},
         wire::Headers,
     },
     retry::{MAX_ATTEMPTS, RetryPolicy},
@@ -32,8 +33,6 @@ pub(super) const ERRORS_MAX: usize = 100;
 pub(super) const ITEM_ERRORS_MAX: usize = 16;
 /// Longest pause between attempts: what the delay ladder can hold.
 const PAUSE_MAX: Duration = Duration::from_secs(310 * 86_400);
-/// Longest `tracestate` that is carried; W3C asks for at least this much.
-const TRACESTATE_MAX: usize = 512;
 
 /// The members of a job.
 pub(super) const MEMBERS: [&str; 12] = [
@@ -380,30 +379,10 @@ pub(super) fn tag(tag: String) -> Result<String, String> {
 /// The W3C trace context of a request, as message headers; one that does not look right is left out.
 pub(super) fn trace_context(headers: &HeaderMap) -> Headers {
     let mut found = Headers::new();
-    let mut parents = headers.get_all(header::TRACEPARENT).iter();
-    let (Some(parent), None) = (parents.next(), parents.next()) else { return found };
-    let Some(parent) = parent.to_str().ok().filter(|text| is_traceparent(text)) else { return found };
-    found.insert(header::TRACEPARENT.to_owned(), parent.into());
-    let states: Option<Vec<Cow<'_, str>>> =
-        headers.get_all(header::TRACESTATE).iter().map(|state| state.to_str().ok().map(Cow::from)).collect();
-    let state = states.unwrap_or_default().join(",");
-    if (1..=TRACESTATE_MAX).contains(&state.len()) && state.contains('=') {
-        found.insert(header::TRACESTATE.to_owned(), state.into());
+    if let Some(context) = traced::context(headers) {
+        context.put_on(&mut found);
     }
     found
-}
-
-/// Whether `text` is a `traceparent`: `<version>-<trace id>-<span id>-<flags>` in lower-case hex, neither id
-/// zero; versions after 00 may have more at the end.
-fn is_traceparent(text: &str) -> bool {
-    let hex = |part: &str, len: usize| {
-        part.len() == len && part.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let id = |part: &str, len| hex(part, len) && part.bytes().any(|c| c != b'0');
-    let parts: Vec<&str> = text.splitn(5, '-').collect();
-    let [version, trace, span, flags, rest @ ..] = parts.as_slice() else { return false };
-    let whole = hex(version, 2) && *version != "ff" && id(trace, 32) && id(span, 16) && hex(flags, 2);
-    whole && text.len() <= 200 && (rest.is_empty() || *version != "00")
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     client::Client,
     job::{Envelope, JobId, JobResult, Kind, QueueName},
+    trace::Here,
 };
 
 /// Gives a handler its part of a worker's state: any part that can be made from a reference to the whole.
@@ -192,7 +193,8 @@ impl<S> Context<S> {
         &self.state
     }
 
-    /// A client to enqueue more jobs with.
+    /// A client to enqueue more jobs with. They go on in this job's trace: below this attempt, where traces are
+    /// exported, else below what this job's submitter sent. A `traceparent` that a job carries already stays.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.attempt.client
@@ -210,6 +212,8 @@ impl<S> Context<S> {
         W: FnOnce(&Stop) -> JobResult<T> + Send + 'static,
     {
         let stop = Stop::new(self.attempt.token.clone());
+        let here = Here::now();
+        let work = move |stop: &Stop| here.run(|| work(stop));
         self.attempt.cpu.run(stop, Arc::clone(&self.attempt.slot), work).await
     }
 }

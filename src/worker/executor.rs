@@ -25,6 +25,7 @@ use crate::{
     event::AttemptOutcome,
     job::{Envelope, JobError, JobResult, Verdict},
     retry::RetryPolicy,
+    trace::{self, TraceContext},
 };
 
 /// How an attempt ended.
@@ -190,6 +191,7 @@ impl Executor {
     }
 
     fn attempt(&self, envelope: Envelope, terms: &Terms, strings: &Strings, slot: Slot) -> Arc<Attempt> {
+        let cause = trace::current().or_else(|| TraceContext::of(&envelope.extra));
         Arc::new(Attempt {
             envelope,
             max_attempts: terms.retry.max_attempts,
@@ -197,7 +199,7 @@ impl Executor {
             token: strings.cancel.child_token(),
             lost: strings.lost.clone(),
             news: Arc::clone(&strings.news),
-            client: self.client.clone(),
+            client: self.client.caused_by(cause),
             cpu: self.cpu.clone(),
             slot: Arc::new(slot),
         })

@@ -33,6 +33,7 @@ use tokio::{
     process::{Child, Command},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
+use tracing::Instrument;
 
 use super::{
     CpuPool, Executor, Report, WorkerError,
@@ -40,11 +41,13 @@ use super::{
     executor::{Outcome, Strings, Terms},
     news::{Listener, Said},
     registry::Registry,
+    traced,
 };
 use crate::{
     client::{Client, Role},
     config::Config,
     job::{Envelope, JobError, Kind, QueueName, Verdict},
+    trace::{self, Span, TraceContext},
 };
 
 /// Set for a child process.
@@ -76,6 +79,8 @@ struct Order {
     attempt: u32,
     tags: Vec<String>,
     terms: Terms,
+    /// What jobs carry that it enqueues.
+    trace: Option<TraceContext>,
     args: Box<RawValue>,
 }
 
@@ -130,6 +135,7 @@ fn order(envelope: &Envelope, terms: &Terms) -> io::Result<String> {
         attempt: envelope.attempt,
         tags: envelope.tags.clone(),
         terms: *terms,
+        trace: trace::current().or_else(|| TraceContext::of(&envelope.extra)),
         args: RawValue::from_string(args.to_owned()).map_err(io::Error::other)?,
     };
     // A raw value may hold line breaks, which end a line on this wire; outside of strings they mean nothing.
@@ -335,7 +341,7 @@ async fn write(stream: &mut BufReader<UnixStream>, word: &Word) -> io::Result<()
 }
 
 async fn obey(executor: &Executor, order: Order, stream: &mut BufReader<UnixStream>) -> io::Result<Word> {
-    let Order { id, kind, queue, run, attempt, tags, terms, args } = order;
+    let Order { id, kind, queue, run, attempt, tags, terms, trace, args } = order;
     let entry = executor.registry().get(&kind).cloned();
     let entry = entry.ok_or_else(|| io::Error::other(format!("kind {kind} is not registered here")))?;
     let mut envelope = Envelope::new(kind, queue, Bytes::from(Box::<str>::from(args).into_boxed_bytes()));
@@ -343,10 +349,14 @@ async fn obey(executor: &Executor, order: Order, stream: &mut BufReader<UnixStre
     (envelope.run, envelope.attempt, envelope.tags) = (run, attempt, tags);
     envelope.timeout = Some(terms.timeout);
     envelope.max_attempts = Some(terms.retry.max_attempts);
+    if let Some(context) = &trace {
+        context.put_on(&mut envelope.extra);
+    }
+    let marks = traced::marks(&envelope, &Span::none(trace));
 
     let strings = Strings::default();
     let mut news = strings.news.listen();
-    let running = executor.execute(envelope, &entry, strings.clone(), Slot::default());
+    let running = executor.execute(envelope, &entry, strings.clone(), Slot::default()).instrument(marks);
     tokio::pin!(running);
     let (mut said, mut tell_at) = (Vec::new(), Instant::now());
     let outcome = loop {

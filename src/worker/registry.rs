@@ -35,6 +35,9 @@ pub enum RegistryError {
 /// A handler without its types: args in, output out, as JSON.
 type Run = Arc<dyn Fn(Bytes, Arc<Attempt>) -> BoxFuture<'static, JobResult<Bytes>> + Send + Sync>;
 
+/// The code of args that do not fit their type. The error's text quotes them.
+pub(super) const BAD_ARGS: &str = "bad_args";
+
 /// One kind's handler.
 #[derive(Clone)]
 pub(crate) struct Entry {
@@ -162,7 +165,7 @@ where
         let (handler, state) = (Arc::clone(&handler), Arc::clone(&state));
         async move {
             // Args that do not fit the type will not fit at the next attempt either.
-            let job: J = serde_json::from_slice(&args).map_err(|error| JobError::fatal("bad_args", error))?;
+            let job: J = serde_json::from_slice(&args).map_err(|error| JobError::fatal(BAD_ARGS, error))?;
             let output = handler(job, Context::new(attempt, state)).await?;
             let output = serde_json::to_vec(&output).map_err(|error| JobError::fatal("bad_output", error))?;
             Ok(Bytes::from(output))

@@ -28,6 +28,7 @@ use super::{
     again::{self, cancelled, expired, failure_body},
     disposition::Disposition,
     hold::Hold,
+    registry::BAD_ARGS,
     reply::Replier,
     tell::Teller,
 };
@@ -220,7 +221,7 @@ impl Settler {
         give_up: &CancellationToken,
     ) -> Settled {
         let Envelope { id, kind, queue, attempt, .. } = &ended.envelope;
-        warn!(job.id = %id, kind = %kind, queue = %queue, attempt, reason = reason.as_str(), code = error.code, error = error.message, "dead");
+        warn!(job.id = %id, kind = %kind, queue = %queue, attempt, reason = reason.as_str(), code = error.code, error = loggable(&error), "dead");
         let death = Death {
             reason,
             code: &error.code,
@@ -517,6 +518,14 @@ fn with_untold(ended: &mut Ended<'_>, event: Event) -> Vec<Event> {
     ended.untold.take().into_iter().chain([event]).collect()
 }
 
+/// An error's text for a log line, which never quotes args.
+fn loggable(error: &Failure) -> &str {
+    match error.code.as_str() {
+        BAD_ARGS => "the args do not fit the kind's type; the job's record says where",
+        _ => &error.message,
+    }
+}
+
 fn warn_failed(envelope: &Envelope, error: &Failure, delay: Duration) {
     warn!(
         job.id = %envelope.id,
@@ -524,7 +533,7 @@ fn warn_failed(envelope: &Envelope, error: &Failure, delay: Duration) {
         queue = %envelope.queue,
         attempt = envelope.attempt,
         code = error.code,
-        error = error.message,
+        error = loggable(error),
         retry_in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
         "attempt failed",
     );

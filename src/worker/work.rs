@@ -12,7 +12,7 @@ use std::{
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::warn;
+use tracing::{Instrument, warn};
 
 use super::{
     Executor,
@@ -29,14 +29,16 @@ use super::{
     registry::Entry,
     settle::{Attempted, Ended, Settled, Settler},
     tell::Teller,
+    traced,
 };
 use crate::{
-    amqp::{connection::Link, control::Control},
+    amqp::{Names, connection::Link, control::Control},
     config,
     event::Event,
     job::{Envelope, Kind, QueueName},
     metrics::{Metrics, OTHER, Settlement},
     record::{lookup::End, writer::EventWriter},
+    trace::{Span, TraceContext},
 };
 
 /// An attempt that runs for so long is told of. Most jobs are shorter, and would only double the log.
@@ -55,6 +57,7 @@ pub(super) struct Shared {
     pub(super) fence: Arc<Fence>,
     pub(super) lookups: Lookups,
     pub(super) worker: String,
+    pub(super) names: Names,
     /// The exchange that deliveries come from which nobody has seen before.
     pub(super) jobs: String,
     pub(super) limits: config::Limits,
@@ -104,47 +107,58 @@ impl Shared {
         // A job's own timeout cannot be longer than the broker lets a delivery live: it would be taken away while
         // it runs, and run again.
         envelope.timeout = envelope.timeout.map(|timeout| timeout.min(self.timeout_max));
-        let terms = Terms::of(&envelope, entry);
         let strings = self.strings(&hold);
         let watched = self.cancels.watch(envelope.id, envelope.run, &strings);
-        let mut telling = Telling::new(self, &envelope, &terms, &strings);
-        let (started_at, began) = (telling.started_at, Instant::now());
-        let (queue, kind) = (envelope.queue.clone(), entry.kind.clone());
-        let order = strings.order.get().cloned();
-        let (outcome, ran) = if let Some(order) = order {
-            (order.into(), false)
-        } else if is_expired(&envelope, started_at) {
-            (Outcome::Expired, false)
-        } else {
-            if let Some(due) = envelope.due() {
-                // Clocks of two machines: it may seem to have started before.
-                let wait = Duration::try_from(started_at.duration_since(due)).unwrap_or_default();
-                self.metrics.waited(queue.as_str(), kind.as_str(), wait);
-            }
-            let outcome = tokio::select! {
-                outcome = self.run(&envelope, entry, &terms, &strings, returns, slot) => outcome,
-                never = telling.go_on() => match never {},
+        let early = match strings.order.get().cloned() {
+            Some(order) => Some(order.into()),
+            None => is_expired(&envelope, Timestamp::now()).then_some(Outcome::Expired),
+        };
+        let span = match early {
+            Some(_) => Span::none(TraceContext::of(&envelope.extra)),
+            None => traced::begin(&self.names, &envelope),
+        };
+        let marks = traced::marks(&envelope, &span);
+        let settling = async {
+            let terms = Terms::of(&envelope, entry);
+            let mut telling = Telling::new(self, &envelope, &terms, &strings);
+            let (started_at, began) = (telling.started_at, Instant::now());
+            let (queue, kind) = (&envelope.queue, &entry.kind);
+            let ran = early.is_none();
+            let outcome = if let Some(outcome) = early {
+                outcome
+            } else {
+                if let Some(due) = envelope.due() {
+                    // Clocks of two machines: it may seem to have started before.
+                    let wait = Duration::try_from(started_at.duration_since(due)).unwrap_or_default();
+                    self.metrics.waited(queue.as_str(), kind.as_str(), wait);
+                }
+                tokio::select! {
+                    outcome = self.run(&envelope, entry, &terms, &strings, returns, slot) => outcome,
+                    never = telling.go_on() => match never {},
+                }
             };
-            (outcome, true)
+            drop(watched);
+            traced::end(&span, &outcome);
+            let finished_at = Timestamp::now();
+            let outcome_recorded = outcome.recorded().filter(|_| ran);
+            if let Some(outcome) = outcome_recorded {
+                self.metrics.attempted(queue.as_str(), kind.as_str(), outcome.as_str(), began.elapsed());
+            }
+            let attempt = outcome_recorded.map(|outcome| Attempted { started_at, finished_at, outcome });
+            let untold = telling.rest();
+            let disposition =
+                decide(outcome, envelope.attempt, &terms.retry, envelope.id.seed(envelope.attempt));
+            let ended = Ended {
+                private: entry.options.private || self.control.is_private(&envelope.kind),
+                max_attempts: Some(terms.retry.max_attempts),
+                envelope,
+                hold: &hold,
+                attempt,
+                untold,
+            };
+            self.settle(running, ended, disposition).await;
         };
-        drop(watched);
-        let finished_at = Timestamp::now();
-        let outcome_recorded = outcome.recorded().filter(|_| ran);
-        if let Some(outcome) = outcome_recorded {
-            self.metrics.attempted(queue.as_str(), kind.as_str(), outcome.as_str(), began.elapsed());
-        }
-        let attempt = outcome_recorded.map(|outcome| Attempted { started_at, finished_at, outcome });
-        let untold = telling.rest();
-        let disposition = decide(outcome, envelope.attempt, &terms.retry, envelope.id.seed(envelope.attempt));
-        let ended = Ended {
-            private: entry.options.private || self.control.is_private(&envelope.kind),
-            max_attempts: Some(terms.retry.max_attempts),
-            envelope,
-            hold: &hold,
-            attempt,
-            untold,
-        };
-        self.settle(running, ended, disposition).await;
+        span.within(settling).instrument(marks).await;
     }
 
     async fn run(

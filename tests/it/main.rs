@@ -45,6 +45,7 @@ mod process_ledger;
 mod process_record;
 mod process_start;
 mod process_suspects;
+mod process_traces;
 mod process_worker;
 mod publisher;
 mod python;

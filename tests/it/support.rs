@@ -11,6 +11,7 @@
 //! | [`front`] | an HTTP front and what it answers |
 //! | [`log`] | the event log, read raw |
 //! | [`sse`] | a reader of server-sent events |
+//! | [`otlp`] | a collector of traces |
 //! | [`operator`] | a virtual host of one test, and the commands that ask the broker itself |
 //! | [`probe`] | a job whose args say what is to happen |
 
@@ -19,6 +20,7 @@ pub(crate) mod front;
 pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod operator;
+pub(crate) mod otlp;
 pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod rabbit;
