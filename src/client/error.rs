@@ -60,6 +60,8 @@ impl SubmitError {
             Self::DelayTooLong => "delay_too_long",
             Self::TooLarge { .. } => "too_large",
             Self::Refused => "refused",
+            Self::NotTaken(_) => "not_taken",
+            Self::Unfit(_) => "unfit",
             Self::Unavailable(_) => "unavailable",
             Self::Blocked => "blocked",
             Self::Full => "full",

@@ -270,11 +270,11 @@ impl Live {
     ) -> Result<(), SubmitError> {
         let span = traced::begin(&self.names, envelope);
         let Some(context) = span.context().filter(|_| span.is_live()) else {
-            return self.publish_as_it_is(envelope, ticks, patience).await;
+            return self.publish_as_it_is(publisher, envelope, ticks, patience).await;
         };
         let mut envelope = envelope.clone();
         context.put_on(&mut envelope.extra);
-        let published = self.publish_as_it_is(&envelope, ticks, patience).await;
+        let published = self.publish_as_it_is(publisher, &envelope, ticks, patience).await;
         if let Err(error) = &published {
             span.fail(error.word());
         }
@@ -283,6 +283,7 @@ impl Live {
 
     async fn publish_as_it_is(
         &self,
+        publisher: &Publisher,
         envelope: &Envelope,
         ticks: u32,
         patience: Patience,

@@ -19,7 +19,7 @@ use crate::{
     egress::Guard,
     job::{
         Envelope, Kind, QueueName,
-        envelope::{RetryOverrides, TAG_MAX, TAGS_MAX},
+        envelope::{RetryOverrides, TAG_MAX, TAGS_MAX, header},
         wire::Headers,
     },
     retry::{MAX_ATTEMPTS, RetryPolicy},
