@@ -196,7 +196,7 @@ mod tests {
         let text = logged("info", LogFormat::Text);
         assert!(text.contains("seen") && text.contains("job.id=7") && !text.contains("too fine"), "{text}");
         let json = logged("info", LogFormat::Json);
-        let line: serde_json::Value = serde_json::from_str(json.trim()).unwrap();
+        let line: serde_json::Value = serde_json::from_str(json.lines().next().unwrap()).unwrap();
         assert_eq!((&line["message"], &line["job.id"]), (&"seen".into(), &7.into()));
     }
 

@@ -117,7 +117,8 @@ mod tests {
         assert_eq!(write(&SpanContext::empty_context()), None);
         // A state that breaks W3C's rules does not cost the trace.
         let context =
-            TraceContext::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Some("=")).unwrap();
+            TraceContext::new("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", Some("UPPER=x"))
+                .unwrap();
         assert!(write(&read(&context)).unwrap().state().is_none());
     }
 }
