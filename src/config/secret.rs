@@ -105,7 +105,7 @@ impl WebhookSecrets {
 
 impl fmt::Debug for WebhookSecrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "({} secrets)", self.expose().count())
+        f.write_str(&self.expose().map(|_| "***").collect::<Vec<_>>().join(" "))
     }
 }
 
@@ -118,6 +118,15 @@ impl Serialize for WebhookSecrets {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_are_shown_by_their_number() {
+        for (secrets, shown) in [("", ""), ("whsec_a", "***"), ("whsec_a\n whsec_b\n", "*** ***")] {
+            let secrets = WebhookSecrets::new(secrets);
+            assert_eq!((format!("{secrets:?}").as_str(), secrets.is_empty()), (shown, shown.is_empty()));
+            assert_eq!(serde_json::to_value(&secrets).unwrap(), shown);
+        }
+    }
 
     #[test]
     fn the_password_is_never_shown() {
