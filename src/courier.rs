@@ -54,7 +54,8 @@ impl Courier {
     /// # Errors
     /// A sentence: a secret or an allowed address is none, or there can be no HTTP client.
     pub fn new(config: &config::Callbacks) -> Result<Option<Self>, String> {
-        Self::with_resolver(config, Arc::new(SystemResolver))
+        let resolver: Arc<dyn Resolver> = Arc::new(SystemResolver);
+        Self::with_resolver(config, &resolver)
     }
 
     /// The same, with other answers to what the address of a name is.
@@ -63,7 +64,7 @@ impl Courier {
     /// As [`Courier::new`].
     pub fn with_resolver(
         config: &config::Callbacks,
-        resolver: Arc<dyn Resolver>,
+        resolver: &Arc<dyn Resolver>,
     ) -> Result<Option<Self>, String> {
         if config.secret.is_empty() {
             return Ok(None);

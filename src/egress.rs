@@ -325,11 +325,11 @@ impl Egress {
     ///
     /// # Errors
     /// A sentence: there can be no HTTP client.
-    pub fn new(guard: Guard, resolver: Arc<dyn Resolver>, timeouts: Timeouts) -> Result<Self, String> {
+    pub fn new(guard: Guard, resolver: &Arc<dyn Resolver>, timeouts: Timeouts) -> Result<Self, String> {
         crate::crypto::choose();
         let guard = Arc::new(guard);
         let client = |reach| {
-            let checked = Checked { guard: Arc::clone(&guard), resolver: Arc::clone(&resolver), reach };
+            let checked = Checked { guard: Arc::clone(&guard), resolver: Arc::clone(resolver), reach };
             reqwest::Client::builder()
                 .no_proxy()
                 .redirect(reqwest::redirect::Policy::none())

@@ -107,7 +107,7 @@ impl Config {
             // A list is written with commas: the layering crate would need to know which keys are lists.
             match key.as_str() {
                 "amqp.queues" | "callbacks.allow" | "http.hosts" | "worker.reply_queues" => {
-                    lists.push((key, split(&value)))
+                    lists.push((key, split(&value)));
                 }
                 _ => drop(scalars.insert(key, value)),
             }

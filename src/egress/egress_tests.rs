@@ -163,7 +163,8 @@ async fn server(answer: &'static str) -> (u16, Arc<AtomicUsize>) {
 fn egress(allow: &[&str], answers: &[&[&str]]) -> Egress {
     let answers = answers.iter().map(|all| all.iter().map(|one| one.parse().unwrap()).collect()).collect();
     let timeouts = Timeouts { connect: Duration::from_secs(20), total: Duration::from_secs(20) };
-    Egress::new(guard(allow), Arc::new(Changing(Mutex::new(answers))), timeouts).unwrap()
+    let resolver: Arc<dyn Resolver> = Arc::new(Changing(Mutex::new(answers)));
+    Egress::new(guard(allow), &resolver, timeouts).unwrap()
 }
 
 #[tokio::test]

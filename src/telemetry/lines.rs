@@ -134,8 +134,8 @@ where
         write!(writer, "{dim}{}:{plain} ", event.metadata().target())?;
         context.field_format().format_fields(writer.by_ref(), event)?;
         with_marks(context, |marks| {
-            let beside = marks.into_iter().flat_map(|marks| marks.beside(event));
-            beside.map(|(name, mark)| write!(writer, " {dim}{name}={plain}{mark}")).collect::<fmt::Result>()
+            let mut beside = marks.into_iter().flat_map(|marks| marks.beside(event));
+            beside.try_for_each(|(name, mark)| write!(writer, " {dim}{name}={plain}{mark}"))
         })?;
         writeln!(writer)
     }

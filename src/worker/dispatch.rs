@@ -460,7 +460,9 @@ impl Dispatcher {
             _freed: Some(Freed(Arc::clone(&self.share.room))),
         };
         let shared = Arc::clone(&self.shared);
-        self.shared.attempts.spawn(async move { shared.work(envelope, &entry, hold, returns, slot).await });
+        self.shared
+            .attempts
+            .spawn(async move { Box::pin(shared.work(envelope, &entry, hold, returns, slot)).await });
     }
 }
 

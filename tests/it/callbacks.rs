@@ -144,7 +144,7 @@ async fn a_receiver_that_fails_is_asked_again_with_the_same_id() {
             && one.header("traceparent").contains("4bf92f3577b34da6a3ce929d0e0e4736")));
         let times: Vec<u64> =
             all.iter().map(|one| one.header("webhook-timestamp").parse().expect("a time")).collect();
-        assert!(times[2] >= times[1] + 1, "Retry-After was heard: {times:?}");
+        assert!(times[2] > times[1], "Retry-After was heard: {times:?}");
         let callback = callback_of(&front, &job).await;
         assert_eq!((&callback["status"], &callback["attempt"]), (&json!("succeeded"), &json!(3)));
         let codes: Vec<&Value> = callback["attempts"]
@@ -209,8 +209,8 @@ async fn a_name_that_moves_to_a_private_address_is_not_asked_there() {
         config.callbacks.allow = vec!["127.0.0.2".to_owned()];
         let front = stage.front_with(&config).await;
         let addresses = ["127.0.0.2", "127.0.0.1"].map(|address| address.parse().expect("an address"));
-        let resolver = Arc::new(Changing(Mutex::new(addresses.into())));
-        let courier = Courier::with_resolver(&config.callbacks, resolver).expect("a courier");
+        let resolver: Arc<dyn Resolver> = Arc::new(Changing(Mutex::new(addresses.into())));
+        let courier = Courier::with_resolver(&config.callbacks, &resolver).expect("a courier");
         let _acting = stage.act_with(&front, &config, courier);
         let (_worker, _log) = stage.probes();
         let receiver = Receiver::new(vec![status(500), status(204)]).await;

@@ -254,7 +254,7 @@ async fn a_changed_schema_is_described_within_a_second() {
             longest = longest.max(start.elapsed());
         }
         // Not asserted to the millisecond: the machine may be busy. The figure is for people.
-        println!("a changed schema was described after {longest:?} at most");
+        eprintln!("a changed schema was described after {longest:?} at most");
     })
     .await;
 }

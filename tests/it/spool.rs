@@ -331,9 +331,9 @@ async fn a_message_that_the_broker_never_takes_holds_up_no_other() {
         let answer = front.post("/v1/jobs", &body).await;
         assert_eq!((answer.status, &answer.body["status"]), (202, &json!("spooled")), "{answer:?}");
         if number % 20 == 5 {
-            large.push(answer.id())
+            large.push(answer.id());
         } else {
-            jobs.push(answer.id())
+            jobs.push(answer.id());
         }
         let elsewhere = front.post("/v1/jobs", &json!({ "kind": "ledger.do", "queue": "default" })).await;
         assert_eq!(elsewhere.status, 202, "{elsewhere:?}");

@@ -91,6 +91,13 @@ pub(super) struct Operation {
     instead: Vec<(u16, &'static str, Value)>,
 }
 
+/// A body or an answer of JSON.
+pub(super) fn json_media(schema: Value, example: Value) -> Value {
+    let mut media = json!({});
+    (media["schema"], media["example"]) = (schema, example);
+    json!({ "application/json": media })
+}
+
 impl Operation {
     pub(super) fn new(id: impl Into<String>, tag: &'static str, summary: impl Into<String>) -> Self {
         Self { id: id.into(), tag, summary: summary.into(), codes: ALWAYS.to_vec(), ..Self::default() }
@@ -108,7 +115,8 @@ impl Operation {
     }
 
     fn parameter(mut self, place: &str, name: &str, required: bool, schema: Value, text: &str) -> Self {
-        let mut parameter = json!({ "name": name, "in": place, "description": text, "schema": schema });
+        let mut parameter = json!({ "name": name, "in": place, "description": text });
+        parameter["schema"] = schema;
         if required {
             parameter["required"] = true.into();
         }
@@ -130,7 +138,9 @@ impl Operation {
 
     /// Takes JSON of this schema; another problem than [`JSON`] is not told of here.
     pub(super) fn takes(mut self, required: bool, media: Value) -> Self {
-        self.body = Some(json!({ "required": required, "content": media }));
+        let mut body = json!({ "required": required });
+        body["content"] = media;
+        self.body = Some(body);
         self.codes(&BODY).codes(&JSON)
     }
 
@@ -195,8 +205,7 @@ impl Operation {
         example: Value,
         headers: &[&str],
     ) -> Self {
-        let media = json!({ "application/json": { "schema": schema, "example": example } });
-        self.answers(status, text, Some(media), headers)
+        self.answers(status, text, Some(json_media(schema, example)), headers)
     }
 
     /// Another call that is like this one.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 pub(super) use self::{queues::*, server::*};
 use super::{
-    operation::{Operation, schema_of},
+    operation::{Operation, json_media, schema_of},
     shapes::{JOB, act, reference, states},
 };
 use crate::http::{acts, answer, batch, problem::Code};
@@ -207,14 +207,10 @@ impl Operation {
     }
 }
 
-fn json_body(schema: Value, example: Value) -> Value {
-    json!({ "application/json": { "schema": schema, "example": example } })
-}
-
 fn submitting(operation: Operation, shapes: &mut Shapes) -> Operation {
     let accepted = schema_of::<answer::Accepted>(&mut shapes.generator);
     let job = schema_of::<answer::Shown<'static>>(&mut shapes.generator);
-    let body = json_body(
+    let body = json_media(
         reference("Submit"),
         json!({ "kind": "demo.echo", "args": { "hello": "world" }, "delay": "10s" }),
     );
@@ -325,7 +321,7 @@ pub(super) fn replay_many(shapes: &mut Shapes) -> Operation {
     let members = &["filter", "ids", "rate", "dry_run", "set", "by", "reason"];
     let example = json!({ "filter": { "queue": "default", "q": "timeout" }, "dry_run": true });
     Operation::new("replayJobs", "Acts", "Replay many dead jobs")
-        .takes(true, json_body(act(members, filter_or_ids()), example))
+        .takes(true, json_media(act(members, filter_or_ids()), example))
         .codes(&[Code::UnknownGroup])
         // Of a key that does not see one of the jobs.
         .codes(&[Code::JobNotFound, Code::QueueForbidden])
@@ -336,7 +332,7 @@ pub(super) fn cancel_many(shapes: &mut Shapes) -> Operation {
     let members = &["filter", "ids", "dry_run", "by", "reason"];
     let example = json!({ "filter": { "queue": "default", "kind": "demo.sleep" }, "dry_run": true });
     Operation::new("cancelJobs", "Acts", "Cancel many jobs")
-        .takes(true, json_body(act(members, filter_or_ids()), example))
+        .takes(true, json_media(act(members, filter_or_ids()), example))
         // Of a key that does not see one of the jobs.
         .codes(&[Code::JobNotFound, Code::QueueForbidden])
         .acts(shapes, true)
@@ -381,7 +377,7 @@ pub(super) fn cancel(shapes: &mut Shapes) -> Operation {
 }
 
 pub(super) fn replay_one(shapes: &mut Shapes) -> Operation {
-    let body = json_body(act(&["set", "by", "reason"], Value::Null), json!({}));
+    let body = json_media(act(&["set", "by", "reason"], Value::Null), json!({}));
     Operation::new("replayJob", "Acts", "Start the next run of a dead job")
         .job_path()
         .takes(false, body)
@@ -431,7 +427,7 @@ pub(super) fn calling(
 ) -> Operation {
     let accepted = schema_of::<answer::Accepted>(&mut shapes.generator);
     let media = |schema: Value, example: Option<Value>| match example {
-        Some(example) => json_body(schema, example),
+        Some(example) => json_media(schema, example),
         None => json!({ "application/json": { "schema": schema } }),
     };
     let [taken, given] = examples.map_or([None, None], |examples| examples.map(Some));

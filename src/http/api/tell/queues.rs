@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use serde_json::json;
 
-use super::{ORDER, RECORD, Shapes, items, json_body, list};
+use super::{ORDER, RECORD, Shapes, items, json_media, list};
 use crate::http::{
     api::{
         operation::{Operation, schema_of},
@@ -118,7 +118,7 @@ pub(in crate::http::api) fn replay_dead(shapes: &mut Shapes) -> Operation {
     let which = json!({ "oneOf": [is_all, { "anyOf": some }] });
     Operation::new("replayDead", "Acts", "Replay dead jobs of a queue")
         .queue_path()
-        .takes(true, json_body(act(members, which), json!({ "all": true, "rate": 50, "dry_run": true })))
+        .takes(true, json_media(act(members, which), json!({ "all": true, "rate": 50, "dry_run": true })))
         .codes(&[Code::UnknownGroup])
         .acts(shapes, true)
 }
