@@ -27,8 +27,10 @@ use tracing::debug;
 
 #[cfg(feature = "worker")]
 pub(crate) use self::live::{Links, host};
+#[cfg(feature = "server")]
+pub(crate) use self::callbacks::CallbackError;
 pub(crate) use self::{
-    callbacks::{CallbackError, Callbacks},
+    callbacks::Callbacks,
     live::{Live, Role},
 };
 pub use self::{
