@@ -25,10 +25,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::debug;
 
-#[cfg(feature = "worker")]
-pub(crate) use self::live::{Links, host};
 #[cfg(feature = "server")]
 pub(crate) use self::callbacks::CallbackError;
+#[cfg(feature = "worker")]
+pub(crate) use self::live::{Links, host};
 pub(crate) use self::{
     callbacks::Callbacks,
     live::{Live, Role},

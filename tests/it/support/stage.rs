@@ -207,10 +207,12 @@ impl Stage {
         (self.work(Worker::new(config.clone()).state(notes).register_with(probe::probe, options)), log)
     }
 
-    /// Waits until a client sends a kind to a queue because a worker announced it.
+    /// Waits until a client sends a kind to a queue because a worker announced it: a configured route says nothing of what
+    /// else is announced.
     pub(crate) async fn wait_announced(&self, client: &Client, kind: &str, queue: &QueueName) {
         let kind = Kind::parse(kind).expect("a kind");
-        eventually("an announcement", async || (client.queue_of(&kind) == *queue).then_some(())).await;
+        let announced = || client.kinds().iter().any(|known| known.kind == kind && known.queue == *queue);
+        eventually("an announcement", async || announced().then_some(())).await;
     }
 
     async fn clear(self) {
