@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
 CARGO ?= cargo
 DIR := $(HERE)/var
 
-.PHONY: help setup build up down test check faults webhook-reference fuzz schemathesis bench
+.PHONY: help setup build up down test check faults webhook-reference fuzz schemathesis asyncapi bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -52,6 +52,9 @@ fuzz: ## fuzz each parser of what comes from outside for TIME=60 seconds, JOBS=1
 schemathesis: setup ## test the HTTP interface against its own description (needs Python), on a broker of its own
 	$(CARGO) build --release --workspace --bins --features server
 	scripts/with-broker "$(TARGET)/release/hopline" scripts/schemathesis "$(TARGET)/release/hopline" "$(TARGET)/release/hopline-worker-demo"
+
+asyncapi: ## have the parser of AsyncAPI (JavaScript, from npm) read docs/asyncapi.yaml
+	CARGO_TARGET_DIR="$(TARGET)" scripts/asyncapi
 
 bench: setup ## compare Hopline with the bare broker, on a broker of its own
 	$(CARGO) build --release --workspace --bins --features server
