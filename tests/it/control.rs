@@ -289,7 +289,7 @@ async fn workers_are_seen_while_they_are_there() {
         assert!(kinds[0].announced_at.is_some());
 
         // On a new connection it is heard again.
-        stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "control"]).await;
+        stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "control"], 1).await;
         log.release(1);
         let idle = |workers: &[WorkerInfo]| workers.len() == 1 && workers[0].jobs.is_empty();
         wait_workers(&front, "the job has ended", idle).await;
@@ -368,7 +368,7 @@ async fn what_was_written_last_is_written_again_on_a_new_connection() {
         };
         front.client.pause(&stage.queue, true, Some("ops".into())).await.expect("an order");
         let first = eventually("an order in the log", async || told().await.pop()).await;
-        stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "http", "publish"]).await;
+        stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "http", "publish"], 1).await;
         let both = eventually("once more", async || Some(told().await).filter(|told| told.len() > 1)).await;
         assert!(both.iter().all(|record| *record == first), "{both:?}");
     })

@@ -133,7 +133,7 @@ async fn a_wait_survives_the_loss_of_the_reply() {
             async {
                 log.take(3).await;
                 // Their result queue goes with its connection.
-                assert_eq!(stage.rabbit.cut_connections(&[prefix, "http", "consume"]).await, 1);
+                stage.rabbit.cut_connections(&[prefix, "http", "consume"], 1).await;
                 log.release(3);
             }
         );

@@ -443,7 +443,7 @@ async fn a_connection_that_comes_back_is_counted() {
         let publish = [("role", "http"), ("connection", "publish")];
         let before = Shown::by(&front).await;
         assert_eq!(before.count("hopline_reconnects_total", &publish), 0);
-        stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "http", "publish"]).await;
+        stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "http", "publish"], 1).await;
         let shown = eventually("it is back", async || {
             let shown = Shown::by(&front).await;
             (shown.count("hopline_reconnects_total", &publish) > 0).then_some(shown)

@@ -547,7 +547,7 @@ async fn catching_up_is_exact() {
             futures_util::future::join_all((0..20).map(|n| check(round * 20 + n))).await;
             if round == 2 {
                 // Also when the connection that reads was lost in between.
-                assert_eq!(stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "record"]).await, 2);
+                stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "record"], 2).await;
             }
         }
     })

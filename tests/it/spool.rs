@@ -119,7 +119,8 @@ async fn calls_and_waits_outlast_an_outage() {
     let dir = new_folder();
     let (mut node, broker) = Broker::private(&dir).await;
     let stage = Stage::private(broker, dir);
-    let front = spooling(&stage, "spool", &[]).await;
+    // A loaded machine takes its time to start a broker.
+    let front = spooling(&stage, "spool", &[("HOPLINE_HTTP_MAX_WAIT", "10m")]).await;
     front.until_ready().await;
     let mut worker = stage.ledger_worker(&[]);
     stage.ledger().until_all_ended(&[front.submit(&stage, json!({})).await]).await;
@@ -129,11 +130,11 @@ async fn calls_and_waits_outlast_an_outage() {
     assert_eq!((late.status, &late.body["status"]), (202, &json!("spooled")), "{late:?}");
     let nowhere = front.post("/v1/jobs", &json!({ "kind": "ledger.do", "queue": "nobody-has-it" })).await;
     assert_eq!((nowhere.status, &nowhere.body["status"]), (202, &json!("spooled")), "{nowhere:?}");
-    let call = format!("/v1/rpc/ledger.do?queue={}&wait=60s", stage.queue);
+    let call = format!("/v1/rpc/ledger.do?queue={}&wait=3m", stage.queue);
     let waiting = item(&stage, &json!({}));
     let args = json!({});
     let (called, waited, ()) =
-        tokio::join!(front.post(&call, &args), front.post("/v1/jobs?wait=60s", &waiting), async {
+        tokio::join!(front.post(&call, &args), front.post("/v1/jobs?wait=3m", &waiting), async {
             // Both wait in the spool before the broker is there.
             eventually("four wait", async || {
                 (front.get("/readyz").await.body["spool"]["jobs"] == 4).then_some(())

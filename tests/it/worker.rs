@@ -304,7 +304,7 @@ async fn a_healthy_worker_consumes() {
         let (worker, _log) = stage.probes_with(&config, quick());
         let consuming = async || health().await.filter(|said| *said == (200, Some(true)));
         eventually("consuming", consuming).await;
-        stage.rabbit.cut_connections(&[&config.amqp.prefix, "worker", "consume"]).await;
+        stage.rabbit.cut_connections(&[&config.amqp.prefix, "worker", "consume"], 1).await;
         eventually("consuming again", consuming).await;
         worker.stop().await;
         assert_eq!(health().await, None, "closed with the worker");

@@ -205,7 +205,7 @@ async fn a_success_counts_although_its_delivery_was_lost() {
         starts.next().await;
         unsettled(stage, 1).await;
         // The broker hands the job out again, to this worker: it waits for the event, too.
-        stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "worker", "consume"]).await;
+        stage.rabbit.cut_connections(&[&stage.config.amqp.prefix, "worker", "consume"], 1).await;
         jam.free().await;
         assert_eq!(front.call("test.probe", "1").await, "1");
         starts.next().await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use hopline::{Config, Job, event::EventType};
+use hopline::{Client, Config, Job, client::WorkerInfo, event::EventType};
 use lapin::{
     BasicProperties, Consumer,
     options::{BasicAckOptions, BasicConsumeOptions, BasicPublishOptions},
@@ -300,10 +300,15 @@ async fn what_waited_for_its_turn_is_looked_up_before_it_starts() {
         for _ in 0..3 {
             others.push(publish_plain(stage, r#"["ok"]"#).await);
         }
-        stage.rabbit.wait_count(&stage.work_queue(), 0).await;
-        // For 2 s each must have waited; on a loaded machine the worker takes them some time after the queue is empty, and
-        // tells nobody.
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        // Its heartbeats tell when it has taken them; from then on each must wait for 2 s.
+        let front = Client::for_http(&config);
+        eventually("the three wait in the worker", async || {
+            let waiting =
+                |worker: &WorkerInfo| worker.queues.iter().any(|share| share.waiting == others.len());
+            front.workers().iter().any(waiting).then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(2100)).await;
         let mut desk = Desk::open(stage).await;
         starts.release(1);
         let end = json!({"status": "succeeded", "attempt": 1, "worker": "w", "output": null});

@@ -225,10 +225,10 @@ impl Rabbit {
         self.ask(Method::DELETE, &format!("policies/{{vhost}}/{name}"), None).await;
     }
 
-    /// Closes, from the broker's side, the connections whose name contains all of `words`; waits until there are
-    /// some.
-    pub(crate) async fn cut_connections(&self, words: &[&str]) -> usize {
-        let names = eventually(&format!("a connection named {words:?}"), async || {
+    /// Closes, from the broker's side, the connections whose name contains all of `words`; waits until there are `count`
+    /// of them: the list is some seconds old.
+    pub(crate) async fn cut_connections(&self, words: &[&str], count: usize) {
+        let names = eventually(&format!("{count} connections named {words:?}"), async || {
             let all = self.done(Method::GET, "connections", None).await;
             let ours = all.as_array().into_iter().flatten().filter(|connection| {
                 let name = connection["client_properties"]["connection_name"].as_str().unwrap_or_default();
@@ -236,7 +236,7 @@ impl Rabbit {
             });
             let names: Vec<String> =
                 ours.filter_map(|connection| connection["name"].as_str().map(str::to_owned)).collect();
-            (!names.is_empty()).then_some(names)
+            (names.len() >= count).then_some(names)
         })
         .await;
         for name in &names {
@@ -247,7 +247,6 @@ impl Rabbit {
             })
             .await;
         }
-        names.len()
     }
 
     /// Deletes every queue and exchange whose name starts with `prefix` and a dot. Never fails: it cleans up.
