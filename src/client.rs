@@ -105,7 +105,7 @@ impl Submission {
         let mut event = Event::of(EventType::Submitted, envelope, source, now);
         event.data.run_at = self.run_at(now);
         event.data.request.clone_from(request);
-        event.data.args = event::inline(&envelope.args, max_inline, private);
+        event.data.args = event::inline_args(Some(&envelope.kind), &envelope.args, max_inline, private);
         event.data.args_omitted = event.data.args.is_none();
         event
     }
@@ -446,7 +446,10 @@ impl Client {
 
     /// Chooses the queue of a job whose submitter named none. An HTTP process that has not read the control log yet does
     /// not know where the kind's workers are: it must not guess.
-    fn route(&self, job: &mut Submission) -> Result<(), SubmitError> {
+    ///
+    /// # Errors
+    /// [`SubmitError::Unavailable`].
+    pub(crate) fn route(&self, job: &mut Submission) -> Result<(), SubmitError> {
         let live = self.live().map_err(SubmitError::Unavailable)?;
         // What keeps the connection away says more.
         live.publisher.link().up().map_err(|down| SubmitError::Unavailable(down.0))?;

@@ -77,6 +77,19 @@ impl App {
         self.spool.as_ref().is_some_and(behind)
     }
 
+    /// Chooses the queue of a job that names none, now.
+    ///
+    /// # Errors
+    /// The problem, when it is not known yet.
+    pub(super) fn route(&self, job: &mut Submission) -> Result<(), Problem> {
+        self.client.route(job).map_err(|error| {
+            let refusal = Refusal::Submit(error);
+            let problem = refusal.problem(job.envelope.id);
+            self.count_submit(&job.envelope.kind, &Err(refusal));
+            problem
+        })
+    }
+
     /// Whether a submit goes to the spool when the broker does not take it.
     pub(super) fn can_spool(&self) -> bool {
         self.spool.is_some()

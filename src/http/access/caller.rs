@@ -91,22 +91,25 @@ impl Caller {
         Err(Problem::new(Code::QueueForbidden, format!("the key {name} is not for queue {queue:?}")))
     }
 
-    /// Checks that it may submit a job, whose queue is known by now, and keeps it there: later the kind may belong to
-    /// another queue.
+    /// Checks that it may submit a job, and chooses the queue of one that names none. A job for a key with queues of its
+    /// own stays where it was checked to be: later the kind may belong to another queue.
     ///
     /// # Errors
-    /// The problem, when it may not, or it is not known yet where the job goes.
+    /// The problem, when it may not, or it is not known yet where the job goes: a guess would be what the answer says.
+    /// The spool takes such a job, and sees to it later.
     pub(in crate::http) fn check(&self, app: &App, job: &mut Submission) -> Result<(), Problem> {
-        if self.queues().is_none() {
-            return Ok(());
+        let bound = self.queues().is_some();
+        if job.routed {
+            if app.client.knows_kinds() {
+                job.envelope.queue = app.client.queue_of(&job.envelope.kind);
+            } else if bound || !app.can_spool() {
+                app.route(job)?;
+            }
         }
-        if job.routed && !app.client.knows_kinds() {
-            let why =
-                "it is not known yet which queue this kind goes to; the job was not accepted; try again";
-            return Err(Problem::new(Code::BrokerUnavailable, why));
+        if bound {
+            self.may_use(&job.envelope.queue)?;
+            job.routed = false;
         }
-        self.may_use(&job.envelope.queue)?;
-        job.routed = false;
         Ok(())
     }
 
