@@ -263,10 +263,14 @@ impl Acts {
     /// Puts args into an event, or says that they are left out.
     fn inline_args(&self, event: &mut Event, args: &[u8]) {
         let private = event.data.kind.as_ref().is_some_and(|kind| self.is_private(kind));
-        event.data.args = event::inline(args, self.config.record.max_inline, private);
+        let (kind, max) = (event.data.kind.as_ref(), self.config.record.max_inline);
+        event.data.args = event::inline_args(kind, args, max, private);
         event.data.args_omitted = event.data.args.is_none();
     }
 }
+
+/// How the kinds of acts and callbacks begin. Nobody else's do.
+pub const OWN_KINDS: &str = "hopline.";
 
 /// Whether this is the queue of acts or that of callbacks, of this prefix or of another one that shares its ladder.
 #[must_use]
@@ -275,6 +279,13 @@ pub fn is_own_queue(queue: &QueueName) -> bool {
     name == words::QUEUE
         || name == courier::QUEUE
         || ["acts-", "callbacks-"].iter().any(|own| name.starts_with(own))
+}
+
+/// Whether this is an act or a callback. What one of them is about was checked when it was made, or is signed with our
+/// secret: nobody changes it.
+#[must_use]
+pub fn is_own(queue: &QueueName, kind: Option<&Kind>) -> bool {
+    is_own_queue(queue) || kind.is_some_and(|kind| kind.as_str().starts_with(OWN_KINDS))
 }
 
 /// Runs acts, delivers callbacks where they are configured, and gives an end to what the broker moved, until `shutdown`.

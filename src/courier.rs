@@ -7,12 +7,12 @@
 //! |---|---|
 //! | answers 2xx | done |
 //! | answers 410 | dead at once: it wants no more |
-//! | answers anything else (redirects too, which are not followed), or not at all | tried again; a `Retry-After` is the pause, up to `callbacks.retry_max` |
+//! | answers anything else (redirects too, which are not followed), or not at all | tried again; a `Retry-After` makes the pause longer, up to `callbacks.retry_max` |
 //! | is at an address that is refused | dead at once: see [`failed`] |
 
 mod sign;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -34,7 +34,7 @@ pub(crate) const QUEUE: &str = Callback::QUEUE;
 /// Most bytes of the args of a callback: what the headers of a job can hold, and an event.
 pub(crate) const ARGS_MAX: usize = 256 << 10;
 /// How much longer than its request an attempt may take.
-const MARGIN: std::time::Duration = std::time::Duration::from_secs(5);
+const MARGIN: Duration = Duration::from_secs(5);
 /// Each pause between attempts is so many times longer than the one before.
 const FACTOR: f64 = 3.0;
 
@@ -45,7 +45,7 @@ pub struct Courier(Arc<Inner>);
 struct Inner {
     secrets: Secrets,
     egress: Egress,
-    retry_max: std::time::Duration,
+    retry: RetryPolicy,
 }
 
 impl Courier {
@@ -72,7 +72,14 @@ impl Courier {
         let secrets = Secrets::read(&config.secret)?;
         let timeouts = Timeouts { connect: config.connect_timeout, total: config.timeout };
         let egress = Egress::new(Guard::new(&config.allow)?, resolver, timeouts)?;
-        Ok(Some(Self(Arc::new(Inner { secrets, egress, retry_max: config.retry_max }))))
+        let retry = RetryPolicy {
+            max_attempts: config.max_attempts,
+            initial: config.retry_initial,
+            factor: FACTOR,
+            max: config.retry_max,
+            ..RetryPolicy::default()
+        };
+        Ok(Some(Self(Arc::new(Inner { secrets, egress, retry }))))
     }
 
     /// Lets the worker of acts deliver from `queue`, too.
@@ -82,16 +89,10 @@ impl Courier {
         config: &config::Callbacks,
         queue: &QueueName,
     ) -> Worker<Self> {
-        let retry = RetryPolicy {
-            max_attempts: config.max_attempts,
-            initial: config.retry_initial,
-            factor: FACTOR,
-            max: config.retry_max,
-            ..RetryPolicy::default()
-        };
-        // Private: a URL may hold a secret, and does not belong into the record.
         let options =
-            Options::new().queue(queue.as_str()).timeout(config.timeout + MARGIN).retry(retry).private();
+            Options::new().queue(queue.as_str()).timeout(config.timeout + MARGIN).retry(self.0.retry);
+        // Private: a URL may hold a secret, and does not belong into the record.
+        let options = options.private();
         worker.state(self).register_with(deliver, options)
     }
 }
@@ -107,15 +108,19 @@ async fn deliver(job: Callback, cx: Context<Courier>) -> JobResult<Answered> {
         ("webhook-timestamp", timestamp),
     ];
     for name in [header::TRACEPARENT, header::TRACESTATE] {
-        headers.extend(cx.carried(name).map(|value| (name, value.to_owned())));
+        // Whoever publishes on the broker may have written anything.
+        let carried = cx.carried(name).filter(|value| value.bytes().all(|byte| matches!(byte, b' '..=b'~')));
+        headers.extend(carried.map(|value| (name, value.to_owned())));
     }
     let sent = courier.egress.post(&job.url, &headers, body.to_owned()).await;
     let answer = sent.map_err(|error| failed(&error))?;
-    judge(&answer, courier.retry_max)
+    let pause = courier.retry.delay(cx.attempt(), cx.job_id().seed(cx.attempt()));
+    judge(&answer, pause, courier.retry.max)
 }
 
-/// What follows from an answer.
-fn judge(answer: &Answer, longest: std::time::Duration) -> JobResult<Answered> {
+/// What follows from an answer, where the policy's pause would be `pause`. A `Retry-After` makes it longer, up to
+/// `longest`: a shorter one would spend all attempts within minutes.
+fn judge(answer: &Answer, pause: Duration, longest: Duration) -> JobResult<Answered> {
     let Answer { status, retry_after, host } = answer;
     match status {
         200..=299 => Ok(Answered { status: *status }),
@@ -123,8 +128,8 @@ fn judge(answer: &Answer, longest: std::time::Duration) -> JobResult<Answered> {
         _ => {
             let (code, told) = (format!("http_{status}"), format!("{host} answered {status}"));
             Err(match retry_after {
-                Some(pause) => JobError::retry_in((*pause).min(longest), code, told),
-                None => JobError::retry(code, told),
+                Some(after) if *after > pause => JobError::retry_in((*after).min(longest), code, told),
+                _ => JobError::retry(code, told),
             })
         }
     }
@@ -143,8 +148,6 @@ fn failed(error: &EgressError) -> JobError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::job::Verdict;
 
@@ -153,7 +156,7 @@ mod tests {
         let longest = Duration::from_secs(100);
         let verdict = |status, retry_after: Option<u64>| {
             let retry_after = retry_after.map(Duration::from_secs);
-            judge(&Answer { status, retry_after, host: "h".to_owned() }, longest)
+            judge(&Answer { status, retry_after, host: "h".to_owned() }, Duration::from_secs(5), longest)
                 .map(|answered| answered.status)
                 .map_err(|error| (error.verdict(), error.code().to_owned()))
         };
@@ -168,6 +171,8 @@ mod tests {
             (404, None, again("http_404")),
             (410, Some(5), Err((Verdict::Fatal, "gone".to_owned()))),
             (429, Some(7), pause(7, "http_429")),
+            (429, Some(4), again("http_429")),
+            (503, Some(0), again("http_503")),
             (500, None, again("http_500")),
             (503, Some(1_000_000), pause(100, "http_503")),
         ] {

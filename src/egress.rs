@@ -68,7 +68,7 @@ pub enum Refusal {
     Port(u16),
     /// An address that may not be asked.
     #[error(
-        "{host} is at {address}, which is not public: mend the name, or allow the address (callbacks.allow)"
+        "{host} is at an address that is not public: mend the name, or allow the address (callbacks.allow)"
     )]
     Address {
         /// The host, as the URL says it.

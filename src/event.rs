@@ -8,12 +8,16 @@
 
 pub mod batch;
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::job::{Envelope, JobId, Kind, QueueName};
 
+/// The kind of the act that replays.
+pub(crate) const REPLAY: &str = "hopline.replay";
 /// What an event's `type` starts with.
 pub const TYPE_PREFIX: &str = "hopline.job.";
 
@@ -381,6 +385,22 @@ pub fn inline(json: &[u8], max: usize, private: bool) -> Option<Box<RawValue>> {
     }
     // To a string first: that checks the encoding, which reading raw bytes would check as well, and copies once.
     RawValue::from_string(std::str::from_utf8(json).ok()?.to_owned()).ok()
+}
+
+/// The args of a job as events carry them, as [`inline`]. Those of a replay go without what it sets: that is args of the
+/// jobs that it is about, maybe of a private kind, and each run that it starts tells its own.
+pub(crate) fn inline_args(
+    kind: Option<&Kind>,
+    args: &[u8],
+    max: usize,
+    private: bool,
+) -> Option<Box<RawValue>> {
+    if kind.is_none_or(|kind| kind.as_str() != REPLAY) || private {
+        return inline(args, max, private);
+    }
+    let mut members: BTreeMap<String, &RawValue> = serde_json::from_slice(args).ok()?;
+    members.remove("set");
+    inline(&serde_json::to_vec(&members).ok()?, max, private)
 }
 
 /// A time as all our JSON has it: RFC 3339, UTC, with milliseconds. A year before 0, which RFC 3339 does not have, is

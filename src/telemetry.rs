@@ -118,6 +118,15 @@ fn programs_spans(tracer: opentelemetry_sdk::trace::SdkTracer) -> Part {
     layer.with_filter(wanted.with_max_level_hint(LevelFilter::INFO)).boxed()
 }
 
+/// lapin's lines as they are asked for, but none below `info`: it logs frames, the one with the login's password among them.
+fn without_frames(targets: Targets) -> Targets {
+    let named = |target: &str| target == "lapin" || target.starts_with("lapin::");
+    let asked: Vec<_> = targets.iter().filter(|(target, _)| named(target)).collect();
+    let asked: Vec<_> =
+        asked.into_iter().map(|(target, level)| (target.to_owned(), level.min(LevelFilter::INFO))).collect();
+    targets.with_target("lapin", LevelFilter::OFF).with_targets(asked)
+}
+
 /// Whose spans are not the program's.
 #[cfg(feature = "otlp")]
 const OWN: [&str; 7] = ["hopline", "lapin", "hyper", "hyper_util", "reqwest", "rustls", "opentelemetry"];
@@ -132,9 +141,9 @@ where
         reason: error.to_string(),
     })?;
     // lapin repeats, as errors, what the connection's own log lines say once and in words.
-    let asked = log.level.contains("lapin");
-    let targets = if asked { targets } else { targets.with_target("lapin", LevelFilter::OFF) };
-    let targets = targets.with_target(WITH_BODIES, LevelFilter::OFF).with_target(MARKS, LevelFilter::ERROR);
+    let targets = without_frames(targets)
+        .with_target(WITH_BODIES, LevelFilter::OFF)
+        .with_target(MARKS, LevelFilter::ERROR);
     // A log that cannot be written must not bring the process down, which the default's complaint on the very
     // same standard error would.
     let layer = fmt::layer().with_writer(to).with_ansi(colour).log_internal_errors(false);
@@ -233,6 +242,25 @@ mod tests {
     fn message_bodies_are_never_logged() {
         for level in ["trace", "info,lapin=trace", "error,lapin::returned_messages=trace"] {
             assert!(!logged(level, LogFormat::Text).contains("a body"), "{level}");
+        }
+    }
+
+    #[test]
+    fn frames_are_never_logged_and_what_lapin_says_only_where_it_is_asked() {
+        for (level, said) in [
+            ("trace", LevelFilter::OFF),
+            ("trace,hopline=lapin", LevelFilter::OFF),
+            ("info,lapin=trace", LevelFilter::INFO),
+            ("info,lapin=warn,lapin::channel=debug", LevelFilter::WARN),
+        ] {
+            let Ok(targets) = level.parse() else { continue };
+            let targets: Targets = without_frames(targets);
+            let at = |level| targets.would_enable("lapin::connection", &level);
+            let most =
+                [tracing::Level::TRACE, tracing::Level::DEBUG, tracing::Level::INFO, tracing::Level::WARN];
+            let most = most.into_iter().find(|level| at(*level)).map_or(LevelFilter::OFF, LevelFilter::from);
+            assert_eq!(most, said, "{level}");
+            assert!(!targets.would_enable("lapin::channel", &tracing::Level::DEBUG), "{level}");
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{
     Acts,
     attempt::{Attempt, behind},
+    is_own_queue,
     sweep::check_ids,
     words::{Cancel, Done},
 };
@@ -54,13 +55,13 @@ impl Cancelling {
 
     async fn filter(mut self, filter: Filter) -> JobResult<Done> {
         let filter = live(filter)?;
-        // Unless it is asked for, an act does not cancel acts, itself included.
+        // Unless it is asked for, an act does not cancel acts, itself included, nor what tells of ends.
         let acts = self.attempt.acts();
-        let spared = (filter.queue.is_none() && filter.kind.is_none()).then(|| acts.names.acts());
+        let spares = filter.queue.is_none() && filter.kind.is_none();
         let mut after = None;
         loop {
             let page = acts.record.jobs(filter.clone(), TOGETHER, after).await.map_err(behind)?;
-            let found = page.items.into_iter().filter(|job| Some(&job.queue) != spared.as_ref());
+            let found = page.items.into_iter().filter(|job| !(spares && is_own_queue(&job.queue)));
             self.ask(found.collect()).await?;
             match page.next {
                 Some(next) => after = Some(next),

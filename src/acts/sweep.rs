@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{
     Acts, CONFIRM, Failure,
     attempt::{Attempt, failed, passing},
+    is_own,
     letter::{Facts, next_run, next_run_raw},
     tally::At,
     wanted::{Standing, Wanted, standing},
@@ -310,6 +311,9 @@ impl Sweep {
         by: Option<&String>,
     ) -> Result<(Message, Event), String> {
         let (acts, act, now) = (self.attempt.acts(), self.attempt.cx().job_id(), Timestamp::now());
+        if set.is_some() && is_own(&facts.queue, facts.kind.as_ref()) {
+            return Err("acts and callbacks keep their args".to_owned());
+        }
         let limit = acts.config.limits.args;
         let (message, mut event) = match next_run(&letter.incoming, &facts.queue, limit, set, act) {
             Ok(envelope) => {

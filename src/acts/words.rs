@@ -51,7 +51,7 @@ pub struct Set {
 }
 
 impl Job for Replay {
-    const KIND: &'static str = "hopline.replay";
+    const KIND: &'static str = crate::event::REPLAY;
     const QUEUE: &'static str = QUEUE;
     type Output = Done;
 }

@@ -12,7 +12,7 @@ pub(super) fn is_public(address: IpAddr) -> bool {
 }
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
-    let [a, b, c, _] = address.octets();
+    let [a, b, c, d] = address.octets();
     let special = match (a, b, c) {
         // "This network"; above: multicast, reserved, broadcast.
         (0 | 224..=255, ..) => true,
@@ -22,6 +22,8 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         (192, 0, 0) | (192, 88, 99) => true,
         // Benchmarks (RFC 2544).
         (198, 18 | 19, _) => true,
+        // Public by its number, but a cloud's own (Azure's metadata and agents).
+        (168, 63, 129) => d == 16,
         _ => false,
     };
     !(special

@@ -33,9 +33,9 @@ use super::{
     submission::{APP_ID, ERRORS_MAX, check_args},
 };
 use crate::{
-    acts::{Cancel, IDS_MAX, Replay, Set},
+    acts::{Cancel, IDS_MAX, OWN_KINDS, Replay, Set, is_own_queue},
     client::Submission,
-    job::{Envelope, Job, JobId, Kind},
+    job::{Envelope, Job, JobId, Kind, QueueName},
     record::{
         keys::Claim,
         model::{Filter, JobRecord, JobStatus, Summary},
@@ -82,6 +82,7 @@ async fn one(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response, P
         Opened::Repeat(answer) => return Ok(answer),
     };
     let job = inbound.caller.visible(app, app.look_up(id).await?)?;
+    order.check_set(Some(&job.summary.queue), job.summary.kind.as_ref())?;
     check_dead(&job)?;
     let filter = Filter { queue: Some(job.summary.queue), ..Filter::default() };
     let act = Replay { filter, ids: Some(vec![id]), expected: Some(1), ..order.into_replay() };
@@ -116,8 +117,12 @@ pub(super) async fn replay_order(app: &App, caller: &Caller, order: Order) -> Re
         Opened::New(ticket) => ticket,
         Opened::Repeat(answer) => return Ok(answer),
     };
+    order.check_set(order.filter.queue.as_ref(), order.filter.kind.as_ref())?;
     check_group(app, &order.filter).await?;
-    let found = count(app, &order.filter, order.ids.as_deref(), is_replayable).await?;
+    // What "all" is about does not include acts and callbacks.
+    let all = order.filter.queue.is_none() && order.ids.is_none();
+    let fit = |job: &Summary| is_replayable(job) && !(all && is_own_queue(&job.queue));
+    let found = count(app, &order.filter, order.ids.as_deref(), fit).await?;
     if order.dry_run {
         return Ok(found.answer());
     }
@@ -338,6 +343,20 @@ impl Order {
             }
         }
         caller.narrow_act(&mut self.filter.queue)
+    }
+
+    /// Refuses other args for acts and callbacks. Of those that the order does not name, the act says so.
+    fn check_set(&self, queue: Option<&QueueName>, kind: Option<&Kind>) -> Result<(), Problem> {
+        let own =
+            queue.is_some_and(is_own_queue) || kind.is_some_and(|kind| kind.as_str().starts_with(OWN_KINDS));
+        let mut errors = Errors::new(1);
+        if own && self.set.is_some() {
+            errors.at(
+                "/set",
+                "acts and callbacks keep their args: what they are about was checked, or is signed",
+            );
+        }
+        errors.none_or(Some(()))
     }
 
     fn into_replay(self) -> Replay {

@@ -122,6 +122,11 @@ fn usable(id: JobId) -> Result<JobId, String> {
     if id.is_nil_or_max() {
         return Err("must be a UUID of the job's own: neither the nil nor the max UUID".to_owned());
     }
+    if id.is_derived() {
+        return Err(
+            "must not be a UUID version 8: those are derived, from idempotency keys among others".to_owned()
+        );
+    }
     Ok(id)
 }
 

@@ -183,7 +183,7 @@ impl Draft {
 /// # Errors
 /// What is wrong.
 pub(super) fn open_kind(kind: Kind) -> Result<Kind, String> {
-    if kind.as_str().starts_with("hopline.") {
+    if kind.as_str().starts_with(crate::acts::OWN_KINDS) {
         return Err("is reserved: kinds that begin with `hopline.` are acts and callbacks, which have calls of their own"
             .to_owned());
     }

@@ -90,6 +90,13 @@ impl JobId {
         self.0.is_nil() || self.0.is_max()
     }
 
+    /// Whether this is a UUID version 8, as ids that are derived from something else are: of messages with foreign ids, of
+    /// submits under an idempotency key, of callbacks.
+    #[must_use]
+    pub fn is_derived(&self) -> bool {
+        self.0.get_version_num() == 8
+    }
+
     /// The id of these 128 bits, most significant byte first.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {

@@ -170,7 +170,7 @@ fn is_ours(app_id: Option<&str>) -> bool {
 }
 
 fn put_args(data: &mut Data, args: &[u8], max_inline: usize, private: bool) {
-    data.args = event::inline(args, max_inline, private);
+    data.args = event::inline_args(data.kind.as_ref(), args, max_inline, private);
     data.args_omitted = data.args.is_none() && !args.is_empty();
 }
 

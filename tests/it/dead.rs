@@ -3,7 +3,7 @@
 use hopline::job::dead::mark;
 use serde_json::{Value, json};
 
-use crate::support::{rabbit::Seen, stage::stage};
+use crate::support::{eventually, probe::quick, rabbit::Seen, stage::stage};
 
 /// Args that anything but copying would change.
 const ODD: &str = r#"{"script":["fail"],  "n":1.000000000000000000001,"n":[ ],"e":"\u00e9\/", "big":12345678901234567890123}"#;
@@ -90,4 +90,34 @@ async fn a_dead_letter_that_is_moved_back_starts_a_new_run() {
         assert_eq!(dead.text(), ODD);
     })
     .await;
+}
+
+/// The args of a private kind are no more the record's business where an operator has mended them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_mended_args_of_a_replay_are_told_by_its_jobs_alone() {
+    for private in [true, false] {
+        stage(async |stage| {
+            let front = stage.front().await;
+            let _acting = stage.act(&front, &stage.config);
+            let options = if private { quick().private() } else { quick() };
+            let (_worker, _log) = stage.probes_with(&stage.config, options);
+            let id = front.submit(r#"{"kind":"test.probe","args":{"script":["fatal"]}}"#).await;
+            stage.rabbit.wait_count(&stage.dead_queue(), 1).await;
+            let set = json!({ "set": { "args": { "mended": "4711" } }, "reason": "mended" }).to_string();
+            let ordered = front.post(&format!("/v1/jobs/{id}/replay"), set).await;
+            let act = ordered.accepted();
+            front.acted(ordered).await;
+            let told = front.get(&format!("/v1/jobs/{act}")).await.json();
+            assert_eq!((&told["args"]["ids"], &told["args"]["reason"]), (&json!([id]), &json!("mended")));
+            assert!(told["args"].get("set").is_none(), "{told}");
+            let job = eventually("it has run again", async || {
+                let job = front.settled(&id).await;
+                (job["status"] == "succeeded").then_some(job)
+            })
+            .await;
+            let args = if private { Value::Null } else { json!({ "mended": "4711" }) };
+            assert_eq!((&job["run"], &job["args"]), (&json!(2), &args), "{job}");
+        })
+        .await;
+    }
 }

@@ -1,7 +1,10 @@
 //! The kinds that workers have announced, as parts of the description: a call of each, with what it takes and returns.
 
+use std::time::Duration;
+
 use axum::http::Method;
 use serde_json::{Value, json};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     document::{gathering, place},
@@ -43,16 +46,20 @@ pub(super) fn known(app: &App, caller: &Caller) -> Vec<KindInfo> {
     kinds
 }
 
+/// Longest time that schemas are looked at for one description.
+const LOOKING: Duration = Duration::from_secs(5);
+
 /// Puts the kinds in. Whether that is all: a schema that nobody had time to look at is left out.
 pub(super) async fn put_in(app: &App, kinds: &[KindInfo], document: &mut Value) -> bool {
     let (mut complete, mut room) = (true, SCHEMAS_MAX);
+    let until = Instant::now() + LOOKING;
     let path = "/v1/rpc/{kind}";
     for kind in kinds {
         let (mut args, mut output) = (Vec::new(), Vec::new());
         for schemas in &kind.schemas {
             for (from, into) in [(&schemas.args, &mut args), (&schemas.output, &mut output)] {
                 let valid = match from {
-                    Some(schema) => app.checks.is_valid(schema).await,
+                    Some(schema) => timeout_at(until, app.checks.is_valid(schema)).await.ok().flatten(),
                     None => Some(false),
                 };
                 complete &= valid.is_some();

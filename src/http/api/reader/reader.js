@@ -40,13 +40,20 @@ function seen(part) {
   return part;
 }
 
+// Most alternatives that are told one by one.
+const SHOWN = 12;
+
 function typeOf(schema, depth = 0) {
   schema = seen(schema);
   if (depth > 8 || schema === true || !schema) return "anything";
   if (schema.const !== undefined) return JSON.stringify(schema.const);
   if (schema.enum) return schema.enum.length > 12 ? `one of ${schema.enum.length} texts` : schema.enum.map((value) => JSON.stringify(value)).join(" | ");
   const any = schema.anyOf || schema.oneOf;
-  if (any && !schema.type) return [...new Set(any.map((one) => typeOf(one, depth + 1)))].join(" or ");
+  // Each level has all of the one below: a schema may be full of itself.
+  if (any && !schema.type) {
+    if (depth > 2 || any.length > SHOWN) return `one of ${any.length} schemas`;
+    return [...new Set(any.map((one) => typeOf(one, depth + 1)))].join(" or ");
+  }
   if (schema.type === "array") return "array of " + typeOf(schema.items, depth + 1);
   const bounds = ["format", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "default"];
   // A long pattern says less than the words beside it; the schema has it.
@@ -75,7 +82,7 @@ function rows(into, heads, lines) {
 function members(into, schema, depth = 0) {
   schema = seen(schema);
   if (!schema || depth > 4) return;
-  for (const part of schema.allOf || []) if (depth < 3) members(into, part, depth + 1);
+  for (const part of (schema.allOf || []).slice(0, SHOWN)) if (depth < 3) members(into, part, depth + 1);
   if (schema.type === "array") return members(into, schema.items, depth + 1);
   const all = Object.entries(schema.properties || {});
   const required = schema.required || [];
@@ -187,7 +194,16 @@ async function show() {
   prose(calls, whole.components.schemas.ProblemCode.description);
   document.getElementById("find").addEventListener("input", (event) => find(event.target.value));
   // The place that the address names is there only now.
-  if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
+  if (location.hash) document.getElementById(named(location.hash.slice(1)))?.scrollIntoView();
+}
+
+// What an address names, also where that is no encoding of anything.
+function named(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 show().catch((error) => { document.getElementById("calls").textContent = String(error); });
