@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
 CARGO ?= cargo
 DIR := $(HERE)/var
 
-.PHONY: help setup build up down test check faults webhook-reference fuzz schemathesis bench
+.PHONY: help setup build up down test check faults webhook-reference examples manifests fuzz schemathesis bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -45,6 +45,13 @@ faults: setup ## every fault under 20,000 jobs each, for an hour or more; writes
 webhook-reference: setup ## have the reference library of Standard Webhooks (Python, from PyPI) verify a callback
 	$(CARGO) build --workspace --bins --all-features
 	CARGO="$(CARGO)" CARGO_TARGET_DIR="$(TARGET)" scripts/webhook-reference "$(TARGET)/debug/hopline"
+
+examples: setup ## run the examples in Python and Node.js (from PyPI and npm) against a real Hopline, and check their jobs
+	$(CARGO) build --workspace --bins --all-features
+	CARGO_TARGET_DIR="$(TARGET)" scripts/with-broker "$(TARGET)/debug/hopline" scripts/examples "$(TARGET)/debug/hopline" "$(TARGET)/debug/hopline-worker-demo"
+
+manifests: ## check compose file, Kubernetes manifests, alerts, dashboard and definitions against their schemas (PyPI, npm)
+	CARGO_TARGET_DIR="$(TARGET)" scripts/manifests
 
 fuzz: ## fuzz each parser of what comes from outside for TIME=60 seconds, JOBS=1 at a time; MERGE=N keeps the best new inputs
 	scripts/fuzz $(TARGETS)
