@@ -230,6 +230,11 @@ def oddities(language):
         job_id = client.submit(language, kind_, {"text": "x"}, headers=headers)
         job = ended(job_id, "dead")
         assert job["error"]["reason"] == reason and not job["attempts"], job
+    # A kind that nobody knows yet is waited for, and can be cancelled meanwhile.
+    waits = client.submit(language, "no.such.kind", {})
+    eventually("it is waited for", lambda: api("GET", f"/v1/jobs/{waits}", ok=(404,)).get("run_at"))
+    api("DELETE", f"/v1/jobs/{waits}")
+    ended(waits, "cancelled")
     # A number keeps its digits in the record.
     job_id = str(uuid.uuid4())
     client.channel.basic_publish("hopline.jobs", f"{language}.normal.{kind}", '{"text":"a","n":1.000000000000000000001}',

@@ -192,8 +192,20 @@ export class Job {
     const text = properties.messageId;
     this.id = text ? (UUID.test(text) ? text.toLowerCase() : derive(FOREIGN, queue, text)) : undefined;
     Object.assign(this, { run: 1, attempt: 1, step: 0, patience: 0, tags: [], stop: new AbortController(), said: { n: 0, at: 0 } });
+    const wasDead = 'hopline-reason' in raw; // somebody moved it here from the dead-letter queue: its next run
+    for (const [name, low] of [['run', 1], ['attempt', 1], ['step', 0], ['patience', 0]]) {
+      try {
+        this[name] = this.#number(name, { low }) ?? low;
+      } catch {
+        // Where it stands is said of a message that cannot be read, too: at the beginning.
+      }
+    }
+    if (wasDead) {
+      for (const name of [...DEATH, 'hopline-expires-at']) delete this.headers[name];
+      Object.assign(this, { run: this.run + 1, attempt: 1, step: 0, patience: 0 });
+    }
     try {
-      this.#read();
+      this.#read(wasDead);
     } catch (error) {
       if (!error.reason) throw error;
       this.unfit = { reason: error.reason, message: error.message };
@@ -212,21 +224,13 @@ export class Job {
   }
 
   /** Everything, in the order in which it must be readable. */
-  #read() {
+  #read(wasDead) {
     if (this.body.length > LIMITS.args) throw unfit('oversize', `${this.body.length} bytes of args`);
     if (JSON.stringify(this.raw).length > LIMITS.headers) throw unfit('oversize', 'too many headers');
-    this.run = this.#number('run', { low: 1 }) ?? 1;
-    this.step = this.#number('step') ?? 0;
-    this.attempt = this.#number('attempt', { low: 1 }) ?? 1;
-    this.patience = this.#number('patience') ?? 0;
-    const wasDead = 'hopline-reason' in this.raw; // somebody moved it here from the dead-letter queue: its next run
-    if (wasDead) {
-      for (const name of [...DEATH, 'hopline-expires-at']) delete this.headers[name];
-      Object.assign(this, { run: this.run + 1, attempt: 1, step: 0, patience: 0 });
-    }
     const version = this.#number('version') ?? 1;
     if (version > 1) throw unfit('unsupported_version', `version ${version} of the wire contract`);
     if (!KIND.test(this.kind ?? '') || this.kind.length > 100) throw unfit('undecodable', `type is ${this.kind}`);
+    for (const [name, low] of [['run', 1], ['attempt', 1], ['step', 0], ['patience', 0]]) this.#number(name, { low });
     this.ownMaxAttempts = this.#number('max-attempts', { low: 1, high: 1000 });
     this.timeout = this.#number('timeout-ms') || this.how?.timeout;
     this.createdAt = this.#number('created-at');

@@ -186,27 +186,28 @@ export class Worker {
   }
 
   async #decide(job, fields) {
-    if (!job.id) {
-      job.id = randomUUID();
-      // Adoption: it comes back as a job with an id.
-      if (job.unfit?.reason !== 'oversize') return this.#publish(job, route(this.queue, 'unknown', 0, this.prefix), headersOf(job.headers));
-    }
-    if (job.unfit && job.unfit.reason !== 'unsupported_version') return this.#bury(job, job.unfit.reason, { code: job.unfit.reason, message: job.unfit.message });
+    const adopted = !job.id;
+    job.id ??= randomUUID();
+    if (job.unfit) return this.#notKnown(job, job.unfit, job.unfit.reason === 'unsupported_version');
+    // It comes back as a job with an id: each delivery would make another one.
+    if (adopted) return this.#publish(job, route(this.queue, job.kind, 0, this.prefix), job.copy());
     const doubtful = fields.redelivered || fields.exchange !== `${this.prefix}.jobs` || job.unsure || (job.createdAt ?? 0) <= this.blindUntil;
     if (doubtful && (await this.#hasEnded(job))) return undefined;
     job.order ??= this.orders.get(`${job.id} ${job.run}`);
     if (job.order) return this.#cancelled(job);
+    if (!job.how) return this.#notKnown(job, { reason: 'unknown_kind', message: `no worker of queue ${this.queue} knows ${job.kind}` }, true);
     if (job.expiresAt <= Date.now()) {
       const event = await this.#tell(job, 'expired', {}, this.#args(job));
       await this.#callback(job);
       return this.#reply(job, 'expired', JSON.stringify({ code: 'expired', message: 'expired before an attempt' }), event);
     }
-    if (job.unfit || !job.how) {
-      const { reason, message } = job.unfit ?? { reason: 'unknown_kind', message: `no worker of queue ${this.queue} knows ${job.kind}` };
-      if (job.patience >= this.patience) return this.#bury(job, reason, { code: reason, message });
-      return this.#again(job, 'scheduled', 2000 * 2 ** job.patience, { patience: job.patience + 1 });
-    }
     return this.#attempt(job);
+  }
+
+  /** Dead, or again later: a deploy may be under way. */
+  #notKnown(job, { reason, message }, patience) {
+    if (!patience || job.patience >= this.patience) return this.#bury(job, reason, { code: reason, message });
+    return this.#again(job, 'scheduled', 2000 * 2 ** job.patience, { patience: job.patience + 1 });
   }
 
   async #attempt(job) {

@@ -164,8 +164,17 @@ class Job:
         self.max_attempts, self.tags, self.started_at, self.order = None, [], None, None
         self.timed_out, self._stop, self._said, self._untold = False, threading.Event(), (0, 0.0), None
         self.callback, self.unsure, self.how = (None, None), False, worker.handlers.get(self.kind)
+        dead = "hopline-reason" in self.raw  # somebody moved it here from the dead-letter queue: its next run
+        for name, first in (("run", 1), ("attempt", 1), ("step", 0), ("patience", 0)):
+            try:
+                setattr(self, name, self._number(name, first, first))
+            except Unfit:
+                pass  # where it stands is said of a message that cannot be read, too: at the beginning
+        if dead:
+            self.headers = {n: v for n, v in self.headers.items() if n not in DEATH | {"hopline-expires-at"}}
+            self.run, self.attempt, self.step, self.patience = self.run + 1, 1, 0, 0
         try:
-            self._read()
+            self._read(dead)
         except Unfit as unfit:
             self.unfit = unfit.args
 
@@ -184,23 +193,19 @@ class Job:
             raise Unfit("undecodable", f"hopline-{name} is {value!r}") from None
         return number
 
-    def _read(self):
+    def _read(self, dead):
         """Everything, in the order in which it must be readable."""
         if len(self.body) > ARGS_MAX:
             raise Unfit("oversize", f"{len(self.body)} bytes of args")
         if sum(len(str(name)) + len(str(value)) for name, value in self.raw.items()) > HEADERS_MAX:
             raise Unfit("oversize", "too many headers")
-        self.run, self.step = self._number("run", 1, 1), self._number("step", 0)
-        self.attempt, self.patience = self._number("attempt", 1, 1), self._number("patience", 0)
-        dead = "hopline-reason" in self.raw
-        if dead:  # somebody moved it here from the dead-letter queue: its next run
-            self.headers = {n: v for n, v in self.headers.items() if n not in DEATH | {"hopline-expires-at"}}
-            self.run, self.attempt, self.step, self.patience = self.run + 1, 1, 0, 0
         version = self._number("version", 1)
         if version > 1:
             raise Unfit("unsupported_version", f"version {version} of the wire contract")
         if not KIND.fullmatch(self.kind or "") or len(self.kind) > 100:
             raise Unfit("undecodable", f"type is {self.kind!r}")
+        for name, first in (("run", 1), ("attempt", 1), ("step", 0), ("patience", 0)):
+            self._number(name, first, first)
         self.max_attempts = self._number("max-attempts", None, 1, 1000)
         self.timeout_ms = self._number("timeout-ms", 0) or (self.how.timeout * 1000 if self.how else 0)
         self.created_at = self._number("created-at")

@@ -208,29 +208,32 @@ class Worker(Settling):
 
     def _decide(self, job, method):
         """What is to be done with a delivery."""
-        if not job.id and not (job.unfit and job.unfit[0] == "oversize"):
-            job.id = str(uuid.uuid4())  # adoption: it comes back as a job with an id
-            return self._publish(route(self.queue, "unknown", 0, self.prefix), job, job.headers)
-        job.id = job.id or str(uuid.uuid4())
-        if job.unfit and job.unfit[0] != "unsupported_version":
-            return self._bury(job, job.unfit[0], job.unfit[0], job.unfit[1])
-        doubtful = (method.redelivered or method.exchange != f"{self.prefix}.jobs" or not job.unfit and job.unsure
+        adopted, job.id = not job.id, job.id or str(uuid.uuid4())
+        if job.unfit:
+            return self._not_known(job, *job.unfit, patience=job.unfit[0] == "unsupported_version")
+        if adopted:  # it comes back as a job with an id: each delivery would make another one
+            return self._publish(route(self.queue, job.kind, 0, self.prefix), job, job.copy())
+        doubtful = (method.redelivered or method.exchange != f"{self.prefix}.jobs" or job.unsure
                     or (job.created_at or 0) <= self.blind_until)
         if doubtful and self._has_ended(job):
             return
         job.order = job.order or self.orders.get((job.id, job.run))
         if job.order:
             return self._cancelled(job, {})
+        if not job.how:
+            text = f"no worker of queue {self.queue} knows {job.kind}"
+            return self._not_known(job, "unknown_kind", text, patience=True)
         if job.expires_at and job.expires_at <= now_ms():
             event = self.tell(job, "expired", raw=self._args(job))
             self._callback(job)
             return self._reply(job, "expired", {"code": "expired", "message": "expired before an attempt"}, event)
-        if job.unfit or job.kind not in self.handlers:
-            reason, text = job.unfit or ("unknown_kind", f"no worker of queue {self.queue} knows {job.kind}")
-            if job.patience >= self.patience:
-                return self._bury(job, reason, reason, text)
-            return self._again(job, "scheduled", 2000 * 2 ** job.patience, patience=job.patience + 1)
         self._attempt(job)
+
+    def _not_known(self, job, reason, text, patience):
+        """Dead, or again later: a deploy may be under way."""
+        if not patience or job.patience >= self.patience:
+            return self._bury(job, reason, reason, text)
+        self._again(job, "scheduled", 2000 * 2 ** job.patience, patience=job.patience + 1)
 
     def _attempt(self, job):
         job.started_at = now_ms()
