@@ -309,8 +309,8 @@ def outbox():
     run = [PYTHON, str(ROOT / "examples/python/outbox.py")]
     env = ENV | {"OUTBOX_DB": str(database)}
     for n in range(20):
-        subprocess.run([*run, "order", f"item-{n}"], env=env, check=True, timeout=60)
-    assert subprocess.run([*run, "order", "item-bad", "--fail"], env=env, timeout=60).returncode != 0
+        subprocess.run([*run, "order", f"item-{n}"], env=env, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    assert subprocess.run([*run, "order", "item-bad", "--fail"], env=env, timeout=60, stderr=subprocess.DEVNULL).returncode != 0
     relay = subprocess.Popen([*run, "relay", "--crash-after", "5"], env=env)
     assert relay.wait(60) == 9, "it crashed after a submit and before it was noted"
     subprocess.run([*run, "relay", "--once"], env=env, check=True, timeout=60)
