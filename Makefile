@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
 CARGO ?= cargo
 DIR := $(HERE)/var
 
-.PHONY: help setup build up down test check faults webhook-reference fuzz schemathesis asyncapi bench
+.PHONY: help setup build up down test check faults webhook-reference examples manifests fuzz schemathesis bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -46,15 +46,19 @@ webhook-reference: setup ## have the reference library of Standard Webhooks (Pyt
 	$(CARGO) build --workspace --bins --all-features
 	CARGO="$(CARGO)" CARGO_TARGET_DIR="$(TARGET)" scripts/webhook-reference "$(TARGET)/debug/hopline"
 
+examples: setup ## run the examples in Python and Node.js (from PyPI and npm) against a real Hopline, and check their jobs
+	$(CARGO) build --workspace --bins --all-features
+	CARGO_TARGET_DIR="$(TARGET)" scripts/with-broker "$(TARGET)/debug/hopline" scripts/examples "$(TARGET)/debug/hopline" "$(TARGET)/debug/hopline-worker-demo"
+
+manifests: ## check compose file, Kubernetes manifests, alerts, dashboard and definitions against their schemas (PyPI, npm)
+	CARGO_TARGET_DIR="$(TARGET)" scripts/manifests
+
 fuzz: ## fuzz each parser of what comes from outside for TIME=60 seconds, JOBS=1 at a time; MERGE=N keeps the best new inputs
 	scripts/fuzz $(TARGETS)
 
 schemathesis: setup ## test the HTTP interface against its own description (needs Python), on a broker of its own
 	$(CARGO) build --release --workspace --bins --features server
 	scripts/with-broker "$(TARGET)/release/hopline" scripts/schemathesis "$(TARGET)/release/hopline" "$(TARGET)/release/hopline-worker-demo"
-
-asyncapi: ## have the parser of AsyncAPI (JavaScript, from npm) read docs/asyncapi.yaml
-	CARGO_TARGET_DIR="$(TARGET)" scripts/asyncapi
 
 bench: setup ## compare Hopline with the bare broker, on a broker of its own
 	$(CARGO) build --release --workspace --bins --features server
