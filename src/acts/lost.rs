@@ -5,6 +5,9 @@
 //! queue, so that it can be replayed. Should its message turn up after all, what a handler finishes outranks this. One
 //! whose cancellation was asked for ends cancelled.
 //!
+//! One that is due, but was submitted before the broker was connected last, may be late: a broker that is started again
+//! lets the levels of the delay ladder begin anew. It has its whole delay once more.
+//!
 //! Empty: a get finds nothing. The broker's count says 0 also where it does not know.
 //!
 //! Idle: no worker's heartbeat shows a job of the queue, and heartbeats are heard: this process's own worker is one that
@@ -71,11 +74,20 @@ struct Idle {
     queues: BTreeMap<QueueName, Instant>,
     /// Since when heartbeats are heard.
     hearing: Option<Instant>,
+    /// The connection at the last look, and when it was seen first.
+    connected: Option<(u64, Timestamp)>,
 }
 
 impl Idle {
     fn forget(&mut self) {
         self.queues.clear();
+    }
+
+    /// Since when this connection is there, at the latest.
+    fn connected(&mut self, epoch: u64, now: Timestamp) -> Timestamp {
+        let (_, since) = *self.connected.take_if(|(known, _)| *known == epoch).get_or_insert((epoch, now));
+        self.connected = Some((epoch, since));
+        since
     }
 
     /// Whether heartbeats have been heard for so long that every worker has said something.
@@ -119,6 +131,8 @@ async fn look(
         idle.forget();
         return Ok(());
     }
+    let epoch = acts.publisher.link().up().map_err(|down| down.0)?.epoch;
+    let connected = idle.connected(epoch, Timestamp::now());
     let queues = acts.record.queues().await.map_err(|error| error.to_string())?;
     let mut seen = BTreeMap::new();
     for (queue, known) in &queues {
@@ -129,7 +143,7 @@ async fn look(
     }
     let ripe = idle.look(Instant::now(), &seen, lost_after);
     for queue in &ripe {
-        if !end_lost(acts, queue, lost_after).await? {
+        if !end_lost(acts, queue, connected, lost_after).await? {
             idle.queues.remove(queue);
         }
     }
@@ -179,22 +193,33 @@ pub(super) fn long_ago(lost_after: Duration) -> Timestamp {
 }
 
 /// Ends the jobs of a queue that have no message any more; false: there is a message.
-async fn end_lost(acts: &Acts, queue: &QueueName, lost_after: Duration) -> Result<bool, String> {
+async fn end_lost(
+    acts: &Acts,
+    queue: &QueueName,
+    connected: Timestamp,
+    lost_after: Duration,
+) -> Result<bool, String> {
     // One process does it; the others see what it wrote.
     let lock = match acts.passes.lock(queue).await {
         Ok(lock) => lock,
         Err(PassError::Busy) => return Ok(true),
         Err(error) => return Err(error.to_string()),
     };
-    let ended = end_all(acts, queue, &lock, lost_after).await;
+    let ended = end_all(acts, queue, &lock, connected, lost_after).await;
     lock.release().await;
     ended
 }
 
-async fn end_all(acts: &Acts, queue: &QueueName, lock: &Lock, lost_after: Duration) -> Result<bool, String> {
+async fn end_all(
+    acts: &Acts,
+    queue: &QueueName,
+    lock: &Lock,
+    connected: Timestamp,
+    lost_after: Duration,
+) -> Result<bool, String> {
     loop {
         acts.catch_up().await.map_err(|error| error.to_string())?;
-        let found = acts.record.waiting_since(queue.clone(), long_ago(lost_after), TOGETHER).await;
+        let found = acts.record.waiting_since(queue.clone(), long_ago(lost_after), connected, TOGETHER).await;
         let found = found.map_err(|error| error.to_string())?;
         if found.is_empty() {
             return Ok(true);
@@ -328,6 +353,15 @@ mod tests {
         assert_eq!(look(10, &[("a", true), ("b", true), ("c", true)]), some(&["a"]));
         assert_eq!(look(15, &[("b", true), ("c", true)]), some(&["c"]), "a has no open jobs any more");
         assert_eq!(look(20, &[("a", true), ("b", true), ("c", true)]), some(&["b", "c"]));
+    }
+
+    #[test]
+    fn a_connection_counts_from_when_it_was_seen_first() {
+        let (mut idle, at) = (Idle::default(), |second| Timestamp::from_second(second).unwrap());
+        for (epoch, now, since) in [(1, 10, 10), (1, 20, 10), (3, 30, 30), (3, 40, 30)] {
+            assert_eq!(idle.connected(epoch, at(now)), at(since));
+            idle.forget();
+        }
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub(crate) fn record(data: &[u8]) {
             assert_eq!(store.lookup(&asked).expect("an answer").len(), 1);
             if let Some(queue) = &event.data.queue {
                 store.groups(queue).expect("groups");
-                store.waiting_since(queue, now, 10).expect("who waits");
+                store.waiting_since(queue, now, now, 10).expect("who waits");
             }
         }
     }

@@ -447,7 +447,7 @@ impl Record {
     }
 
     /// Jobs of `queue` that have been queued, or running without news, since before `before`: the oldest first, at most
-    /// `limit`.
+    /// `limit`. Not those that may be late since the broker was `connected`.
     ///
     /// # Errors
     /// [`RecordError`].
@@ -455,8 +455,9 @@ impl Record {
         &self,
         queue: QueueName,
         before: Timestamp,
+        connected: Timestamp,
         limit: usize,
     ) -> Result<Vec<Summary>, RecordError> {
-        self.0.shared.read(move |store| store.waiting_since(&queue, before, limit)).await
+        self.0.shared.read(move |store| store.waiting_since(&queue, before, connected, limit)).await
     }
 }

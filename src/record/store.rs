@@ -338,13 +338,18 @@ impl Store {
 
     /// Jobs of `queue` that have been queued, or running without news, since before `before`: the oldest first, at most
     /// `limit`. Not those that were last heard of before a gap in the log.
+    ///
+    /// Nor those that were there before the broker was `connected` and may be late since: when it is started again, the
+    /// level of the delay ladder that a message lies in begins its pause anew. What is left of a delay after that is at
+    /// most the delay, which is at most the time from the job's submit to when it is due.
     pub(crate) fn waiting_since(
         &self,
         queue: &QueueName,
         before: Timestamp,
+        connected: Timestamp,
         limit: usize,
     ) -> Result<Vec<Summary>, StoreError> {
-        self.readers.read(|tx, _| read::waiting_since(tx, queue, before, limit, Timestamp::now()))
+        self.readers.read(|tx, _| read::waiting_since(tx, queue, before, connected, limit, Timestamp::now()))
     }
 
     /// Jobs without an end, and dead ones that can be replayed, of which the log has said nothing since `before` (by the

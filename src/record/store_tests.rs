@@ -176,7 +176,7 @@ fn a_job_whose_time_has_come_is_queued() {
         let oldest = store.queues(at(now)).unwrap().remove(&media()).unwrap().oldest_queued_at;
         assert_eq!(oldest, (!expected.is_empty()).then(|| at(100)));
         assert!(found.iter().all(|job| job.run_at.is_some()));
-        let waiting = store.waiting_since(&media(), at(now - 50), 10).unwrap();
+        let waiting = store.waiting_since(&media(), at(now - 50), Timestamp::MIN, 10).unwrap();
         let long: Vec<_> = (1..6).map(id).take(usize::try_from((now - 51).max(0) / 100).unwrap()).collect();
         assert_eq!(ids(&waiting), long, "the oldest first");
     };
@@ -502,7 +502,7 @@ fn who_missed_a_part_of_the_log_is_not_sure_of_what_was_before() {
     let sure = |jobs: &[(JobId, u32)]| -> Vec<bool> {
         store.lookup(jobs).unwrap().iter().map(|found| found.sure).collect()
     };
-    let waiting = |before| store.waiting_since(&media(), seconds(before), 10).unwrap().len();
+    let waiting = |before| store.waiting_since(&media(), seconds(before), Timestamp::MIN, 10).unwrap().len();
     let stale = |before| store.stale(seconds(before), 10).unwrap().len();
     let end = |id, at| {
         let mut end = event(EventType::Succeeded, 1, 0, 0);
@@ -535,6 +535,34 @@ fn who_missed_a_part_of_the_log_is_not_sure_of_what_was_before() {
 }
 
 #[test]
+fn what_may_be_late_on_the_ladder_is_not_waited_for_in_vain() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let (id, mut submitted) = made(100);
+    submitted.data.created_at = Some(seconds(100));
+    submitted.data.run_at = Some(seconds(400));
+    store.apply(vec![LogBatch { message_id: written(101), ..batch(0, [submitted]) }]).unwrap();
+    let waits = |before, connected| {
+        let found = store.waiting_since(&media(), seconds(before), seconds(connected), 10).unwrap();
+        found.iter().any(|job| job.id == id)
+    };
+    // looked at before, connected at → given up
+    for (before, connected, expected) in [
+        (400, 50, false),
+        (401, 50, true),
+        (401, 100, true),
+        // The broker was away while it was on the ladder: from then on it may take its whole delay once more.
+        (401, 101, false),
+        (549, 250, false),
+        (551, 250, true),
+        (800, 500, false),
+        (801, 500, true),
+    ] {
+        assert_eq!(waits(before, connected), expected, "{before} {connected}");
+    }
+}
+
+#[test]
 fn a_record_that_begins_in_the_middle_of_the_log_has_a_gap() {
     for (offset, is_sure) in [(0, true), (1, false)] {
         let folder = Folder::new();
@@ -548,7 +576,11 @@ fn a_record_that_begins_in_the_middle_of_the_log_has_a_gap() {
         let found = store.lookup(&[(known, 1), (made(150).0, 1), (made(200).0, 1)]).unwrap();
         let sure: Vec<_> = found.iter().map(|found| found.sure).collect();
         assert_eq!(sure, [is_sure, is_sure, true], "{offset}");
-        assert_eq!(store.waiting_since(&media(), seconds(1000), 9).unwrap().len(), 1, "heard of behind it");
+        assert_eq!(
+            store.waiting_since(&media(), seconds(1000), Timestamp::MIN, 9).unwrap().len(),
+            1,
+            "heard of behind it"
+        );
     }
 }
 

@@ -303,6 +303,7 @@ pub(super) fn waiting_since(
     tx: &Transaction<'_>,
     queue: &QueueName,
     before: Timestamp,
+    connected: Timestamp,
     limit: usize,
     now: Timestamp,
 ) -> Result<Vec<Summary>, StoreError> {
@@ -314,13 +315,21 @@ pub(super) fn waiting_since(
         .collect::<Result<Vec<(i64, u8)>, _>>()?;
     let mut select = tx.prepare_cached(
         "SELECT at, position FROM jobs INDEXED BY jobs_live
-         WHERE state < 4 AND class = ? AND state = ? AND at < ? AND heard >= (SELECT gap FROM meta)
-         ORDER BY at LIMIT ?",
+         WHERE state < 4 AND class = ?1 AND state = ?2 AND at < ?3 AND heard >= (SELECT gap FROM meta)
+         AND (state = ?5 OR created >= ?6 OR ?6 + at - created < ?3)
+         ORDER BY at LIMIT ?4",
     )?;
     let mut found: Vec<(i64, i64)> = Vec::new();
     for (class, state) in streams {
         let rows = select.query_map(
-            params![class, state, before.min(now).as_millisecond(), coding::rows(limit)],
+            params![
+                class,
+                state,
+                before.min(now).as_millisecond(),
+                coding::rows(limit),
+                JobStatus::Running as u8,
+                connected.as_millisecond()
+            ],
             |row| Ok((row.get(0)?, row.get(1)?)),
         )?;
         for row in rows {
