@@ -10,7 +10,6 @@ use super::{
     say,
 };
 use crate::{
-    config::Config,
     doctor::{self, Finding, Level},
     setup::rights::Role,
 };
@@ -35,7 +34,8 @@ struct Report<'a> {
 }
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let findings = doctor::examine(Config::load(), arguments.api.url()?, arguments.role).await;
+    let (config, management) = broker::found(&arguments.api)?;
+    let findings = doctor::examine(config, management, arguments.role).await;
     let worst = findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok);
     if arguments.json {
         say::result_line(&serde_json::to_string(&Report { worst, findings: &findings })?)?;

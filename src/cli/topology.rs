@@ -86,10 +86,11 @@ struct Compared {
 impl Look {
     /// Compares; `connected`: by AMQP as well, where the management API would do.
     async fn compare(&self, connected: bool) -> anyhow::Result<Compared> {
-        let config = Config::load()?;
+        let (config, management) = broker::found(&self.api)?;
+        let config = config?;
         let parse = |name: &String| QueueName::parse(name.as_str()).map_err(|error| Usage(error.to_string()));
         let more = self.queue.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
-        let management = self.api.open(&config.amqp.url)?;
+        let management = management.map(|url| Management::new(&url, &config.amqp.url)).transpose()?;
         let mut probe = None;
         if connected || management.is_none() {
             probe::greet(&config.amqp).await?;

@@ -32,7 +32,7 @@ pub use self::{
 };
 use self::{
     state::{Layout, Phase, Scale, State, Wish},
-    supervisor::{Signals, Supervisor, end_left_overs, grace},
+    supervisor::{Signals, Supervisor, end_left_overs, grace, is_broker_named, of_the_front},
 };
 use super::say;
 use crate::Config;
@@ -127,6 +127,21 @@ pub(super) async fn down(place: Place) -> anyhow::Result<ExitCode> {
 pub(super) fn running_http(dir: &Path) -> Option<String> {
     let state = Layout { dir: dir.to_owned() }.read_state()?;
     if state.supervisor.is_alive() { state.http().map(str::to_owned) } else { None }
+}
+
+/// What the front of the `hopline up` of this folder has in its environment, and the address of the management API, with
+/// its login: where that runs with a broker of its own, and nobody here names another.
+pub(super) fn running_broker(dir: &Path, config: &Config) -> Option<(Vec<(&'static str, String)>, String)> {
+    let layout = Layout { dir: dir.to_owned() };
+    let state = layout.read_state().filter(|state| state.supervisor.is_alive() && !is_broker_named())?;
+    let broker = state.broker?;
+    let management = broker.management?;
+    let mut url = reqwest::Url::parse(&management.url).ok()?;
+    url.set_username(&management.user).ok()?;
+    url.set_password(Some(&management.password)).ok()?;
+    let mut environment = of_the_front(&layout, config);
+    environment.push(("HOPLINE_AMQP_URL", broker.amqp));
+    Some((environment, url.into()))
 }
 
 async fn supervise_detached(layout: Layout, scale: Scale) -> anyhow::Result<()> {

@@ -63,15 +63,16 @@ impl Config {
     /// # Errors
     /// [`ConfigError`]: a file that cannot be read, an unknown key, a value out of its range.
     pub fn load() -> Result<Self, ConfigError> {
-        let file = std::env::var_os("HOPLINE_CONFIG").map(PathBuf::from);
-        let file = match file {
-            Some(path) => Some(path),
-            None => Some(PathBuf::from(FILE)).filter(|path| path.exists()),
-        };
-        // Variables that are not UTF-8 are not ours.
-        let variables = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Self::load_from(file.as_deref(), variables)
+        Self::load_from(file_named().as_deref(), variables())
+    }
+
+    /// As [`Config::load`], with `more` variables.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    #[cfg(feature = "server")]
+    pub(crate) fn load_with(more: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        Self::load_from(file_named().as_deref(), variables().chain(more))
     }
 
     /// Reads the configuration from a given file and given variables.
@@ -316,6 +317,20 @@ fn read_secret(variable: &str, path: &str) -> Result<String, ConfigError> {
         source,
     })?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// The file that is named, or else the one that is there.
+fn file_named() -> Option<PathBuf> {
+    match std::env::var_os("HOPLINE_CONFIG") {
+        Some(path) => Some(path.into()),
+        None => Some(PathBuf::from(FILE)).filter(|path| path.exists()),
+    }
+}
+
+/// This process's variables; those that are not UTF-8 are not ours.
+fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 #[cfg(test)]

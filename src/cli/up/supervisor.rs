@@ -267,14 +267,7 @@ impl Supervisor {
     fn http_spec(&self) -> Spec {
         let listen = self.config.http.listen;
         let mut spec = self.spec(HTTP.to_owned(), &self.hopline);
-        if self.config.record.path == crate::config::Record::default().path {
-            let record = self.layout.record().display().to_string();
-            spec.environment.push(("HOPLINE_RECORD_PATH", record));
-        }
-        if self.config.callbacks.secret.is_empty() {
-            let secret = self.layout.callback_secret().display().to_string();
-            spec.environment.push(("HOPLINE_CALLBACKS_SECRET_FILE", secret));
-        }
+        spec.environment.extend(of_the_front(&self.layout, &self.config));
         Spec {
             variable: "HOPLINE_HTTP_LISTEN",
             host: listen.ip(),
@@ -316,6 +309,18 @@ impl Supervisor {
         }
         self.layout.remove_state();
     }
+}
+
+/// What the front gets in its environment where the configuration says nothing else: its places in the folder.
+pub(super) fn of_the_front(layout: &Layout, config: &Config) -> Vec<(&'static str, String)> {
+    let mut environment = Vec::new();
+    if config.record.path == crate::config::Record::default().path {
+        environment.push(("HOPLINE_RECORD_PATH", layout.record().display().to_string()));
+    }
+    if config.callbacks.secret.is_empty() {
+        environment.push(("HOPLINE_CALLBACKS_SECRET_FILE", layout.callback_secret().display().to_string()));
+    }
+    environment
 }
 
 async fn end_all(services: Vec<Service>) {
