@@ -302,7 +302,7 @@ fn answers(store: &Store, ids: &[JobId]) {
         format!("{} groups of {}", groups.len(), groups.iter().map(|group| group.count).sum::<u64>())
     });
     measure("waiting since, 100", 50, |_| {
-        format!("{} jobs", store.waiting_since(&queue, now, 100).unwrap().len())
+        format!("{} jobs", store.waiting_since(&queue, now, now, 100).unwrap().len())
     });
     lists(store, now);
     let after = store.tail().unwrap();
