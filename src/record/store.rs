@@ -201,10 +201,11 @@ impl Store {
     }
 
     /// Sets the file aside as `record.db.broken-<time>` (the newest three are kept) and makes an empty one. For
-    /// [`StoreError::Corrupt`]; the log must be read from its beginning then. Says where the old file is.
+    /// [`StoreError::Corrupt`]; the log must be read from its beginning then. Says where the old file is. Waits for those
+    /// who read; [`StoreError::Busy`] if they take too long: nothing has changed then.
     pub(crate) fn start_over(&self) -> Result<PathBuf, StoreError> {
         let mut writer = hold(&self.writer);
-        self.readers.close();
+        self.readers.close()?;
         // Closes the file.
         writer.db = Connection::open_in_memory()?;
         writer.classes.clear();

@@ -707,3 +707,37 @@ fn readers_work_while_one_writes_and_starts_over() {
     });
     assert_eq!(store.job_events(id(1)).unwrap().len(), 19);
 }
+
+#[test]
+fn the_file_is_not_replaced_under_those_who_read() {
+    let folder = Folder::new();
+    let store = folder.open();
+    let jobs = |offset| batch(offset, (0..20).map(|n| of(n, event(EventType::Submitted, 1, 0, 0))));
+    store.apply(vec![jobs(0)]).unwrap();
+    std::thread::scope(|scope| {
+        let (began, go) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+        let store = &store;
+        let reading = scope.spawn(move || {
+            store.readers.read(|tx, classes| {
+                began.0.send(()).unwrap();
+                go.1.recv().unwrap();
+                read::job(tx, classes, id(1), at(0))
+            })
+        });
+        began.1.recv().unwrap();
+        let replacing = scope.spawn(|| store.start_over());
+        // It has begun: nobody else is let in.
+        while !store.readers.is_closed() {
+            std::thread::yield_now();
+        }
+        assert!(folder.files("broken").is_empty(), "it waits");
+        go.0.send(()).unwrap();
+        assert!(reading.join().unwrap().unwrap().is_some(), "what was read is the old file");
+        replacing.join().unwrap().unwrap();
+    });
+    // The old file's last connection took nothing of the new one with it.
+    assert_eq!(folder.files("broken").len(), 1);
+    assert_eq!(folder.files("record.db-"), ["record.db-shm", "record.db-wal"]);
+    store.apply(vec![jobs(0)]).unwrap();
+    assert!(store.job(id(1), at(0)).unwrap().is_some());
+}

@@ -207,34 +207,51 @@ pub(super) fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The connections that read, a fixed number. `deadpool-sqlite` does the same for async callers, but with an rusqlite of
 /// its own choice, and two of them cannot link one SQLite.
 pub(super) struct Readers {
-    idle: Mutex<Idle>,
-    freed: Condvar,
+    pool: Mutex<Pool>,
+    changed: Condvar,
 }
 
-struct Idle {
-    /// Connections to an earlier file are closed when they come back.
-    generation: u64,
-    readers: Vec<Reader>,
+struct Pool {
+    idle: Vec<Reader>,
+    /// How many are in use.
+    lent: usize,
+    /// None is lent any more: the file is being replaced.
+    closed: bool,
 }
 
 impl Readers {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let idle = Idle { generation: 0, readers: connect_readers(path)? };
-        Ok(Self { idle: Mutex::new(idle), freed: Condvar::new() })
+        let pool = Pool { idle: connect_readers(path)?, lent: 0, closed: false };
+        Ok(Self { pool: Mutex::new(pool), changed: Condvar::new() })
     }
 
-    /// Closes all connections that nobody uses, and those in use when they come back.
-    pub(super) fn close(&self) {
-        let mut idle = hold(&self.idle);
-        idle.generation += 1;
-        idle.readers.clear();
+    /// Closes all connections, after those in use have come back; [`StoreError::Busy`] if they do not in time.
+    ///
+    /// None may outlive the file's name: the last connection to a file removes its `-wal` and `-shm` by name, and these
+    /// would be the ones of the file that has taken its place.
+    pub(super) fn close(&self) -> Result<(), StoreError> {
+        let mut pool = hold(&self.pool);
+        pool.closed = true;
+        let (mut pool, timeout) = self
+            .changed
+            .wait_timeout_while(pool, PATIENCE, |pool| pool.lent > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        if timeout.timed_out() {
+            pool.closed = false;
+            self.changed.notify_all();
+            return Err(StoreError::Busy);
+        }
+        pool.idle.clear();
+        Ok(())
     }
 
     /// Opens new ones after [`Readers::close`].
     pub(super) fn reopen(&self, path: &Path) -> Result<(), StoreError> {
-        let readers = connect_readers(path)?;
-        hold(&self.idle).readers = readers;
-        self.freed.notify_all();
+        let idle = connect_readers(path)?;
+        let mut pool = hold(&self.pool);
+        pool.idle = idle;
+        pool.closed = false;
+        self.changed.notify_all();
         Ok(())
     }
 
@@ -252,14 +269,23 @@ impl Readers {
         read(&tx, &mut reader.classes)
     }
 
+    #[cfg(test)]
+    pub(super) fn is_closed(&self) -> bool {
+        hold(&self.pool).closed
+    }
+
     fn lease(&self) -> Result<Lease<'_>, StoreError> {
-        let idle = hold(&self.idle);
-        let (mut idle, _) = self
-            .freed
-            .wait_timeout_while(idle, PATIENCE, |idle| idle.readers.is_empty())
+        let pool = hold(&self.pool);
+        let (mut pool, timeout) = self
+            .changed
+            .wait_timeout_while(pool, PATIENCE, |pool| pool.closed || pool.idle.is_empty())
             .unwrap_or_else(PoisonError::into_inner);
-        let reader = Some(idle.readers.pop().ok_or(StoreError::Busy)?);
-        Ok(Lease { readers: self, generation: idle.generation, reader })
+        if timeout.timed_out() {
+            return Err(StoreError::Busy);
+        }
+        let reader = Some(pool.idle.pop().ok_or(StoreError::Busy)?);
+        pool.lent += 1;
+        Ok(Lease { readers: self, reader })
     }
 }
 
@@ -270,18 +296,18 @@ fn connect_readers(path: &Path) -> Result<Vec<Reader>, StoreError> {
 /// A reader in use; goes back when dropped, after a panic too.
 struct Lease<'a> {
     readers: &'a Readers,
-    generation: u64,
     reader: Option<Reader>,
 }
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        let mut idle = hold(&self.readers.idle);
-        if let Some(reader) = self.reader.take()
-            && idle.generation == self.generation
-        {
-            idle.readers.push(reader);
-            self.readers.freed.notify_one();
+        let mut pool = hold(&self.readers.pool);
+        pool.lent -= 1;
+        pool.idle.extend(self.reader.take());
+        if pool.closed {
+            self.readers.changed.notify_all();
+        } else {
+            self.readers.changed.notify_one();
         }
     }
 }
