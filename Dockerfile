@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# One image with all three programs: `hopline` (HTTP front, command line), `hopline-worker-media` and
-# `hopline-worker-demo`. docker-compose.yml says which one a container runs.
+# One image with all programs: `hopline` (HTTP front, command line) and the workers. docker-compose.yml says which one a
+# container runs.
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
@@ -11,9 +11,9 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
     cargo build --locked --release --package hopline --bin hopline --features server \
-    && cargo build --locked --release --package hopline-worker-media --package hopline-worker-demo \
-    && install -D -t /out \
-        target/release/hopline target/release/hopline-worker-media target/release/hopline-worker-demo
+    && cargo build --locked --release --package 'hopline-worker-*' \
+    && install -D -t /out target/release/hopline \
+        target/release/hopline-worker-demo target/release/hopline-worker-exec target/release/hopline-worker-media
 
 FROM debian:bookworm-slim
 # Root certificates are for amqps://. A fixed number for the user, so that volumes can be given to it.

@@ -4,7 +4,7 @@
 //! `HOPLINE_<SECTION>_<KEY>`, as in `HOPLINE_AMQP_URL`; with `_FILE` at its end it names a file that holds the
 //! value (for secrets). `config/hopline.toml` shows every key with its meaning, unit and default.
 
-mod duration;
+pub mod duration;
 mod load;
 mod secret;
 

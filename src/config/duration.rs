@@ -1,4 +1,5 @@
-//! Durations as people write them: a number of seconds, or `250ms`, `1h30m`.
+//! Durations as people write them: a number of seconds, or `250ms`, `1h30m`. Also for the configuration of workers:
+//! `#[serde(with = "hopline::config::duration")]`.
 
 use std::time::Duration;
 
@@ -63,11 +64,19 @@ pub(crate) fn format(duration: Duration) -> String {
     }
 }
 
-pub(super) fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+/// Writes it, for `#[serde(with = "hopline::config::duration")]`.
+///
+/// # Errors
+/// The serializer's own.
+pub fn serialize<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&format(*duration))
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+/// Reads it, for `#[serde(with = "hopline::config::duration")]`.
+///
+/// # Errors
+/// It is no duration.
+pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
     match serde_json::Value::deserialize(from)? {
         serde_json::Value::String(text) => parse_duration(&text).map_err(de::Error::custom),
         serde_json::Value::Number(number) => {

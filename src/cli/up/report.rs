@@ -29,7 +29,8 @@ pub(super) async fn up(layout: &Layout, state: &State, prefix: &str) -> String {
         let management = broker.management.as_ref();
         line("queues", &queues(management, prefix).await.join(" "));
     }
-    let workers: Vec<_> = state.scale.iter().map(|(name, count)| format!("{name} ×{count}")).collect();
+    let running = state.scale.iter().filter(|(_, count)| **count > 0);
+    let workers: Vec<_> = running.map(|(name, count)| format!("{name} ×{count}")).collect();
     let none = "none: no hopline-worker-* lies beside hopline";
     line("workers", &if workers.is_empty() { none.to_owned() } else { workers.join(", ") });
     line("logs", &layout.logs().display().to_string());

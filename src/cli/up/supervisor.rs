@@ -106,10 +106,11 @@ impl Supervisor {
         // Asked once: after a new build the path reads "… (deleted)".
         let hopline = std::env::current_exe().context("cannot find the running program")?;
         let workers = workers::beside(&hopline)?;
+        let is_set = |variable: &str| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
         let state = State {
             supervisor: Process::own().context("cannot read this process's start time")?,
             phase: Phase::Starting,
-            scale: workers::initial(&workers, asked)?,
+            scale: workers::initial(&workers, asked, is_set)?,
             answered: None,
             broker: None,
             processes: BTreeMap::new(),

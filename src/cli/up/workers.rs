@@ -34,10 +34,22 @@ pub(super) fn parse(text: &str) -> Result<(String, u32), String> {
     if count > MOST { Err(format!("at most {MOST}")) } else { Ok((name.to_owned(), count)) }
 }
 
-/// One of each, where nothing else is asked for.
-pub(super) fn initial(found: &BTreeMap<String, PathBuf>, asked: &Scale) -> anyhow::Result<Scale> {
+/// Workers that are off until a variable names their settings.
+const OFF_WITHOUT: [(&str, &str); 1] = [("exec", "EXEC_CONFIG")];
+
+/// One of each that is not off, where nothing else is asked for.
+pub(super) fn initial(
+    found: &BTreeMap<String, PathBuf>,
+    asked: &Scale,
+    is_set: impl Fn(&str) -> bool,
+) -> anyhow::Result<Scale> {
     check(found, asked)?;
-    Ok(found.keys().map(|name| (name.clone(), asked.get(name).copied().unwrap_or(1))).collect())
+    let off = |name: &str| OFF_WITHOUT.iter().any(|(worker, variable)| *worker == name && !is_set(variable));
+    let usual = |name: &str| u32::from(!off(name));
+    Ok(found
+        .keys()
+        .map(|name| (name.clone(), asked.get(name).copied().unwrap_or_else(|| usual(name))))
+        .collect())
 }
 
 pub(super) fn check(found: &BTreeMap<String, PathBuf>, asked: &Scale) -> anyhow::Result<()> {
@@ -62,16 +74,22 @@ mod tests {
     fn workers_are_found_by_name_and_scaled_by_it() {
         let dir = std::env::temp_dir().join(format!("hopline workers {}", crate::JobId::new()));
         std::fs::create_dir(&dir).unwrap();
-        for name in ["hopline", "hopline-worker-media", "hopline-worker-media.d", "hopline-worker-demo"] {
-            std::fs::write(dir.join(name), "").unwrap();
+        for name in ["", "-worker-media", "-worker-media.d", "-worker-demo", "-worker-exec"] {
+            std::fs::write(dir.join(format!("hopline{name}")), "").unwrap();
         }
         let found = beside(&dir.join("hopline")).unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
-        assert_eq!(found.keys().collect::<Vec<_>>(), ["demo", "media"]);
-        let scale = initial(&found, &Scale::from([("media".to_owned(), 4)])).unwrap();
-        assert_eq!(scale, Scale::from([("demo".to_owned(), 1), ("media".to_owned(), 4)]));
-        let error = initial(&found, &Scale::from([("medai".to_owned(), 4)])).unwrap_err().to_string();
-        assert_eq!(error, "there is no worker `medai`; there is demo, media");
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["demo", "exec", "media"]);
+        let scale = |asked: &[(&str, u32)], set: bool| {
+            let asked = asked.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+            let scale = initial(&found, &asked, |variable| set && variable == "EXEC_CONFIG");
+            scale.map(|scale| scale.into_values().collect::<Vec<_>>()).map_err(|error| error.to_string())
+        };
+        assert_eq!(scale(&[("media", 4)], false), Ok(vec![1, 0, 4]));
+        assert_eq!(scale(&[("media", 4)], true), Ok(vec![1, 1, 4]));
+        assert_eq!(scale(&[("exec", 2), ("media", 0)], false), Ok(vec![1, 2, 0]));
+        let error = "there is no worker `medai`; there is demo, exec, media";
+        assert_eq!(scale(&[("medai", 4)], true), Err(error.to_owned()));
     }
 
     #[test]
