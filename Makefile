@@ -60,6 +60,6 @@ schemathesis: setup ## test the HTTP interface against its own description (need
 	$(CARGO) build --release --workspace --bins --features server
 	scripts/with-broker "$(TARGET)/release/hopline" scripts/schemathesis "$(TARGET)/release/hopline" "$(TARGET)/release/hopline-worker-demo"
 
-bench: setup ## compare Hopline with the bare broker, on a broker of its own
+bench: setup ## compare Hopline with the bare broker, on a broker of its own; ARGS='--only drain' and the like
 	$(CARGO) build --release --workspace --bins --features server
-	scripts/with-broker "$(TARGET)/release/hopline" sh -c 'HOPLINE_AMQP_URL=$$HOPLINE_TEST_AMQP_URL exec "$$0" bench' "$(TARGET)/release/hopline"
+	scripts/with-broker "$(TARGET)/release/hopline" sh -c 'HOPLINE_AMQP_URL=$$HOPLINE_TEST_AMQP_URL exec "$$0" bench "$$@"' "$(TARGET)/release/hopline" $(ARGS)

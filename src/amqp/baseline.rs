@@ -1,34 +1,40 @@
 //! What bare lapin does on the same broker, for `hopline bench`: the measure that Hopline's own numbers are
 //! divided by. Written the fast way (publishes polled together, a window of confirms, `multiple` acks), so that
-//! the ratios flatter nobody. Also takes down what a benchmark has declared.
+//! the ratios flatter nobody.
+//!
+//! Owns a quorum queue for jobs and a stream for events, both its own. What is measured is in [`patterns`]. Also takes
+//! down what a benchmark has declared.
 
-use std::time::{Duration, Instant};
+mod patterns;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_rs::Runtime;
-use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
+use futures_util::future::try_join;
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer,
-    options::{
-        BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-        ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
-    },
+    Channel, Connection, ConnectionProperties,
+    options::{ConfirmSelectOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable},
 };
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::time::timeout;
 
-use super::{connection::AmqpRuntime, delay::LEVELS, message::short, names::Names};
-use crate::{config::Amqp, job::QueueName};
+use super::{
+    connection::AmqpRuntime,
+    message::short,
+    names::Names,
+    topology::{Object, Plan},
+};
+use crate::config::Amqp;
 
-/// Publishes polled together.
-const BATCH: usize = 500;
-/// Unconfirmed publishes.
-const WINDOW: usize = 2000;
-/// Deliveries taken ahead, and acknowledged together.
-const PREFETCH: u16 = 500;
-const ACK_EVERY: u64 = 50;
 /// Longest time for one measurement.
-const LONGEST: Duration = Duration::from_secs(120);
+const LONGEST: Duration = Duration::from_secs(900);
+/// Longest time to connect or to delete something.
+const SHORT: Duration = Duration::from_secs(30);
 
 /// A measurement that failed.
 #[derive(Debug, Error)]
@@ -38,8 +44,8 @@ pub enum BaselineError {
     #[error("bare lapin: {0}")]
     Lapin(String),
     /// The broker took too long.
-    #[error("bare lapin: no answer within {} s", LONGEST.as_secs())]
-    Timeout,
+    #[error("bare lapin: no answer within {} s", .0.as_secs())]
+    Timeout(Duration),
     /// The system refused a thread.
     #[error("cannot start a thread")]
     System(#[from] std::io::Error),
@@ -51,222 +57,131 @@ impl From<lapin::Error> for BaselineError {
     }
 }
 
-/// Bare lapin on one broker, with a quorum queue of its own.
+/// What is written to the stream of events beside a job, once where it is published and once where it is consumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Events {
+    /// Nothing.
+    None,
+    /// A message for each event.
+    Each,
+    /// A message for up to 200 events that are there at the same time.
+    Batched,
+}
+
+/// When the first message of a measurement was on its way, and when the last one was done with.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// The begin.
+    pub began: Instant,
+    /// The end.
+    pub ended: Instant,
+}
+
+/// Bare lapin on one broker, with two connections, as a process of Hopline has.
 pub struct Baseline {
     publish: Connection,
     consume: Connection,
     queue: String,
+    log: String,
     body: Vec<u8>,
-    _runtime: std::sync::Arc<AmqpRuntime>,
+    /// As many events as one message has at most.
+    events: Vec<u8>,
+    _runtime: Arc<AmqpRuntime>,
 }
 
 impl Baseline {
-    /// Connects and declares the queue.
+    /// Connects, and declares the queue `<prefix>.raw` and the stream `<prefix>.raw.log`. Messages have `body_len`
+    /// bytes, and so has each event.
     ///
     /// # Errors
     /// [`BaselineError`].
-    pub async fn start(config: &Amqp, queue: &str, body_len: usize) -> Result<Self, BaselineError> {
+    pub async fn start(config: &Amqp, body_len: usize) -> Result<Self, BaselineError> {
         let runtime = AmqpRuntime::start()?;
-        let connect = || {
-            let runtime = Runtime::tokio_with_handle(runtime.handle());
-            Connection::connect_with_runtime(config.url.expose(), ConnectionProperties::default(), runtime)
-        };
-        let (publish, consume) = bounded(async { Ok((connect().await?, connect().await?)) }).await?;
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        let channel = publish.create_channel().await?;
-        channel.queue_declare(short(queue), options, arguments).await?;
-        Ok(Self { publish, consume, queue: queue.to_owned(), body: vec![b'x'; body_len], _runtime: runtime })
-    }
-
-    /// Publishes `count` messages and awaits all confirms.
-    ///
-    /// # Errors
-    /// [`BaselineError`].
-    pub async fn publish(&self, count: usize) -> Result<Duration, BaselineError> {
-        let channel = self.publish.create_channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        let began = Instant::now();
-        bounded(self.publish_all(&channel, count)).await?;
-        Ok(began.elapsed())
-    }
-
-    /// Consumes `count` messages and acknowledges them, 50 at a time.
-    ///
-    /// # Errors
-    /// [`BaselineError`].
-    pub async fn drain(&self, count: usize) -> Result<Duration, BaselineError> {
-        let (channel, mut consumer) = self.consumer().await?;
-        let began = Instant::now();
-        bounded(consume_all(&channel, &mut consumer, count)).await?;
-        Ok(began.elapsed())
-    }
-
-    /// Publishes and consumes `count` messages at the same time.
-    ///
-    /// # Errors
-    /// [`BaselineError`].
-    pub async fn both(&self, count: usize) -> Result<Duration, BaselineError> {
-        let (channel, mut consumer) = self.consumer().await?;
-        let began = Instant::now();
-        let (published, consumed) =
-            tokio::join!(self.publish(count), bounded(consume_all(&channel, &mut consumer, count)));
-        published?;
-        consumed?;
-        Ok(began.elapsed())
-    }
-
-    /// Calls an echo that is bare lapin too, `count` times one after the other; the time of each.
-    ///
-    /// # Errors
-    /// [`BaselineError`].
-    pub async fn calls(&self, count: usize) -> Result<Vec<Duration>, BaselineError> {
-        let (serving, mut requests) = self.consumer().await?;
-        let replying = self.publish.create_channel().await?;
-        let caller = self.publish.create_channel().await?;
-        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-        let answers_to =
-            caller.queue_declare("".into(), options, FieldTable::default()).await?.name().clone();
-        let no_ack = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-        let mut answers =
-            caller.basic_consume(answers_to.clone(), "".into(), no_ack, FieldTable::default()).await?;
-        let serve = async {
-            while let Some(Ok(request)) = requests.next().await {
-                let Some(to) = request.properties.reply_to().clone() else { continue };
-                let properties = BasicProperties::default();
-                let sent = replying.basic_publish(
-                    "".into(),
-                    to,
-                    BasicPublishOptions::default(),
-                    &request.data,
-                    properties,
-                );
-                sent.await?;
-                serving.basic_ack(request.delivery_tag, BasicAckOptions::default()).await?;
+        let (publish, consume) =
+            bounded(SHORT, try_join(connect(config, &runtime), connect(config, &runtime))).await?;
+        let [queue, log] = own_queues(&config.prefix);
+        let declaring = async {
+            let channel = publish.create_channel().await?;
+            for (name, kind) in [(&queue, "quorum"), (&log, "stream")] {
+                let mut arguments = FieldTable::default();
+                arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+                let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+                channel.queue_declare(short(name), options, arguments).await?;
             }
-            Ok::<(), lapin::Error>(())
+            Ok(())
         };
-        let call = async {
-            let mut times = Vec::with_capacity(count);
-            for _ in 0..count {
-                let began = Instant::now();
-                let properties =
-                    BasicProperties::default().with_delivery_mode(2).with_reply_to(answers_to.clone());
-                let to = short(&self.queue);
-                caller
-                    .basic_publish("".into(), to, BasicPublishOptions::default(), &self.body, properties)
-                    .await?;
-                answers.next().await.transpose()?;
-                times.push(began.elapsed());
-            }
-            Ok::<_, lapin::Error>(times)
-        };
-        bounded(async {
-            tokio::select! {
-                served = serve => served.and(Ok(Vec::new())),
-                called = call => called,
-            }
-        })
-        .await
+        bounded(SHORT, declaring).await?;
+        let events = vec![b'x'; body_len * patterns::EVENTS_MAX];
+        Ok(Self { publish, consume, queue, log, body: vec![b'x'; body_len], events, _runtime: runtime })
     }
 
-    /// Deletes the queue and closes the connections.
+    /// Closes the connections.
     ///
     /// # Errors
     /// [`BaselineError`].
     pub async fn end(self) -> Result<(), BaselineError> {
+        let closing = async {
+            self.consume.close(200, "bye".into()).await?;
+            self.publish.close(200, "bye".into()).await
+        };
+        bounded(SHORT, closing).await
+    }
+
+    async fn confirming_channel(&self) -> Result<Channel, lapin::Error> {
         let channel = self.publish.create_channel().await?;
-        channel.queue_delete(short(&self.queue), QueueDeleteOptions::default()).await?;
-        self.consume.close(200, "bye".into()).await?;
-        self.publish.close(200, "bye".into()).await?;
-        Ok(())
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
     }
+}
 
-    /// Deletes what a process with this configuration has declared for `queues`, its ladder included.
-    ///
-    /// # Errors
-    /// [`BaselineError`].
-    pub async fn take_down(&self, config: &Amqp, queues: &[QueueName]) -> Result<(), BaselineError> {
-        let names = Names::new(&config.prefix, &config.ladder_prefix);
-        let channel = self.publish.create_channel().await?;
-        let mut gone = vec![names.strays(), names.control_log()];
-        gone.extend(queues.iter().flat_map(|queue| [names.queue(queue), names.dead_queue(queue)]));
-        gone.extend((0..LEVELS).map(|level| names.delay(level)));
-        for queue in gone {
-            channel.queue_delete(short(&queue), QueueDeleteOptions::default()).await?;
-        }
-        let mut gone =
-            vec![names.jobs(), names.dead(), names.control(), names.replies(), names.strays(), names.ready()];
-        gone.extend((0..LEVELS).map(|level| names.delay(level)));
-        for exchange in gone {
-            channel.exchange_delete(short(&exchange), ExchangeDeleteOptions::default()).await?;
-        }
-        Ok(())
-    }
-
-    async fn consumer(&self) -> Result<(Channel, Consumer), BaselineError> {
-        let channel = self.consume.create_channel().await?;
-        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
-        let options = BasicConsumeOptions::default();
-        let consumer =
-            channel.basic_consume(short(&self.queue), "".into(), options, FieldTable::default()).await?;
-        Ok((channel, consumer))
-    }
-
-    async fn publish_all(&self, channel: &Channel, count: usize) -> Result<(), lapin::Error> {
-        let mut confirms = FuturesUnordered::new();
-        let mut left = count;
-        while left > 0 {
-            let batch = left.min(BATCH);
-            left -= batch;
-            let publishes = (0..batch).map(|_| {
-                let properties = BasicProperties::default().with_delivery_mode(2);
-                channel.basic_publish(
-                    "".into(),
-                    short(&self.queue),
-                    BasicPublishOptions::default(),
-                    &self.body,
-                    properties,
-                )
-            });
-            for confirm in join_all(publishes).await {
-                confirms.push(confirm?);
-            }
-            while confirms.len() > WINDOW {
-                confirmed(confirms.next().await)?;
+/// Deletes what processes with this configuration and a [`Baseline`] have declared: exchanges, the queues of
+/// `config.queues`, the ladder, the logs.
+///
+/// # Errors
+/// [`BaselineError`].
+pub async fn take_down(config: &Amqp) -> Result<(), BaselineError> {
+    let runtime = AmqpRuntime::start()?;
+    let names = Names::new(&config.prefix, &config.ladder_prefix);
+    let mut queues = config.queues.clone();
+    queues.extend([names.acts(), names.callbacks()]);
+    let objects = Plan { names, queues, declares: true }.objects();
+    let own = own_queues(&config.prefix);
+    let deleting = async {
+        let connection = connect(config, &runtime).await?;
+        let channel = connection.create_channel().await?;
+        for object in objects {
+            match object {
+                Object::Queue { name, .. } => {
+                    channel.queue_delete(short(&name), QueueDeleteOptions::default()).await?;
+                }
+                Object::Exchange { name, .. } => {
+                    channel.exchange_delete(short(&name), ExchangeDeleteOptions::default()).await?;
+                }
+                Object::Bound { .. } | Object::Passes { .. } => {}
             }
         }
-        while !confirms.is_empty() {
-            confirmed(confirms.next().await)?;
+        for name in own {
+            channel.queue_delete(short(&name), QueueDeleteOptions::default()).await?;
         }
-        Ok(())
-    }
+        connection.close(200, "bye".into()).await
+    };
+    bounded(SHORT * 2, deleting).await
 }
 
-fn confirmed(confirm: Option<Result<Confirmation, lapin::Error>>) -> Result<(), lapin::Error> {
-    match confirm {
-        Some(Ok(Confirmation::Ack(_))) | None => Ok(()),
-        Some(Ok(_)) => Err(std::io::Error::other("the broker refused a message").into()),
-        Some(Err(error)) => Err(error),
-    }
+fn own_queues(prefix: &str) -> [String; 2] {
+    [format!("{prefix}.raw"), format!("{prefix}.raw.log")]
 }
 
-async fn consume_all(channel: &Channel, consumer: &mut Consumer, count: usize) -> Result<(), lapin::Error> {
-    let (mut seen, count) = (0_u64, count as u64);
-    while let Some(delivery) = consumer.next().await {
-        let delivery = delivery?;
-        seen += 1;
-        if seen % ACK_EVERY == 0 || seen == count {
-            channel.basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: true }).await?;
-        }
-        if seen == count {
-            break;
-        }
-    }
-    Ok(())
+async fn connect(config: &Amqp, runtime: &AmqpRuntime) -> Result<Connection, lapin::Error> {
+    let runtime = Runtime::tokio_with_handle(runtime.handle());
+    Connection::connect_with_runtime(config.url.expose(), ConnectionProperties::default(), runtime).await
 }
 
-async fn bounded<T>(work: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, BaselineError> {
-    timeout(LONGEST, work).await.map_err(|_| BaselineError::Timeout)?.map_err(BaselineError::from)
+async fn bounded<T>(
+    longest: Duration,
+    work: impl Future<Output = Result<T, lapin::Error>>,
+) -> Result<T, BaselineError> {
+    let worked = timeout(longest, work).await.map_err(|_| BaselineError::Timeout(longest))?;
+    worked.map_err(BaselineError::from)
 }

@@ -6,8 +6,8 @@
 mod detach;
 pub(crate) mod files;
 mod node;
-mod ports;
-mod process;
+pub(super) mod ports;
+pub(super) mod process;
 mod report;
 mod service;
 mod state;

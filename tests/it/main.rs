@@ -39,6 +39,7 @@ mod long_jobs;
 mod metrics;
 mod openapi;
 mod process_access;
+mod process_bench;
 mod process_cancel;
 mod process_http;
 mod process_ledger;

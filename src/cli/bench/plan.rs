@@ -1,0 +1,189 @@
+//! What can be measured, what each number is called, and which ratios it has to reach. Tables; pure.
+
+use clap::ValueEnum;
+
+use super::stats::Samples;
+
+/// A measurement, as it is chosen by name. Each measures what it is compared with in the same round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(super) enum Measure {
+    /// Bare lapin alone: consume + ack, and publish and consume at once.
+    Raw,
+    /// Batches over HTTP, run, and recorded as succeeded.
+    EndToEnd,
+    /// Single submits over 64 connections, while a worker drains.
+    #[value(name = "submit-64")]
+    Submit64,
+    /// Single submits over 256 connections, while a worker drains.
+    #[value(name = "submit-256")]
+    Submit256,
+    /// One worker process, and all jobs waiting.
+    Drain,
+    /// Calls one at a time.
+    Call,
+    /// Calls of 64 callers at once.
+    #[value(name = "call-64")]
+    Call64,
+}
+
+/// What a number counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    PerSecond,
+    Milliseconds,
+}
+
+impl Unit {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::PerSecond => "/s",
+            Self::Milliseconds => "ms",
+        }
+    }
+
+    /// A value as people read it.
+    pub(super) fn show(self, value: f64) -> String {
+        let digits = match self {
+            Self::PerSecond => 0,
+            Self::Milliseconds => 2,
+        };
+        format!("{value:.digits$} {}", self.as_str())
+    }
+}
+
+use Unit::{Milliseconds, PerSecond};
+
+/// Every number: its name, its unit, and what it is.
+pub(super) const NUMBERS: &[(&str, Unit, &str)] = &[
+    ("raw.publish", PerSecond, "bare lapin: publish + confirm"),
+    ("raw.consume", PerSecond, "bare lapin: consume + ack"),
+    ("raw.both", PerSecond, "bare lapin: publish and consume at once"),
+    ("raw.naive", PerSecond, "bare lapin: publish, consume, one event each way, ack"),
+    ("raw.batched", PerSecond, "bare lapin: the same with batched events"),
+    ("end-to-end", PerSecond, "Hopline: HTTP batches, run, recorded"),
+    ("end-to-end.lag", Milliseconds, "Hopline: from the last run to its record"),
+    ("submit-64", PerSecond, "Hopline: POST /v1/jobs, 64 connections, workers draining"),
+    ("submit-64.p50", Milliseconds, "its p50"),
+    ("submit-64.p99", Milliseconds, "its p99"),
+    ("submit-256", PerSecond, "Hopline: POST /v1/jobs, 256 connections, workers draining"),
+    ("submit-256.p50", Milliseconds, "its p50"),
+    ("submit-256.p99", Milliseconds, "its p99"),
+    ("raw.drain", PerSecond, "bare lapin: consume + batched event + ack, all waiting"),
+    ("drain", PerSecond, "Hopline: drain by one worker, recorded"),
+    ("drain.run", PerSecond, "Hopline: drain by one worker, run"),
+    ("raw.call.p50", Milliseconds, "bare lapin: call and reply, p50"),
+    ("raw.call.p99", Milliseconds, "bare lapin: call and reply, p99"),
+    ("raw.call-events.p50", Milliseconds, "bare lapin: with two confirmed events, p50"),
+    ("raw.call-events.p99", Milliseconds, "bare lapin: with two confirmed events, p99"),
+    ("call.p50", Milliseconds, "Hopline: POST /v1/rpc, one at a time, p50"),
+    ("call.p99", Milliseconds, "Hopline: POST /v1/rpc, one at a time, p99"),
+    ("call-64", PerSecond, "Hopline: POST /v1/rpc, 64 callers"),
+    ("call-64.p50", Milliseconds, "its p50"),
+    ("call-64.p99", Milliseconds, "its p99"),
+];
+
+/// What a goal demands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Bound {
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => value >= bound,
+            Self::AtMost(bound) => value <= bound,
+        }
+    }
+}
+
+/// A number, what it is divided by, and what is demanded of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Goal {
+    pub(super) number: &'static str,
+    /// `None`: the number itself counts.
+    pub(super) of: Option<&'static str>,
+    pub(super) bound: Bound,
+}
+
+const fn ratio(number: &'static str, of: &'static str, bound: Bound) -> Goal {
+    Goal { number, of: Some(of), bound }
+}
+
+const fn itself(number: &'static str, bound: Bound) -> Goal {
+    Goal { number, of: None, bound }
+}
+
+/// What Hopline wants to reach: on two cores, broker and all processes on one machine.
+pub(super) const GOALS: &[Goal] = &[
+    ratio("end-to-end", "raw.batched", Bound::AtLeast(0.9)),
+    ratio("end-to-end", "raw.naive", Bound::AtLeast(1.3)),
+    itself("end-to-end.lag", Bound::AtMost(1000.0)),
+    ratio("submit-64", "raw.publish", Bound::AtLeast(0.35)),
+    itself("submit-64.p99", Bound::AtMost(20.0)),
+    ratio("submit-256", "raw.publish", Bound::AtLeast(0.5)),
+    itself("submit-256.p99", Bound::AtMost(40.0)),
+    ratio("drain", "raw.drain", Bound::AtLeast(0.5)),
+    ratio("call.p50", "raw.call.p50", Bound::AtMost(2.0)),
+    ratio("call.p99", "raw.call.p99", Bound::AtMost(2.5)),
+    itself("call-64.p99", Bound::AtMost(30.0)),
+];
+
+impl Goal {
+    /// What was measured, and whether that is enough; `None`: it was not measured.
+    pub(super) fn judge(&self, samples: &Samples) -> Option<(f64, bool)> {
+        let number = samples.median(self.number)?;
+        let value = match self.of {
+            Some(of) => number / samples.median(of)?,
+            None => number,
+        };
+        Some((value, self.bound.is_met(value)))
+    }
+}
+
+/// The unit of a number and what it is.
+pub(super) fn number(name: &str) -> Option<(Unit, &'static str)> {
+    NUMBERS.iter().find(|(other, ..)| *other == name).map(|(_, unit, title)| (*unit, *title))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn goals_are_about_numbers_and_names_are_unique() {
+        let names: BTreeSet<&str> = NUMBERS.iter().map(|(name, ..)| *name).collect();
+        assert_eq!(names.len(), NUMBERS.len());
+        for goal in GOALS {
+            assert!(names.contains(goal.number), "{}", goal.number);
+            let of = goal.of.and_then(number);
+            // A ratio of two units would mean nothing.
+            assert!(
+                goal.of.is_none() || of.map(|(unit, _)| unit) == number(goal.number).map(|(unit, _)| unit)
+            );
+        }
+    }
+
+    #[test]
+    fn goals_are_judged_by_medians() {
+        let mut samples = Samples::default();
+        for (name, values) in
+            [("drain", [4.0, 6.0, 5.0]), ("raw.drain", [10.0, 8.0, 12.0]), ("call-64.p99", [31.0; 3])]
+        {
+            values.into_iter().for_each(|value| samples.add(name, value));
+        }
+        for (goal, expected) in [
+            (ratio("drain", "raw.drain", Bound::AtLeast(0.5)), Some((0.5, true))),
+            (ratio("drain", "raw.drain", Bound::AtLeast(0.51)), Some((0.5, false))),
+            (ratio("drain", "raw.publish", Bound::AtLeast(0.5)), None),
+            (itself("call-64.p99", Bound::AtMost(30.0)), Some((31.0, false))),
+            (itself("call-64.p99", Bound::AtMost(31.0)), Some((31.0, true))),
+            (itself("call.p99", Bound::AtMost(1.0)), None),
+        ] {
+            assert_eq!(goal.judge(&samples), expected, "{goal:?}");
+        }
+    }
+}
