@@ -55,7 +55,7 @@ use crate::{
     event::{self, Event, EventType},
     job::{Envelope, Job, JobId, Kind, QueueName, Reply, Status, envelope::RetryOverrides, json},
     metrics::{self, Metrics},
-    trace::{self, TraceContext},
+    trace::{self, TraceContext, trace_id_of},
 };
 
 /// Who published, on the wire: a program with this library. An `app_id` that starts with `hopline-` says that a
@@ -105,6 +105,7 @@ impl Submission {
         let mut event = Event::of(EventType::Submitted, envelope, source, now);
         event.data.run_at = self.run_at(now);
         event.data.request.clone_from(request);
+        event.data.trace_id = trace_id_of(&envelope.extra);
         event.data.args = event::inline_args(Some(&envelope.kind), &envelope.args, max_inline, private);
         event.data.args_omitted = event.data.args.is_none();
         event

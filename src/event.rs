@@ -229,6 +229,9 @@ pub struct Data {
     /// A digest of the request, where the client gave the job's id or a key (`submitted`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<String>,
+    /// The trace that the submit was part of, 32 hexadecimal digits: where the args are, if the job says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
     /// The args as they came: in `submitted`, and in final events of jobs that no Hopline process submitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub args: Option<Box<RawValue>>,

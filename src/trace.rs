@@ -14,7 +14,7 @@ use futures_util::future::Either;
 #[cfg(feature = "server")]
 use tracing::Instrument;
 
-pub(crate) use self::context::TraceContext;
+pub(crate) use self::context::{TraceContext, trace_id_of};
 use crate::job::{Envelope, envelope::header};
 
 /// The target of spans whose fields every log line within them has (`telemetry::lines`). They are no part of traces.

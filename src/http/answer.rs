@@ -211,6 +211,9 @@ pub(super) struct Shown<'a> {
     attempts: Option<Vec<Attempt<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     progress: Option<Progress<'a>>,
+    /// The trace that its submit was part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<&'a str>,
     tags: &'a [String],
     #[serde(skip_serializing_if = "Option::is_none")]
     worker: Option<&'a str>,
@@ -256,6 +259,7 @@ impl<'a> Shown<'a> {
             error: failure(job),
             attempts: None,
             progress: None,
+            trace_id: None,
             tags: &job.tags,
             worker: job.worker.as_deref(),
             created_at: job.created_at.map(time),
@@ -284,6 +288,7 @@ impl<'a> Shown<'a> {
                 .progress
                 .as_ref()
                 .map(|progress| Progress { percent: progress.percent, message: &progress.message }),
+            trace_id: job.trace_id.as_deref(),
             ..Self::summary(&job.summary).with_args(job).with_output(job)
         }
     }

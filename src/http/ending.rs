@@ -31,6 +31,7 @@ use crate::{
         keys::Claim,
         model::{JobRecord, JobStatus, Position, Summary},
     },
+    trace::trace_id_of,
 };
 
 /// Longest time for the record to catch up with the event log before a call goes on without.
@@ -312,6 +313,7 @@ pub(super) fn told(job: &Envelope, reply: &Reply) -> JobRecord {
         output,
         attempts: Vec::new(),
         progress: None,
+        trace_id: trace_id_of(&job.extra),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{
     job::{Envelope, JobId},
     record::model::{JobRecord, JobStatus, Position, Summary},
     spool::SpoolError,
+    trace::trace_id_of,
 };
 
 /// Who has a job that was accepted.
@@ -180,6 +181,7 @@ fn record_of(job: &Submission) -> JobRecord {
         output_omitted: false,
         attempts: Vec::new(),
         progress: None,
+        trace_id: trace_id_of(&job.envelope.extra),
     }
 }
 

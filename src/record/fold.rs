@@ -12,13 +12,13 @@
 //! | worker, start | the highest such event of that run that knows of a start |
 //! | error | the highest such event of that run that has one |
 //! | step | the greatest of that run |
-//! | kind, tags, limits, args, output | the highest run that says so; within it the greatest |
+//! | kind, tags, limits, trace, args, output | the highest run that says so; within it the greatest |
 //! | cancel request | the highest run's; within it the earliest |
 //! | purge | the highest run's |
 //! | progress | the greatest of (run, step, n) |
 //! | created, request | the earliest; the lowest run's |
 //!
-//! A member of an older run than the job's does not count, but for kind, tags, args, created and request.
+//! A member of an older run than the job's does not count, but for kind, tags, trace, args, created and request.
 //!
 //! Not here: args and outputs themselves ([`Slot`] only tells which ones win), and attempts, which are made from the
 //! events when they are asked for ([`attempts`]).
@@ -63,6 +63,8 @@ pub(crate) struct Row {
     created_at: Option<i64>,
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     request: Option<(u32, String)>,
+    #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
+    trace_id: Option<(u32, String)>,
     #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
     cancel: Option<Cancel>,
     #[serde(rename = "d", default, skip_serializing_if = "is_zero")]
@@ -248,6 +250,7 @@ impl Row {
         }
         raise(&mut self.max_attempts, data.max_attempts.map(|limit| (run, limit)));
         raise(&mut self.expires_at, data.expires_at.map(|at| (run, ms(at))));
+        raise(&mut self.trace_id, data.trace_id.clone().map(|id| (run, id)));
         if let Some(created_at) = data.created_at.map(ms) {
             self.created_at = Some(self.created_at.map_or(created_at, |known| known.min(created_at)));
         }
@@ -351,6 +354,11 @@ impl Row {
     /// Its tags.
     pub(crate) fn tags(&self) -> &[String] {
         &self.tags.1
+    }
+
+    /// The trace that the newest submit that says so was part of.
+    pub(crate) fn trace_id(&self) -> Option<&str> {
+        self.trace_id.as_ref().map(|(_, id)| id.as_str())
     }
 
     /// Which args it has.

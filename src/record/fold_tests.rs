@@ -72,6 +72,7 @@ pub(in crate::record) fn any_event() -> impl Strategy<Value = Event> {
                 }
                 if what == EventType::Submitted || (what.is_final() && flags[6]) {
                     data.request = text("r").filter(|_| flags[7]);
+                    data.trace_id = text("trace").filter(|_| flags[6]);
                     data.args = raw(format!("{{\"args\":{variant}}}")).filter(|_| n > 0);
                     data.args_omitted = n == 0;
                 }

@@ -223,6 +223,8 @@ pub struct JobRecord {
     pub attempts: Vec<AttemptRecord>,
     /// How far the running attempt is.
     pub progress: Option<Progress>,
+    /// The trace that its submit was part of.
+    pub trace_id: Option<String>,
 }
 
 /// Most attempts of a job that its record shows.
@@ -297,6 +299,22 @@ pub struct QueueRecord {
     /// Attempts ended per second, over the last minute.
     pub service_rate: f64,
     /// Mean duration of the attempts that ended in the last minute, in seconds.
+    pub mean_duration: Option<f64>,
+}
+
+/// How long a [`Moment`] is.
+pub const MOMENT_SECONDS: u32 = 5;
+
+/// What happened in [`MOMENT_SECONDS`].
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Moment {
+    /// Jobs that came to be ready.
+    pub arrived: u64,
+    /// Attempts that ended.
+    pub ended: u64,
+    /// Those of them that failed, timed out, panicked or crashed.
+    pub failed: u64,
+    /// Their mean duration, in seconds.
     pub mean_duration: Option<f64>,
 }
 

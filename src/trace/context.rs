@@ -55,7 +55,6 @@ impl TraceContext {
     }
 
     /// 32 digits.
-    #[cfg(feature = "worker")]
     pub(crate) fn trace_id(&self) -> &str {
         &self.parent[3..35]
     }
@@ -71,6 +70,11 @@ impl TraceContext {
     pub(crate) fn is_sampled(&self) -> bool {
         u8::from_str_radix(&self.parent[53..55], 16).is_ok_and(|flags| flags & 1 == 1)
     }
+}
+
+/// The trace that a message's headers name.
+pub(crate) fn trace_id_of(headers: &Headers) -> Option<String> {
+    TraceContext::of(headers).map(|context| context.trace_id().to_owned())
 }
 
 /// Whether `text` is a `traceparent`: `<version>-<trace id>-<span id>-<flags>` in lower-case hex, neither id

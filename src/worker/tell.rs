@@ -20,6 +20,7 @@ use crate::{
         reply::Failure,
         wire::Message,
     },
+    trace::trace_id_of,
 };
 
 /// What the `app_id` of jobs starts with whose args are in a `submitted` event.
@@ -160,6 +161,7 @@ impl Teller {
     fn with_args(&self, mut event: Event, ended: &Ended<'_>) -> Event {
         if !is_ours(ended.envelope.app_id.as_deref()) {
             put_args(&mut event.data, &ended.envelope.args, self.max_inline, ended.private);
+            event.data.trace_id = trace_id_of(&ended.envelope.extra);
         }
         event
     }

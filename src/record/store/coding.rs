@@ -96,6 +96,8 @@ struct Body<'a> {
     tags: Cow<'a, [String]>,
     #[serde(rename = "q", default, skip_serializing_if = "Option::is_none", borrow)]
     request: Option<Cow<'a, str>>,
+    #[serde(rename = "ti", default, skip_serializing_if = "Option::is_none", borrow)]
+    trace_id: Option<Cow<'a, str>>,
     /// It has args, which are kept elsewhere.
     #[serde(rename = "A", default, skip_serializing_if = "std::ops::Not::not")]
     args: bool,
@@ -145,6 +147,7 @@ pub(super) fn encode(event: &Event, key: &Key) -> String {
         run_at: ms(data.run_at),
         tags: Cow::Borrowed(&data.tags),
         request: data.request.as_deref().map(Cow::Borrowed),
+        trace_id: data.trace_id.as_deref().map(Cow::Borrowed),
         args: data.args.is_some(),
         args_omitted: data.args_omitted,
         worker: data.worker.as_deref().map(Cow::Borrowed),
@@ -190,6 +193,7 @@ pub(super) fn decode(columns: Columns<'_>) -> Result<(Event, bool), StoreError> 
         run_at: at(body.run_at)?,
         tags: body.tags.into_owned(),
         request: body.request.map(Cow::into_owned),
+        trace_id: body.trace_id.map(Cow::into_owned),
         args: None,
         args_omitted: body.args || body.args_omitted,
         worker: body.worker.map(Cow::into_owned),

@@ -51,7 +51,8 @@ pub(super) fn job(
     }
     let attempts = attempts(told.iter().map(|(stored, _)| &stored.event));
     let progress = row.progress();
-    Ok(Some(JobRecord { summary, args, args_omitted, output, output_omitted, attempts, progress }))
+    let trace_id = row.trace_id().map(str::to_owned);
+    Ok(Some(JobRecord { summary, args, args_omitted, output, output_omitted, attempts, progress, trace_id }))
 }
 
 fn may_tell_attempts(what: EventType) -> bool {
