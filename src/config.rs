@@ -146,6 +146,9 @@ pub struct Http {
     pub max_connections: usize,
     /// Most event streams (`GET …/events`) at the same time. Default 1,000.
     pub max_streams: usize,
+    /// Where the dashboard's page of a job links to its trace: an `http://` or `https://` URL with `{trace_id}` in it.
+    /// Default none: there is no link.
+    pub trace_url: Option<String>,
 }
 
 impl Default for Http {
@@ -166,6 +169,7 @@ impl Default for Http {
             read_timeout: Duration::from_secs(30),
             max_connections: 20_000,
             max_streams: 1_000,
+            trace_url: None,
         }
     }
 }

@@ -14,9 +14,11 @@ mod batch;
 mod body;
 mod cancel;
 mod cursor;
+mod dashboard;
 mod dead;
 mod descriptors;
 mod ending;
+mod etag;
 mod events;
 mod fields;
 mod filter;
@@ -32,11 +34,13 @@ mod list;
 mod login;
 mod metrics;
 mod naming;
+mod overview;
 pub mod problem;
 mod queues;
 mod rpc;
 mod schemas;
 mod server;
+mod session;
 mod spooling;
 mod sse;
 mod stall;
@@ -69,6 +73,7 @@ use self::{
     body::BodyMemory,
     guard::{Guard, is_loopback},
     metrics::HttpMetrics,
+    overview::Overviews,
     problem::{Code, Problem},
     schemas::Checks,
     spooling::Taken,
@@ -150,6 +155,7 @@ struct Shared {
     checks: Checks,
     stopping: Stopping,
     metrics: HttpMetrics,
+    overviews: Overviews,
     description: Description,
 }
 
@@ -202,6 +208,7 @@ impl App {
             checks: Checks::new(),
             stopping,
             metrics: HttpMetrics::new(),
+            overviews: Overviews::default(),
             description: Description::default(),
         }))
     }
@@ -365,7 +372,19 @@ fn router(app: App) -> Router {
         .route("/v1/queues/{queue}/jobs", delete(dead::purge_jobs))
         .route("/v1/workers", get(workers::list))
         .route("/v1/kinds", get(workers::kinds))
+        .route("/v1/overview", get(overview::get))
+        .route("/v1/overview/events", get(overview::follow))
         .route("/v1/rpc/{kind}", post(rpc::post))
+        .route("/", get(dashboard::page))
+        .route("/jobs", get(dashboard::page))
+        .route("/jobs/{id}", get(dashboard::page))
+        .route("/queues", get(dashboard::page))
+        .route("/dead", get(dashboard::page))
+        .route("/workers", get(dashboard::page))
+        .route("/kinds", get(dashboard::page))
+        .route("/submit", get(dashboard::page))
+        .route("/dashboard/{file}", get(dashboard::file))
+        .route("/session", get(session::get))
         .route("/login", get(login::form).post(login::log_in))
         .route("/logout", post(login::log_out))
         .route("/healthz", get(health::alive))

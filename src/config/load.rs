@@ -166,6 +166,10 @@ impl Config {
             "http.keys and http.allow_unauthenticated contradict each other".into(),
         );
         demand(
+            self.http.trace_url.as_deref().is_none_or(is_trace_url),
+            "http.trace_url must start with http:// or https:// and have {trace_id} in it".into(),
+        );
+        demand(
             QueueName::parse(self.amqp.prefix.as_str()).is_ok(),
             "amqp.prefix must be 1 to 60 of a-z, 0-9, _ and -".into(),
         );
@@ -265,6 +269,13 @@ impl Config {
         }
         if problems.is_empty() { Ok(()) } else { Err(ConfigError::Invalid(problems)) }
     }
+}
+
+/// Whether a browser can be sent there, with the trace's id put in.
+fn is_trace_url(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| rest.contains("{trace_id}") && !rest.starts_with('{'))
+        && !url.contains(|c: char| c.is_whitespace() || c.is_control())
 }
 
 /// What the feature that delivers callbacks has to say about what it may tell.
@@ -417,8 +428,23 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_url_is_a_link_with_a_place_for_the_trace() {
+        for (url, good) in [
+            ("http://localhost:16686/trace/{trace_id}", true),
+            ("https://traces.example/?q={trace_id}&tab=1", true),
+            ("https://traces.example/", false),
+            ("https://{trace_id}", false),
+            ("javascript:alert({trace_id})", false),
+            ("/trace/{trace_id}", false),
+            ("https://a b/{trace_id}", false),
+        ] {
+            assert_eq!(is_trace_url(url), good, "{url}");
+        }
+    }
+
+    #[test]
     fn all_problems_are_reported_at_once() {
-        let toml = "[amqp]\nheartbeat = 0\nurl = \"http://x\"\nca = \"x\"\n[worker]\nconcurrency = 30\nprefetch = 10\n[record]\nlost_after = \"59s\"\n[http]\nkeys = \"k\"\nallow_unauthenticated = true\ntls_key = \"k\"\n[telemetry]\notlp_endpoint = \"http://u:p@h\"\nsample_ratio = 1.5\n";
+        let toml = "[amqp]\nheartbeat = 0\nurl = \"http://x\"\nca = \"x\"\n[worker]\nconcurrency = 30\nprefetch = 10\n[record]\nlost_after = \"59s\"\n[http]\nkeys = \"k\"\nallow_unauthenticated = true\ntls_key = \"k\"\ntrace_url = \"javascript:{trace_id}\"\n[telemetry]\notlp_endpoint = \"http://u:p@h\"\nsample_ratio = 1.5\n";
         let error = load(toml, &[]).unwrap_err().to_string();
         for part in [
             "amqp.heartbeat",
@@ -427,6 +453,7 @@ mod tests {
             "record.lost_after must be 60 s to",
             "http.tls_cert and http.tls_key",
             "http.keys and http.allow_unauthenticated",
+            "http.trace_url must",
             "amqp.ca,",
             "telemetry.otlp_endpoint must be",
             "telemetry.sample_ratio must be 0 to 1",

@@ -8,7 +8,7 @@
 mod caller;
 pub(super) mod routes;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -31,7 +31,7 @@ use super::{
     queues::{no_queue, read_queue},
 };
 use crate::{
-    access::{AccessError, Denied, KeyFile, Keyring, Scope},
+    access::{AccessError, Denied, Entry, KeyFile, Keyring, Scope},
     config,
 };
 
@@ -161,12 +161,25 @@ impl Access {
         Ok((caller, need))
     }
 
+    /// Whose key or session this is; none: nobody has shown one that holds, or there are no keys.
+    ///
+    /// # Errors
+    /// The problem, when the keys cannot be read.
+    pub(super) fn who(&self, method: &Method, headers: &HeaderMap) -> Result<Option<Arc<Entry>>, Problem> {
+        let Some(keyring) = &self.keyring else { return Ok(None) };
+        match self.identify(keyring, method, headers) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(problem) if problem.code == Code::AccessUnknown => Err(problem),
+            Err(_) => Ok(None),
+        }
+    }
+
     fn identify(
         &self,
         keyring: &Keyring,
         method: &Method,
         headers: &HeaderMap,
-    ) -> Result<std::sync::Arc<crate::access::Entry>, Problem> {
+    ) -> Result<Arc<Entry>, Problem> {
         // Who shows a key means it: a session does not stand in for a wrong one.
         if headers.contains_key(header::AUTHORIZATION) {
             return keyring.find(bearer(headers).unwrap_or_default()).map_err(denied);

@@ -5,7 +5,7 @@
 //! at a time, within [`LOOK`]; whoever comes meanwhile, or right after, is given the same. So any number of scrapers cost
 //! the broker a few channels, and one that is away costs them the values that only it has.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -14,7 +14,6 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
 use prometheus::{HistogramVec, IntCounterVec, Registry};
 use tokio::{
@@ -26,7 +25,7 @@ use super::{
     App,
     access::Caller,
     problem::{Code, Problem},
-    queues::{ASKING, Crew, Known},
+    queues::{Crew, Known, QUEUES_MAX, ask_depths},
     spooling::{Refusal, Taken},
     sse::in_use,
 };
@@ -44,8 +43,6 @@ const LOOK: Duration = Duration::from_secs(2);
 const FRESH: Duration = Duration::from_secs(1);
 /// Most kinds that are told apart, of those that clients name.
 const KINDS_MAX: usize = 500;
-/// Most queues that are shown. Those that a worker or the configuration has named come first.
-const QUEUES_MAX: usize = 500;
 /// States of jobs that have not ended, or can go on: how many have ended is a matter of what is remembered.
 const SHOWN: [JobStatus; 5] =
     [JobStatus::Scheduled, JobStatus::Queued, JobStatus::Running, JobStatus::Retrying, JobStatus::Dead];
@@ -210,22 +207,10 @@ async fn catch_up(app: &App, until: Instant) -> Option<Duration> {
 /// What the record and the broker say of queues, as far as they say it in time.
 async fn ask_queues(app: &App, until: Instant) -> View {
     let Ok(Ok(known)) = timeout_at(until, Known::gather(app)).await else { return View::default() };
-    let (first, rest): (Vec<_>, Vec<_>) =
-        known.names().into_iter().partition(|queue| known.is_announced(queue));
-    let all = first.len() + rest.len();
-    let names: Vec<QueueName> = first.into_iter().chain(rest).take(QUEUES_MAX).collect();
-    let mut asking = stream::iter(names.clone())
-        .map(|queue| async move {
-            let depth = app.client.depth(&queue).await;
-            (queue, depth)
-        })
-        .buffer_unordered(ASKING);
-    let mut depths = BTreeMap::new();
-    while let Ok(Some((queue, depth))) = timeout_at(until, asking.next()).await {
-        if let Ok(depth) = depth {
-            depths.insert(queue, depth);
-        }
-    }
+    let mut names = known.names_by_interest();
+    let all = names.len();
+    names.truncate(QUEUES_MAX);
+    let depths = ask_depths(app, names.clone(), until).await;
     let is_there =
         |queue: &QueueName| known.records.contains_key(queue) || !matches!(depths.get(queue), Some(None));
     let show = |queue: &QueueName| {

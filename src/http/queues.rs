@@ -14,6 +14,7 @@ use axum::{
 use futures_util::{StreamExt, future::ready, stream};
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     App, answer,
@@ -31,7 +32,9 @@ use crate::{
 };
 
 /// Questions to the broker at the same time.
-pub(super) const ASKING: usize = 8;
+const ASKING: usize = 8;
+/// Most queues that are asked about for what looks at all of them again and again.
+pub(super) const QUEUES_MAX: usize = 500;
 /// In so many seconds a suggested number of workers empties the queue.
 const DRAIN_TIME: f64 = 60.0;
 
@@ -148,6 +151,28 @@ async fn order_pause(
     Ok(answer::json_of(StatusCode::OK, &switched))
 }
 
+/// How full these queues are, as far as the broker says so in time: of one that is missing it did not, of one with none
+/// it said that it is not there.
+pub(super) async fn ask_depths(
+    app: &App,
+    queues: Vec<QueueName>,
+    until: Instant,
+) -> BTreeMap<QueueName, Option<Depth>> {
+    let mut asking = stream::iter(queues)
+        .map(|queue| async move {
+            let depth = app.client.depth(&queue).await;
+            (queue, depth)
+        })
+        .buffer_unordered(ASKING);
+    let mut depths = BTreeMap::new();
+    while let Ok(Some((queue, depth))) = timeout_at(until, asking.next()).await {
+        if let Ok(depth) = depth {
+            depths.insert(queue, depth);
+        }
+    }
+    depths
+}
+
 /// What is known of all queues, but for what the broker has to be asked.
 pub(super) struct Known {
     pub(super) records: BTreeMap<QueueName, QueueRecord>,
@@ -175,9 +200,11 @@ impl Known {
         all.cloned().collect()
     }
 
-    /// Whether the configuration or a worker has named the queue, and not only a job.
-    pub(super) fn is_announced(&self, queue: &QueueName) -> bool {
-        self.announced.contains(queue)
+    /// All queues, those that the configuration or a worker has named before those that only a job has.
+    pub(super) fn names_by_interest(&self) -> Vec<QueueName> {
+        let (first, rest): (Vec<_>, Vec<_>) =
+            self.names().into_iter().partition(|queue| self.announced.contains(queue));
+        first.into_iter().chain(rest).collect()
     }
 
     /// For how many seconds the job has been ready that has waited longest; none where none waits, also if the record
@@ -187,7 +214,7 @@ impl Known {
         Some(self.now.duration_since(oldest).as_secs_f64().max(0.0))
     }
 
-    fn show<'a>(&'a self, queue: &'a QueueName, depth: Option<Depth>) -> Shown<'a> {
+    pub(super) fn show<'a>(&'a self, queue: &'a QueueName, depth: Option<Depth>) -> Shown<'a> {
         let plain = QueueRecord::default();
         let record = self.records.get(queue).unwrap_or(&plain);
         let crew = Crew::of(queue, &self.workers);
@@ -293,7 +320,7 @@ fn suggested_replicas(ready: u32, record: &QueueRecord, concurrency: Option<f64>
 }
 
 /// To a thousandth: more would be noise.
-fn rounded(number: f64) -> f64 {
+pub(super) fn rounded(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }
 

@@ -51,6 +51,11 @@ impl Frames {
         let _ = write!(self.0, "id: {position}\nevent: {TYPE_PREFIX}{name}\ndata: {data}\n\n");
     }
 
+    /// Something that is no event of the log: it has no id, as nobody can go on after it.
+    pub(super) fn plain(&mut self, name: &str, json: &str) {
+        let _ = write!(self.0, "event: {name}\ndata: {json}\n\n");
+    }
+
     /// Events between `after` and `next` are missing: the log, or this record, has them no more.
     pub(super) fn gap(&mut self, after: Position, next: Position) {
         let _ = write!(

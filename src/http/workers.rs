@@ -31,7 +31,7 @@ pub(super) async fn kinds(State(app): State<App>, request: Request) -> Response 
 }
 
 /// What a caller sees of workers: those of its queues, and of them what is about these.
-fn workers_of(caller: &Caller, mut workers: Vec<WorkerInfo>) -> Vec<WorkerInfo> {
+pub(super) fn workers_of(caller: &Caller, mut workers: Vec<WorkerInfo>) -> Vec<WorkerInfo> {
     if caller.queues().is_none() {
         return workers;
     }

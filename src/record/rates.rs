@@ -1,25 +1,28 @@
-//! How fast jobs come and go, per queue, over the last minute: from the times that events carry.
+//! How fast jobs come and go, per queue, over the last minute, and how that went over the last ten: from the times that
+//! events carry.
 //!
-//! Kept in memory: a process that has just started knows the last minute once it has read it. Jobs delayed by more
+//! Kept in memory: a process that has just started knows these minutes once it has read them. Jobs delayed by more
 //! than a day do not count as arrivals.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
 use jiff::Timestamp;
 
-use super::model::QueueRecord;
+use super::model::{MOMENT_SECONDS, Moment, QueueRecord};
 use crate::{
-    event::{Event, EventType},
+    event::{AttemptOutcome, Event, EventType},
     job::QueueName,
 };
 
 /// The time that rates are about, in seconds.
 const WINDOW: i64 = 60;
 /// What is counted together, in seconds.
-const SLOT: i64 = 5;
+const SLOT: i64 = MOMENT_SECONDS as i64;
+/// How long counts are kept, in seconds.
+const KEPT: i64 = 600;
 /// How far ahead arrivals are remembered, in seconds.
 const AHEAD: i64 = 86_400;
 /// Most queues.
@@ -30,9 +33,31 @@ const QUEUES_MAX: usize = 10_000;
 struct Slot {
     arrived: u64,
     ended: u64,
+    /// Of those that ended, how many neither succeeded nor were snoozed or cancelled.
+    failed: u64,
     /// Of those that ended, how many say how long they took.
     timed: u64,
     seconds: f64,
+}
+
+impl Slot {
+    fn add(&mut self, other: &Self) {
+        self.arrived += other.arrived;
+        self.ended += other.ended;
+        self.failed += other.failed;
+        self.timed += other.timed;
+        self.seconds += other.seconds;
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of a minute")]
+    fn mean_duration(&self) -> Option<f64> {
+        (self.timed > 0).then(|| self.seconds / self.timed as f64)
+    }
+}
+
+/// Whether an attempt that ended so went wrong.
+fn is_failure(outcome: AttemptOutcome) -> bool {
+    !matches!(outcome, AttemptOutcome::Succeeded | AttemptOutcome::Snoozed | AttemptOutcome::Cancelled)
 }
 
 /// The rates of all queues.
@@ -56,6 +81,7 @@ impl Rates {
             let at = data.finished_at.unwrap_or(event.time);
             let Some(slot) = self.slot(data.queue.as_ref(), at, now) else { return };
             slot.ended += 1;
+            slot.failed += u64::from(data.outcome.is_some_and(is_failure));
             let took = data.started_at.map(|started| Duration::try_from(at.duration_since(started)));
             if let Some(Ok(took)) = took {
                 slot.timed += 1;
@@ -70,10 +96,7 @@ impl Rates {
         for (queue, slots) in &self.0 {
             let mut sum = Slot::default();
             for slot in slots.range(from..to).map(|(_, slot)| slot) {
-                sum.arrived += slot.arrived;
-                sum.ended += slot.ended;
-                sum.timed += slot.timed;
-                sum.seconds += slot.seconds;
+                sum.add(slot);
             }
             if sum == Slot::default() {
                 continue;
@@ -83,14 +106,33 @@ impl Rates {
             let per_second = |count: u64| count as f64 / WINDOW as f64;
             record.arrival_rate = per_second(sum.arrived);
             record.service_rate = per_second(sum.ended);
-            #[expect(clippy::cast_precision_loss, reason = "counts of a minute")]
-            let mean = (sum.timed > 0).then(|| sum.seconds / sum.timed as f64);
-            record.mean_duration = mean;
+            record.mean_duration = sum.mean_duration();
         }
     }
 
+    /// What happened in each slot of the last minutes, oldest first, without the one that goes on: in `queues`, or in all.
+    pub(super) fn moments(&self, queues: Option<&BTreeSet<QueueName>>, now: Timestamp) -> Vec<Moment> {
+        let (from, to) = (slot_of(now) - KEPT / SLOT, slot_of(now));
+        let mut sums = vec![Slot::default(); usize::try_from(to - from).unwrap_or_default()];
+        for (_, slots) in self.0.iter().filter(|(queue, _)| queues.is_none_or(|own| own.contains(*queue))) {
+            for (number, slot) in slots.range(from..to) {
+                let place = usize::try_from(number - from).ok();
+                if let Some(sum) = place.and_then(|place| sums.get_mut(place)) {
+                    sum.add(slot);
+                }
+            }
+        }
+        let moment = |slot: Slot| Moment {
+            arrived: slot.arrived,
+            ended: slot.ended,
+            failed: slot.failed,
+            mean_duration: slot.mean_duration(),
+        };
+        sums.into_iter().map(moment).collect()
+    }
+
     fn slot(&mut self, queue: Option<&QueueName>, at: Timestamp, now: Timestamp) -> Option<&mut Slot> {
-        let (queue, oldest) = (queue?, slot_of(now) - WINDOW / SLOT);
+        let (queue, oldest) = (queue?, slot_of(now) - KEPT / SLOT);
         let number = slot_of(at);
         if number < oldest || number > slot_of(now) + AHEAD / SLOT {
             return None;
@@ -152,6 +194,32 @@ mod tests {
         assert_eq!(now.mean_duration, Some(3.0));
         let later = read(&rates, 200);
         assert_eq!((later.arrival_rate, later.mean_duration), (0.0, None));
+    }
+
+    #[test]
+    fn moments_tell_how_the_last_minutes_went() {
+        let mut rates = Rates::default();
+        let end = |second, outcome| {
+            let mut ended = event(EventType::Retrying, second);
+            ended.data.outcome = Some(outcome);
+            ended.data.started_at = Some(at(second - 2));
+            ended
+        };
+        rates.count(&end(-300, AttemptOutcome::Failed), at(0));
+        rates.count(&end(-300, AttemptOutcome::Snoozed), at(0));
+        rates.count(&end(-700, AttemptOutcome::Failed), at(0));
+        rates.count(&end(1, AttemptOutcome::Succeeded), at(2));
+        let moments = rates.moments(None, at(2));
+        assert_eq!(moments.len(), 120);
+        let told: Vec<(usize, &Moment)> =
+            moments.iter().enumerate().filter(|(_, moment)| moment.ended > 0).collect();
+        let [(place, moment)] = told.as_slice() else {
+            panic!("neither the old one nor the slot that goes on: {told:?}")
+        };
+        assert_eq!(*place, 60);
+        assert_eq!((moment.arrived, moment.ended, moment.failed, moment.mean_duration), (2, 2, 1, Some(2.0)));
+        let own = BTreeSet::from([QueueName::parse("other").unwrap()]);
+        assert!(rates.moments(Some(&own), at(2)).iter().all(|moment| moment.ended == 0), "of another queue");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! before asks for a barrier first ([`Record::catch_up`]).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
@@ -27,7 +27,8 @@ use super::{
     answers,
     barrier::Barriers,
     model::{
-        Counts, Filter, Group, JobRecord, Page, Position, QueueRecord, Scope, StoredEvent, Stretch, Summary,
+        Counts, Filter, Group, JobRecord, Moment, Page, Position, QueueRecord, Scope, StoredEvent, Stretch,
+        Summary,
     },
     projector::Projector,
     rates::Rates,
@@ -399,6 +400,13 @@ impl Record {
         let mut queues = self.0.shared.read(move |store| store.queues(now)).await?;
         self.0.shared.rates().fill(&mut queues, now);
         Ok(queues)
+    }
+
+    /// What happened in each [`MOMENT_SECONDS`](super::model::MOMENT_SECONDS) of the last ten minutes, oldest first, in `queues` or in all. The one that goes on
+    /// is not among them.
+    #[must_use]
+    pub fn moments(&self, queues: Option<&BTreeSet<QueueName>>) -> Vec<Moment> {
+        self.0.shared.rates().moments(queues, Timestamp::now())
     }
 
     /// Groups of dead jobs of a queue that can be replayed, largest first, at most 1000.

@@ -16,6 +16,7 @@ mod backpressure;
 mod callbacks;
 mod cli;
 mod control;
+mod dashboard;
 mod dead;
 mod dead_letters;
 mod dead_pass;

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    http::{HeaderValue, Method, StatusCode},
     response::Response,
 };
 use bytes::Bytes;
@@ -27,6 +27,7 @@ use crate::{
         access::routes,
         answer,
         body::Inbound,
+        etag,
         fields::Errors,
         problem::{self, Code, Problem},
         submission::ERRORS_MAX,
@@ -66,24 +67,8 @@ async fn describe(app: &App, inbound: &mut Inbound) -> Result<Response, Problem>
         Some(written) => written,
         None => app.describe(known).await,
     };
-    let mut response = if is_known(&inbound.parts.headers, &tag) {
-        let mut response = Response::default();
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        response
-    } else {
-        answer::json(StatusCode::OK, text)
-    };
-    response.headers_mut().insert(header::ETAG, tag);
-    // Asked again each time: it changes with the kinds.
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    Ok(response)
-}
-
-/// Whether the client has what this tag stands for.
-fn is_known(headers: &HeaderMap, tag: &HeaderValue) -> bool {
-    let given = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    let mut tags = given.flat_map(|value| value.split(',')).map(str::trim);
-    tags.any(|given| given == "*" || given.trim_start_matches("W/").as_bytes() == tag.as_bytes())
+    // It changes with the kinds.
+    Ok(etag::answer(&inbound.parts.headers, tag, || answer::json(StatusCode::OK, text)))
 }
 
 impl Description {
@@ -103,9 +88,7 @@ impl App {
         let complete = kinds::put_in(self, &kinds, &mut document).await;
         // Text as keys, and nothing that fails.
         let text = serde_json::to_vec(&document).unwrap_or_default();
-        let digest = ring::digest::digest(&ring::digest::SHA256, &text);
-        let tag: String = digest.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let tag = HeaderValue::try_from(format!("\"{tag}\"")).unwrap_or(HeaderValue::from_static("\"\""));
+        let tag = etag::of(&text);
         let written = Written { kinds, text: text.into(), tag };
         if complete {
             let mut last = self.description.last.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,7 @@
 //! What is said of each call: its parameters, answers and problems. The functions have the calls' names, in the order of
 //! the table.
 
+mod pages;
 mod queues;
 mod server;
 
@@ -8,7 +9,7 @@ use axum::http::StatusCode;
 use schemars::SchemaGenerator;
 use serde_json::{Value, json};
 
-pub(super) use self::{queues::*, server::*};
+pub(super) use self::{pages::*, queues::*, server::*};
 use super::{
     operation::{Operation, json_media, schema_of},
     shapes::{JOB, act, reference, states},
@@ -21,7 +22,7 @@ pub(super) struct Shapes {
 }
 
 /// The groups of calls.
-pub(super) const TAGS: [(&str, &str); 11] = [
+pub(super) const TAGS: [(&str, &str); 12] = [
     ("Jobs", "Submitting, looking at and cancelling jobs."),
     ("Calls", "Running a job and waiting for its output."),
     ("Kinds", "A call of each kind that workers have announced, with what it takes and returns."),
@@ -31,6 +32,7 @@ pub(super) const TAGS: [(&str, &str); 11] = [
     ("Acts", "What is done to many jobs: acts are jobs themselves."),
     ("Workers", "Who works, and on what."),
     ("Health", "Whether the process is alive and ready, and what it has counted."),
+    ("Dashboard", "Pages for people."),
     ("Sessions", "A browser shows its key once, and gets a cookie."),
     ("Description", "This description."),
 ];

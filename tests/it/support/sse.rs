@@ -12,6 +12,7 @@ use super::{PATIENCE, front::Front};
 /// An event as it came.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Sse {
+    /// Empty where it has none.
     pub(crate) id: String,
     pub(crate) event: String,
     pub(crate) data: Value,
@@ -106,5 +107,5 @@ fn read(block: &str) -> Option<Sse> {
         block.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned))
     };
     let data = serde_json::from_str(&field("data")?).expect("JSON");
-    Some(Sse { id: field("id").expect("an id"), event: field("event").expect("a name"), data })
+    Some(Sse { id: field("id").unwrap_or_default(), event: field("event").expect("a name"), data })
 }

@@ -11,8 +11,9 @@ use crate::{
             operation::{Operation, schema_of},
             shapes::JOB,
         },
-        health,
+        health, overview,
         problem::Code,
+        session,
     },
     metrics::CONTENT_TYPE,
 };
@@ -45,6 +46,39 @@ pub(in crate::http::api) fn kinds(shapes: &mut Shapes) -> Operation {
         .gives(StatusCode::OK, "All that are remembered.", items(&kind), json!({ "items": [example] }), &[])
 }
 
+pub(in crate::http::api) fn overview(shapes: &mut Shapes) -> Operation {
+    let overview = schema_of::<overview::Shown<'static>>(&mut shapes.generator);
+    let example = json!({
+        "at": "2030-01-31T12:00:00.000Z",
+        "jobs": { "queued": 120, "running": 8, "succeeded": 9000, "dead": 2 },
+        "arrival_rate": 10.5, "service_rate": 30.0, "mean_duration": 0.25, "queues": [], "worker_count": 1,
+        "workers": [{ "worker": "demo@host", "running": 3, "concurrency": 10, "since": "2030-01-31T11:00:00.000Z" }],
+        "history": { "seconds": 5, "arrived": [50, 55], "ended": [150, 148], "failed": [0, 2], "mean_duration": [0.25, null] },
+    });
+    Operation::new("getOverview", "Queues", "How everything stands")
+        .text("At most a second old.")
+        .takes_query()
+        .codes(&[Code::RecordBehind])
+        .gives(StatusCode::OK, "Jobs, queues and workers.", overview, example, &[])
+}
+
+pub(in crate::http::api) fn overview_events(_: &mut Shapes) -> Operation {
+    let event = json!({
+        "type": "object",
+        "description": "An event of the stream.",
+        "properties": {
+            "event": { "const": "hopline.overview" },
+            "data": { "type": "string", "contentMediaType": "application/json" },
+        },
+    });
+    let media = json!({ "text/event-stream": { "schema": event } });
+    Operation::new("followOverview", "Events", "Follow how everything stands")
+        .text("What `GET /v1/overview` answers, about once a second, as `hopline.overview`. It does not end by itself.")
+        .takes_query()
+        .codes(&[Code::StreamsFull])
+        .answers(StatusCode::OK, "Server-sent events.", Some(media), &[])
+}
+
 pub(in crate::http::api) fn alive(_: &mut Shapes) -> Operation {
     let schema =
         json!({ "type": "object", "properties": { "alive": { "const": true } }, "required": ["alive"] });
@@ -68,7 +102,7 @@ pub(in crate::http::api) fn ready(shapes: &mut Shapes) -> Operation {
         .or_answers(503, "They would not; the body says what is missing.", &schema)
 }
 
-fn html(operation: Operation, status: StatusCode, text: &str, headers: &[&str]) -> Operation {
+pub(super) fn html(operation: Operation, status: StatusCode, text: &str, headers: &[&str]) -> Operation {
     let page = json!({ "text/html; charset=utf-8": { "schema": { "type": "string" } } });
     operation.answers(status, text, Some(page), headers)
 }
@@ -82,15 +116,31 @@ pub(in crate::http::api) fn metrics(_: &mut Shapes) -> Operation {
         .answers(StatusCode::OK, "Metrics in Prometheus's text format.", Some(media), &[])
 }
 
+pub(in crate::http::api) fn session(shapes: &mut Shapes) -> Operation {
+    let session = schema_of::<session::Shown<'static>>(&mut shapes.generator);
+    let example = json!({ "keys": true, "name": "ops", "scopes": ["read", "operate"], "version": "0.1.0" });
+    Operation::new("getSession", "Sessions", "Who asks, and what the one may do")
+        .takes_query()
+        .codes(&[Code::AccessUnknown])
+        .gives(StatusCode::OK, "Without a key that holds there are no scopes.", session, example, &[])
+}
+
 pub(in crate::http::api) fn login_form(_: &mut Shapes) -> Operation {
-    let operation = Operation::new("showLogin", "Sessions", "A form for an API key").takes_query();
+    let operation = Operation::new("showLogin", "Sessions", "A form for an API key").takes_query().query(
+        "next",
+        json!({ "type": "string" }),
+        "The page to be shown after the login: a path of this server. Anything else is left out.",
+    );
     html(operation, StatusCode::OK, "The form; with a session, whose it is.", &[])
 }
 
 pub(in crate::http::api) fn log_in(_: &mut Shapes) -> Operation {
     let form = json!({
         "type": "object",
-        "properties": { "key": { "type": "string", "description": "An API key." } },
+        "properties": {
+            "key": { "type": "string", "description": "An API key." },
+            "next": { "type": "string", "description": "The page to be shown then: a path of this server." },
+        },
         "required": ["key"],
     });
     let media = json!({ "application/x-www-form-urlencoded": { "schema": form } });
