@@ -35,7 +35,8 @@ check: setup ## what CI runs: format, lints, docs, advisories, a worker outside 
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --all-features --no-deps
 	@if $(CARGO) deny --version > /dev/null 2>&1; then $(CARGO) deny --workspace check; else echo 'skipped: cargo deny (cargo install cargo-deny)'; fi
-	scripts/outside-worker
+	$(CARGO) build --workspace --bins --all-features
+	CARGO="$(CARGO)" scripts/outside-worker "$(TARGET)/debug/hopline" "$(TARGET)/outside-worker"
 	@$(MAKE) test
 
 faults: setup ## every fault under 20,000 jobs each, for an hour or more; writes docs/faults.md

@@ -14,6 +14,7 @@
 //! | `shown`, `table`, `human` | a job, tables and values for people |
 //! | `sse` | server-sent events |
 //! | `topology`, `doctor`, `broker` | what asks the broker itself; where its management API is |
+//! | `new` | the crate of a worker of one's own |
 //! | `say` | standard output and standard error |
 //! | `serve`, `up`, `bench`, `node_run` | what runs processes |
 
@@ -31,6 +32,7 @@ mod input;
 mod jobs;
 mod key;
 mod kinds;
+mod new;
 mod node_run;
 mod queues;
 mod say;
@@ -82,6 +84,9 @@ enum Command {
     /// Make, list and revoke API keys.
     #[command(subcommand)]
     Key(key::Command),
+    /// Begin something of your own.
+    #[command(subcommand)]
+    New(new::Command),
     /// Serve HTTP: jobs are submitted and called here.
     Serve,
     /// Look at a spool that no process serves, and forward what waits in it.
@@ -126,6 +131,7 @@ pub fn main() -> ExitCode {
             Command::Workers(command) => Box::pin(workers::run(command)).await,
             Command::Kinds(command) => Box::pin(kinds::run(command)).await,
             Command::Key(command) => key::run(command),
+            Command::New(command) => new::run(command),
             Command::Topology(command) => Box::pin(topology::run(command)).await,
             Command::Doctor(arguments) => Box::pin(doctor::run(arguments)).await,
             Command::Up(arguments) => Box::pin(up::run(arguments)).await,

@@ -6,6 +6,7 @@
 mod detach;
 pub(crate) mod files;
 mod node;
+mod own;
 pub(super) mod ports;
 pub(super) mod process;
 mod report;
@@ -31,7 +32,7 @@ pub use self::{
     ports::PortError,
 };
 use self::{
-    state::{Layout, Phase, Scale, State, Wish},
+    state::{Asked, Layout, Phase, State, Wish},
     supervisor::{Signals, Supervisor, end_left_overs, grace, is_broker_named, of_the_front},
 };
 use super::say;
@@ -52,6 +53,10 @@ pub(super) struct Arguments {
     /// while Hopline is up, it changes their number.
     #[arg(long = "scale", value_name = "NAME=N", value_parser = workers::parse)]
     scale: Vec<(String, u32)>,
+    /// A worker of your own: the folder of its crate, which is built first, or its program; may be given several times.
+    /// Given while Hopline is up, it is added, or started again.
+    #[arg(long = "worker", value_name = "PATH")]
+    workers: Vec<PathBuf>,
     #[command(flatten)]
     place: Place,
     /// The background half of `--detach`.
@@ -76,19 +81,22 @@ impl Place {
 /// `hopline up`.
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let layout = arguments.place.layout()?;
-    let scale: Scale = arguments.scale.iter().cloned().collect();
-    if arguments.supervise {
-        return Ok(detach::in_background(supervise_detached(layout, scale)).await);
+    let scale = arguments.scale.iter().cloned().collect();
+    if !arguments.supervise {
+        check(&Config::load()?.http)?;
     }
-    check(&Config::load()?.http)?;
+    let asked = Asked { scale, own: own::programs(&arguments.workers)? };
+    if arguments.supervise {
+        return Ok(detach::in_background(supervise_detached(layout, asked)).await);
+    }
     layout.make_dirs()?;
-    let Some(lock) = lock_or_join(&layout, &scale).await? else { return Ok(ExitCode::SUCCESS) };
+    let Some(lock) = lock_or_join(&layout, &asked).await? else { return Ok(ExitCode::SUCCESS) };
     if arguments.detach {
         drop(lock);
-        return detach::start(&layout, &scale).await;
+        return detach::start(&layout, &asked).await;
     }
     say::line("Starting; Ctrl-C ends all of it.");
-    let was_ready = supervise(layout, scale, lock).await?;
+    let was_ready = supervise(layout, asked, lock).await?;
     Ok(if was_ready { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
 }
 
@@ -144,16 +152,16 @@ pub(super) fn running_broker(dir: &Path, config: &Config) -> Option<(Vec<(&'stat
     Some((environment, url.into()))
 }
 
-async fn supervise_detached(layout: Layout, scale: Scale) -> anyhow::Result<()> {
+async fn supervise_detached(layout: Layout, asked: Asked) -> anyhow::Result<()> {
     // Its own session: the end of the terminal is not its end.
     rustix::process::setsid().context("cannot begin a session")?;
     let lock = wait_for_lock(&layout, Duration::from_secs(5)).await?;
     let lock = lock.context("another `hopline up` has just begun there")?;
-    supervise(layout, scale, lock).await.map(drop)
+    supervise(layout, asked, lock).await.map(drop)
 }
 
 /// Runs everything until a signal asks for the end. Whether all was ready before.
-async fn supervise(layout: Layout, scale: Scale, lock: File) -> anyhow::Result<bool> {
+async fn supervise(layout: Layout, asked: Asked, lock: File) -> anyhow::Result<bool> {
     let signals = Signals::install()?;
     let config = Config::load()?;
     crate::telemetry::init(&config.log)?;
@@ -162,7 +170,7 @@ async fn supervise(layout: Layout, scale: Scale, lock: File) -> anyhow::Result<b
         tracing::warn!(processes = left, "ended what a killed supervisor had left");
     }
     let prefix = config.amqp.prefix.clone();
-    let supervisor = Supervisor::new(layout.clone(), config, &scale)?;
+    let supervisor = Supervisor::new(layout.clone(), config, asked)?;
     let announce = async |state: &State| {
         say::line("Hopline is up.");
         say::line(report::up(&layout, state, &prefix).await);
@@ -174,7 +182,7 @@ async fn supervise(layout: Layout, scale: Scale, lock: File) -> anyhow::Result<b
 }
 
 /// The folder's lock; `None`: a supervisor is up there, has been told what is wanted, and was shown.
-async fn lock_or_join(layout: &Layout, scale: &Scale) -> anyhow::Result<Option<File>> {
+async fn lock_or_join(layout: &Layout, asked: &Asked) -> anyhow::Result<Option<File>> {
     let deadline = Instant::now() + PATIENCE;
     let mut told = false;
     loop {
@@ -182,7 +190,7 @@ async fn lock_or_join(layout: &Layout, scale: &Scale) -> anyhow::Result<Option<F
             return Ok(Some(lock));
         }
         match living(layout) {
-            Some(state) if state.phase == Phase::Ready => break join(layout, state, scale).await?,
+            Some(state) if state.phase == Phase::Ready => break join(layout, state, asked).await?,
             Some(state) if !told => {
                 told = true;
                 let what = if state.phase == Phase::Starting { "starting" } else { "ending" };
@@ -201,17 +209,19 @@ fn living(layout: &Layout) -> Option<State> {
     layout.read_state().filter(|state| state.supervisor.is_alive())
 }
 
-async fn join(layout: &Layout, state: State, scale: &Scale) -> anyhow::Result<()> {
+async fn join(layout: &Layout, state: State, asked: &Asked) -> anyhow::Result<()> {
     let prefix = Config::load()?.amqp.prefix;
-    let differs = scale.iter().any(|(name, count)| state.scale.get(name) != Some(count));
-    let state = if differs { rescale(layout, &state, scale).await? } else { state };
-    say::line(if differs { "Hopline is up, and scaled." } else { "Hopline is up already." });
+    let is_scaled = asked.scale.iter().any(|(name, count)| state.scale.get(name) != Some(count));
+    let differs = is_scaled || !asked.own.is_empty();
+    let state = if differs { change(layout, &state, asked).await? } else { state };
+    say::line(if differs { "Hopline is up, with the workers asked for." } else { "Hopline is up already." });
     say::line(report::up(layout, &state, &prefix).await);
     Ok(())
 }
 
-async fn rescale(layout: &Layout, state: &State, scale: &Scale) -> anyhow::Result<State> {
-    let wish = Wish { id: crate::JobId::new().to_string(), scale: scale.clone() };
+/// Has a running supervisor change its workers; its state afterwards.
+async fn change(layout: &Layout, state: &State, asked: &Asked) -> anyhow::Result<State> {
+    let wish = Wish { id: crate::JobId::new().to_string(), asked: asked.clone() };
     layout.write_wish(&wish)?;
     state.supervisor.signal(Signal::USR1);
     let deadline = Instant::now() + PATIENCE;

@@ -60,6 +60,7 @@ mod spool;
 mod sse;
 mod support;
 mod topology;
+mod up;
 mod worker;
 mod worker_cancel;
 mod worker_events;

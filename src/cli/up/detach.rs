@@ -4,6 +4,7 @@
 //! pipe; the supervisor writes nothing to it any more.
 
 use std::{
+    ffi::OsStr,
     future::Future,
     process::{ExitCode, Stdio},
     sync::atomic::{AtomicBool, Ordering},
@@ -21,7 +22,7 @@ use super::{
     files::{self, Since},
     process::Process,
     say,
-    state::{Layout, Scale},
+    state::{Asked, Layout},
 };
 
 /// What the supervisor's log is called.
@@ -56,11 +57,11 @@ pub(super) fn announced() {
 }
 
 /// Starts the background half and waits until all is ready, or it failed.
-pub(super) async fn start(layout: &Layout, scale: &Scale) -> anyhow::Result<ExitCode> {
+pub(super) async fn start(layout: &Layout, asked: &Asked) -> anyhow::Result<ExitCode> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut term = signal(SignalKind::terminate())?;
     let log = Since::now(layout.log(LOG));
-    let mut child = spawn(layout, scale)?;
+    let mut child = spawn(layout, asked)?;
     let process = child.id().and_then(Process::of);
     let output = child.stdout.take().context("the supervisor has no output")?;
     let mut stopped = false;
@@ -92,12 +93,13 @@ pub(super) async fn start(layout: &Layout, scale: &Scale) -> anyhow::Result<Exit
     }
 }
 
-fn spawn(layout: &Layout, scale: &Scale) -> anyhow::Result<Child> {
+fn spawn(layout: &Layout, asked: &Asked) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("cannot find the running program")?;
     Command::new(&program)
         .args(["up", "--supervise", "--dir"])
         .arg(&layout.dir)
-        .args(scale.iter().flat_map(|(name, count)| ["--scale".to_owned(), format!("{name}={count}")]))
+        .args(asked.scale.iter().flat_map(|(name, count)| ["--scale".to_owned(), format!("{name}={count}")]))
+        .args(asked.own.values().flat_map(|program| [OsStr::new("--worker"), program.as_os_str()]))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(files::append(&layout.log(LOG))?)

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     files::{self, FileError},
     process::Process,
+    workers::Programs,
 };
 
 /// How many processes of each worker.
@@ -89,11 +90,21 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
     files::write(path, &text)
 }
 
-/// Other numbers of workers, asked of a running supervisor by SIGUSR1.
+/// What a user asks for: workers of their own, and numbers of processes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Asked {
+    pub(super) scale: Scale,
+    /// Absent in what an older `hopline` wrote.
+    #[serde(default)]
+    pub(super) own: Programs,
+}
+
+/// Other workers, or other numbers of them, asked of a running supervisor by SIGUSR1.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Wish {
     pub(super) id: String,
-    pub(super) scale: Scale,
+    #[serde(flatten)]
+    pub(super) asked: Asked,
 }
 
 /// How far a supervisor is.

@@ -23,8 +23,8 @@ use super::{
     Node, NodeOptions, PortChoice, files,
     process::{Lifeline, Process},
     service::{Pause, Service, Shared, Spec},
-    state::{Board, Broker, HTTP, Layout, Management, Phase, Scale, State},
-    workers,
+    state::{Asked, Board, Broker, HTTP, Layout, Management, Phase, Scale, State},
+    workers::{self, Programs},
 };
 use crate::Config;
 
@@ -93,7 +93,10 @@ pub(super) struct Supervisor {
     layout: Layout,
     config: Config,
     hopline: PathBuf,
-    workers: BTreeMap<String, PathBuf>,
+    /// Those beside `hopline`.
+    found: Programs,
+    /// Those that were named.
+    own: Programs,
     shared: Shared,
     node: Option<(CancellationToken, JoinHandle<()>)>,
     http: Option<Service>,
@@ -102,15 +105,16 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// Takes over the folder, whose lock the caller holds.
-    pub(super) fn new(layout: Layout, config: Config, asked: &Scale) -> anyhow::Result<Self> {
+    pub(super) fn new(layout: Layout, config: Config, asked: Asked) -> anyhow::Result<Self> {
         // Asked once: after a new build the path reads "… (deleted)".
         let hopline = std::env::current_exe().context("cannot find the running program")?;
-        let workers = workers::beside(&hopline)?;
+        let found = workers::beside(&hopline)?;
+        let all = workers::with_own(found.clone(), &asked.own)?;
         let is_set = |variable: &str| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
         let state = State {
             supervisor: Process::own().context("cannot read this process's start time")?,
             phase: Phase::Starting,
-            scale: workers::initial(&workers, asked, is_set)?,
+            scale: workers::initial(&all, &asked.scale, is_set)?,
             answered: None,
             broker: None,
             processes: BTreeMap::new(),
@@ -124,7 +128,8 @@ impl Supervisor {
             layout,
             config,
             hopline,
-            workers,
+            found,
+            own: asked.own,
             shared,
             node: None,
             http: None,
@@ -232,16 +237,7 @@ impl Supervisor {
     /// Carries out the wish that lies in the folder.
     async fn rescale(&mut self) {
         let Some(wish) = self.layout.read_wish() else { return };
-        let result = match workers::check(&self.workers, &wish.scale) {
-            Err(error) => Err(error),
-            Ok(()) => {
-                let mut scale = self.shared.board.state().scale;
-                scale.extend(wish.scale);
-                self.shared.board.change(|state| state.scale.clone_from(&scale));
-                self.scale_to(&scale).await;
-                self.all_ready().await
-            }
-        };
+        let result = self.change(wish.asked).await;
         if let Err(error) = &result {
             tracing::warn!(error = format!("{error:#}"), "scaling did not succeed");
         }
@@ -249,11 +245,31 @@ impl Supervisor {
         self.shared.board.change(|state| state.answered = Some((wish.id, error)));
     }
 
+    /// Has the workers that are asked for: new ones are started, those that run already are started again, since
+    /// their program may be another now.
+    async fn change(&mut self, asked: Asked) -> anyhow::Result<()> {
+        let mut own = self.own.clone();
+        own.extend(asked.own.clone());
+        let all = workers::with_own(self.found.clone(), &own)?;
+        workers::check(&all, &asked.scale)?;
+        self.own = own;
+        let again = asked.own.keys().filter_map(|name| self.running.remove(name)).flatten().collect();
+        end_all(again).await;
+        let mut scale = self.shared.board.state().scale;
+        for name in asked.own.into_keys() {
+            scale.entry(name).or_insert(1);
+        }
+        scale.extend(asked.scale);
+        self.shared.board.change(|state| state.scale.clone_from(&scale));
+        self.scale_to(&scale).await;
+        self.all_ready().await
+    }
+
     /// Starts or ends processes until there are as many as wanted.
     async fn scale_to(&mut self, scale: &Scale) {
         let mut surplus = Vec::new();
         for (name, count) in scale {
-            let Some(program) = self.workers.get(name) else { continue };
+            let Some(program) = self.found.get(name).or_else(|| self.own.get(name)) else { continue };
             let count = *count as usize;
             let mut services = self.running.remove(name).unwrap_or_default();
             surplus.extend(services.drain(count.min(services.len())..));

@@ -9,22 +9,40 @@ use anyhow::{Context, bail, ensure};
 
 use super::state::Scale;
 
-const PREFIX: &str = "hopline-worker-";
+/// Worker programs by the worker's name.
+pub(super) type Programs = BTreeMap<String, PathBuf>;
+
+/// What the name of a worker's program begins with, if it is to be found beside `hopline`.
+pub(super) const PREFIX: &str = "hopline-worker-";
 /// Most processes of one worker on one machine: more is a slip of the finger.
 const MOST: u32 = 64;
 
 /// The worker binaries beside `hopline`, by name: `media` for `hopline-worker-media`.
-pub(super) fn beside(hopline: &Path) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+pub(super) fn beside(hopline: &Path) -> anyhow::Result<Programs> {
     let dir = hopline.parent().context("`hopline` lies in no folder")?;
     let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let named = entries.filter_map(|entry| {
         let path = entry.ok()?.path();
         let name = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.to_owned();
         // Beside them lie the compiler's own files, as `hopline-worker-media.d`.
-        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-        (plain && !name.is_empty() && path.is_file()).then_some((name, path))
+        (is_name(&name) && path.is_file()).then_some((name, path))
     });
     Ok(named.collect())
+}
+
+/// Whether a worker may be called so: the name is that of its processes and of their logs, too.
+pub(super) fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
+/// All workers there are: those found beside `hopline`, and those that were named.
+pub(super) fn with_own(mut found: Programs, own: &Programs) -> anyhow::Result<Programs> {
+    for (name, program) in own {
+        if let Some(other) = found.insert(name.clone(), program.clone()) {
+            bail!("{} and {} would both be worker `{name}`: rename one", other.display(), program.display());
+        }
+    }
+    Ok(found)
 }
 
 /// `media=4`.
@@ -39,7 +57,7 @@ const OFF_WITHOUT: [(&str, &str); 1] = [("exec", "EXEC_CONFIG")];
 
 /// One of each that is not off, where nothing else is asked for.
 pub(super) fn initial(
-    found: &BTreeMap<String, PathBuf>,
+    found: &Programs,
     asked: &Scale,
     is_set: impl Fn(&str) -> bool,
 ) -> anyhow::Result<Scale> {
@@ -52,12 +70,12 @@ pub(super) fn initial(
         .collect())
 }
 
-pub(super) fn check(found: &BTreeMap<String, PathBuf>, asked: &Scale) -> anyhow::Result<()> {
+pub(super) fn check(found: &Programs, asked: &Scale) -> anyhow::Result<()> {
     for name in asked.keys() {
         let names = found.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         ensure!(
             !found.is_empty(),
-            "there is no worker `{name}`: no {PREFIX}* lies beside hopline; build them first"
+            "there is no worker `{name}`: no {PREFIX}* lies beside hopline; build them first, or name one by --worker"
         );
         if !found.contains_key(name) {
             bail!("there is no worker `{name}`; there is {names}");
@@ -90,6 +108,11 @@ mod tests {
         assert_eq!(scale(&[("exec", 2), ("media", 0)], false), Ok(vec![1, 2, 0]));
         let error = "there is no worker `medai`; there is demo, exec, media";
         assert_eq!(scale(&[("medai", 4)], true), Err(error.to_owned()));
+
+        let own = |name: &str| Programs::from([(name.to_owned(), PathBuf::from("/x").join(name))]);
+        assert_eq!(with_own(found.clone(), &own("greet")).unwrap().len(), 4);
+        let error = with_own(found, &own("media")).unwrap_err().to_string();
+        assert!(error.contains("and /x/media would both be worker `media`"), "{error}");
     }
 
     #[test]
