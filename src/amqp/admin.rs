@@ -19,7 +19,7 @@ use lapin::{
 use tokio::time::{Instant, timeout};
 
 use super::{
-    connection::{AmqpRuntime, Link, LinkDown, REQUEST_TIMEOUT, with_heartbeat},
+    connection::{AmqpRuntime, Link, LinkDown, REQUEST_TIMEOUT, with_parameters},
     message::short,
     names::Names,
     tls,
@@ -93,7 +93,7 @@ impl Admin {
         }
         let properties = move || ConnectionProperties::default().with_connection_name(name.as_str().into());
         let manager = Manager::new(
-            with_heartbeat(config.url.expose(), config.heartbeat),
+            with_parameters(config.url.expose(), config.heartbeat),
             properties,
             Runtime::tokio_with_handle(runtime.handle()),
         );

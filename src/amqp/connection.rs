@@ -33,6 +33,10 @@ use crate::{
     metrics::{ConnectionMetrics, Metrics},
 };
 
+/// Bytes of the longest frame: what brokers offer unless they are told otherwise. Named, so that lapin makes its buffers
+/// (32 frames each way) in this size at once and the system gives pages as they are used; else it grows small ones, and
+/// writes zeros to all 8 MiB of a connection that may never use them.
+const FRAME_MAX: u32 = 128 << 10;
 /// How often a connection's state is looked at, besides the events it sends.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often the topology is declared again.
@@ -167,7 +171,7 @@ impl Link {
         runtime: &Arc<AmqpRuntime>,
         metrics: (&Metrics, ConnectionMetrics),
     ) -> Self {
-        let url = with_heartbeat(config.url.expose(), config.heartbeat);
+        let url = with_parameters(config.url.expose(), config.heartbeat);
         let inner = Arc::new(Inner {
             name,
             url,
@@ -292,13 +296,16 @@ impl Link {
     }
 }
 
-/// The address with the heartbeat asked for, unless it names one itself.
-pub(super) fn with_heartbeat(url: &str, seconds: u16) -> String {
-    if url.contains("heartbeat=") {
-        return url.to_owned();
+/// The address with the heartbeat asked for and [`FRAME_MAX`], unless it names them itself.
+pub(super) fn with_parameters(url: &str, heartbeat: u16) -> String {
+    let mut url = url.to_owned();
+    for (name, value) in [("heartbeat", u32::from(heartbeat)), ("frame_max", FRAME_MAX)] {
+        if !url.contains(&format!("{name}=")) {
+            let separator = if url.contains('?') { '&' } else { '?' };
+            url.push_str(&format!("{separator}{name}={value}"));
+        }
     }
-    let separator = if url.contains('?') { '&' } else { '?' };
-    format!("{url}{separator}heartbeat={seconds}")
+    url
 }
 
 /// Keeps the connection until the link is closed.
@@ -448,6 +455,23 @@ async fn until_lost(inner: &Inner, up: &Up) -> String {
                     return format!("connection is {:?}", up.connection.status());
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_keeps_what_it_says_itself() {
+        for (url, expected) in [
+            ("amqp://h", "amqp://h?heartbeat=10&frame_max=131072"),
+            ("amqp://h/v?channel_max=9", "amqp://h/v?channel_max=9&heartbeat=10&frame_max=131072"),
+            ("amqp://h?heartbeat=5", "amqp://h?heartbeat=5&frame_max=131072"),
+            ("amqp://h?frame_max=8192&heartbeat=5", "amqp://h?frame_max=8192&heartbeat=5"),
+        ] {
+            assert_eq!(with_parameters(url, 10), expected);
         }
     }
 }

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
-    connection::{AmqpRuntime, REQUEST_TIMEOUT, with_heartbeat},
+    connection::{AmqpRuntime, REQUEST_TIMEOUT, with_parameters},
     message::short,
     tls,
     topology::{Object, TopologyError},
@@ -183,7 +183,7 @@ impl Probe {
         let other = |reason: String| ConnectError::Other { shown: shown.clone(), reason };
         let runtime = AmqpRuntime::start().map_err(|error| other(error.to_string()))?;
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let url = with_heartbeat(config.url.expose(), config.heartbeat);
+        let url = with_parameters(config.url.expose(), config.heartbeat);
         let handle = Runtime::tokio_with_handle(runtime.handle());
         // As processes do: an authority of one's own, a certificate for the broker.
         let tls =

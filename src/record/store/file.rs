@@ -227,8 +227,8 @@ impl Readers {
 
     /// Closes all connections, after those in use have come back; [`StoreError::Busy`] if they do not in time.
     ///
-    /// None may outlive the file's name: the last connection to a file removes its `-wal` and `-shm` by name, and these
-    /// would be the ones of the file that has taken its place.
+    /// None may outlive the file's name: the last connection to a file removes its `-wal` and `-shm` by name. SQLite looks
+    /// before that whether the file was moved, but not in one step: they could be those of the file in its place.
     pub(super) fn close(&self) -> Result<(), StoreError> {
         let mut pool = hold(&self.pool);
         pool.closed = true;
