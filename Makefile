@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
 CARGO ?= cargo
 DIR := $(HERE)/var
 
-.PHONY: help setup build up down test check faults webhook-reference examples manifests fuzz schemathesis bench
+.PHONY: help setup build up down test check faults webhook-reference examples manifests fuzz schemathesis dashboard bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -53,6 +53,10 @@ examples: setup ## run the examples in Python and Node.js (from PyPI and npm) ag
 
 manifests: ## check compose file, Kubernetes manifests, alerts, dashboard and definitions against their schemas (PyPI, npm)
 	CARGO_TARGET_DIR="$(TARGET)" scripts/manifests
+
+dashboard: setup ## look at every page of the dashboard in Chromium, with RECORDS=3000 jobs; IMAGES=docs/images takes the pictures (npm)
+	$(CARGO) build --workspace --bins --all-features
+	CARGO_TARGET_DIR="$(TARGET)" scripts/with-broker "$(TARGET)/debug/hopline" scripts/dashboard "$(TARGET)/debug/hopline" "$(TARGET)/debug/hopline-worker-demo" "$(or $(RECORDS),3000)" $(IMAGES)
 
 fuzz: ## fuzz each parser of what comes from outside for TIME=60 seconds, JOBS=1 at a time; MERGE=N keeps the best new inputs
 	scripts/fuzz $(TARGETS)

@@ -1,13 +1,10 @@
 // Pictures of RabbitMQ's management UI. Run by `scripts/screenshots`. The page is as high as what is on it: its head does not scroll.
 
-import { chromium } from 'playwright-core';
+import { launch } from './browser.mjs';
 
 const [address, queue, folder] = process.argv.slice(2);
 const { username, password, origin } = new URL(address);
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-  args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--disable-background-networking', '--disable-component-update', '--disable-sync'],
-});
+const browser = await launch();
 const page = await browser.newPage({ viewport: { width: 1240, height: 2400 } });
 page.on('dialog', (dialog) => dialog.accept());
 await page.goto(origin);

@@ -1,5 +1,5 @@
 //! The dashboard as the server gives it: its document and files, the session that it hides things by, where a login leads, and
-//! the overview.
+//! the overview. What it looks like and does in a browser is looked at by `make dashboard`.
 
 use std::collections::BTreeSet;
 
