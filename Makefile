@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
 CARGO ?= cargo
 DIR := $(HERE)/var
 
-.PHONY: help setup build up down test check faults webhook-reference examples manifests fuzz schemathesis dashboard bench
+.PHONY: help setup build up down test check faults webhook-reference mail-reference examples manifests fuzz schemathesis dashboard bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -46,6 +46,10 @@ faults: setup ## every fault under 20,000 jobs each, for an hour or more; writes
 webhook-reference: setup ## have the reference library of Standard Webhooks (Python, from PyPI) verify a callback
 	$(CARGO) build --workspace --bins --all-features
 	CARGO="$(CARGO)" CARGO_TARGET_DIR="$(TARGET)" scripts/webhook-reference "$(TARGET)/debug/hopline"
+
+mail-reference: setup ## have aiosmtpd (Python, from PyPI) take mail from the mail worker, and Python's parser read it
+	$(CARGO) build --workspace --bins --all-features
+	CARGO_TARGET_DIR="$(TARGET)" scripts/with-broker "$(TARGET)/debug/hopline" scripts/mail-reference "$(TARGET)/debug/hopline" "$(TARGET)/debug/hopline-worker-mail"
 
 examples: setup ## run the examples in Python and Node.js (from PyPI and npm) against a real Hopline, and check their jobs
 	$(CARGO) build --workspace --bins --all-features

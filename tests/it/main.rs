@@ -49,6 +49,7 @@ mod process_start;
 mod process_suspects;
 mod process_traces;
 mod process_worker;
+mod process_workers;
 mod publisher;
 mod python;
 mod readme;

@@ -53,7 +53,7 @@ pub(super) fn parse(text: &str) -> Result<(String, u32), String> {
 }
 
 /// Workers that are off until a variable names their settings.
-const OFF_WITHOUT: [(&str, &str); 1] = [("exec", "EXEC_CONFIG")];
+const OFF_WITHOUT: [(&str, &str); 2] = [("exec", "EXEC_CONFIG"), ("mail", "MAIL_CONFIG")];
 
 /// One of each that is not off, where nothing else is asked for.
 pub(super) fn initial(

@@ -61,8 +61,13 @@ impl Stage {
     /// On the shared broker, for the demo worker, whose queue has a fixed name: nothing here may be delayed, because
     /// all such tests share one ladder.
     pub(crate) fn demo() -> Self {
+        Self::of("demo")
+    }
+
+    /// The same for any worker of this workspace whose queue has a fixed name.
+    pub(crate) fn of(queue: &str) -> Self {
         let name = unique();
-        Self::on(Broker::shared(), folder(&name), name, "demo".into(), "hltest-demo")
+        Self::on(Broker::shared(), folder(&name), name, queue.to_owned(), "hltest-demo")
     }
 
     /// On a broker that is the test's own.
@@ -137,9 +142,14 @@ impl Stage {
 
     /// The demo worker of this workspace.
     pub(crate) fn demo_worker(&self, variables: &[(&str, &str)]) -> Process {
-        let mut command = self.command(&beside("hopline-worker-demo"));
+        self.worker("demo", variables)
+    }
+
+    /// A worker of this workspace.
+    pub(crate) fn worker(&self, name: &str, variables: &[(&str, &str)]) -> Process {
+        let mut command = self.command(&beside(&format!("hopline-worker-{name}")));
         command.envs(variables.iter().copied());
-        Process::spawn(command, &self.dir, "demo")
+        Process::spawn(command, &self.dir, name)
     }
 
     /// A program with this test's configuration and nobody else's.
