@@ -14,7 +14,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     && cargo build --locked --release --package 'hopline-worker-*' \
     && install -D -t /out target/release/hopline \
         target/release/hopline-worker-demo target/release/hopline-worker-exec \
-        target/release/hopline-worker-mail target/release/hopline-worker-media
+        target/release/hopline-worker-mail target/release/hopline-worker-media \
+        target/release/hopline-worker-webhook
 
 FROM debian:bookworm-slim
 # Root certificates are for amqps://. A fixed number for the user, so that volumes can be given to it.

@@ -10,14 +10,10 @@
 //! | answers anything else (redirects too, which are not followed), or not at all | tried again; a `Retry-After` makes the pause longer, up to `callbacks.retry_max` |
 //! | is at an address that is refused | dead at once: see [`failed`] |
 
-mod sign;
-
 use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
-use self::sign::Secrets;
-pub(crate) use self::sign::new_secret;
 use crate::{
     acts::Acts,
     callback::{Answered, Callback},
@@ -26,6 +22,7 @@ use crate::{
     event::batch::EVENT_CONTENT_TYPE,
     job::{Job, JobError, JobResult, Options, QueueName, envelope::header},
     retry::RetryPolicy,
+    sign::Secrets,
     worker::{Context, Worker},
 };
 
@@ -69,7 +66,7 @@ impl Courier {
         if config.secret.is_empty() {
             return Ok(None);
         }
-        let secrets = Secrets::read(&config.secret)?;
+        let secrets = Secrets::read(&config.secret).map_err(|error| format!("callbacks.secret: {error}"))?;
         let timeouts = Timeouts { connect: config.connect_timeout, total: config.timeout };
         let egress = Egress::new(Guard::new(&config.allow)?, resolver, timeouts)?;
         let retry = RetryPolicy {

@@ -6,7 +6,8 @@
 //! could change the answer (DNS rebinding). Redirects are not followed, and no proxy of the environment is asked: it would
 //! resolve by itself.
 //!
-//! Names nothing of Hopline, so that whatever asks foreign URLs can use it.
+//! Names nothing of Hopline, so that whatever asks foreign URLs can use it: callbacks, and workers with the feature
+//! `egress`.
 
 mod address;
 
@@ -19,13 +20,18 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use ipnet::IpNet;
 use jiff::{Timestamp, fmt::rfc2822};
+pub use reqwest::{
+    Method,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
 use reqwest::{
-    Url,
+    RequestBuilder, Url,
     dns::{Addrs, Name, Resolve, Resolving},
-    header::{HeaderMap, RETRY_AFTER},
+    header::RETRY_AFTER,
 };
 use thiserror::Error;
 use tokio::time::timeout;
@@ -56,25 +62,33 @@ pub enum Refusal {
     #[error("must begin with https://")]
     Scheme,
     /// Without encryption, to who is not allowed.
-    #[error("must begin with https://: without TLS only what is allowed (callbacks.allow) is asked")]
-    Plain,
+    #[error("must begin with https://: without TLS only what is allowed ({setting}) is asked")]
+    Plain {
+        /// What allows it.
+        setting: &'static str,
+    },
     /// A user or a password.
     #[error("must hold no user and no password")]
     Userinfo,
     /// A port that is none for the web.
     #[error(
-        "port {0} is refused: below 1024 only 80 and 443 may be asked, others of what is allowed (callbacks.allow)"
+        "port {port} is refused: below 1024 only 80 and 443 may be asked, others of what is allowed ({setting})"
     )]
-    Port(u16),
+    Port {
+        /// The port.
+        port: u16,
+        /// What allows it.
+        setting: &'static str,
+    },
     /// An address that may not be asked.
-    #[error(
-        "{host} is at an address that is not public: mend the name, or allow the address (callbacks.allow)"
-    )]
+    #[error("{host} is at an address that is not public: mend the name, or allow the address ({setting})")]
     Address {
         /// The host, as the URL says it.
         host: String,
         /// The address, or the first of them.
         address: IpAddr,
+        /// What allows it.
+        setting: &'static str,
     },
 }
 
@@ -99,10 +113,18 @@ enum Reach {
 }
 
 /// What may be asked besides public addresses.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guard {
     networks: Vec<IpNet>,
     hosts: BTreeSet<String>,
+    /// The setting that says so, for people.
+    setting: &'static str,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self { networks: Vec::new(), hosts: BTreeSet::new(), setting: "callbacks.allow" }
+    }
 }
 
 /// A URL that passed the first look.
@@ -135,6 +157,12 @@ impl Guard {
             }
         }
         Ok(guard)
+    }
+
+    /// Calls the setting that allows something so in refusals; `callbacks.allow` without it.
+    #[must_use]
+    pub fn allowed_by(self, setting: &'static str) -> Self {
+        Self { setting, ..self }
     }
 
     /// Looks at a URL by itself: what can be told without asking for the addresses of a name.
@@ -173,9 +201,9 @@ impl Guard {
         if !may_be {
             // What is wrong with the address itself is said first.
             return Err(match known.filter(|address| !is_public(*address)) {
-                Some(address) => Refusal::Address { host: shown(host), address },
-                None if plain_http => Refusal::Plain,
-                None => Refusal::Port(port),
+                Some(address) => Refusal::Address { host: shown(host), address, setting: self.setting },
+                None if plain_http => Refusal::Plain { setting: self.setting },
+                None => Refusal::Port { port, setting: self.setting },
             });
         }
         let host = match url.port() {
@@ -202,7 +230,7 @@ impl Guard {
             .collect();
         match found.first() {
             Some(address) if admitted.is_empty() => {
-                Err(Refusal::Address { host: shown(host), address: *address })
+                Err(Refusal::Address { host: shown(host), address: *address, setting: self.setting })
             }
             _ => Ok(admitted),
         }
@@ -294,6 +322,36 @@ pub struct Answer {
     pub host: String,
 }
 
+/// A request of any kind.
+#[derive(Debug, Clone)]
+pub struct Request<'a> {
+    /// What is asked for.
+    pub method: Method,
+    /// Whom.
+    pub url: &'a str,
+    /// What is said besides.
+    pub headers: HeaderMap,
+    /// What is sent.
+    pub body: Bytes,
+    /// Longest time in all, the answer's body included, instead of [`Timeouts::total`].
+    pub timeout: Duration,
+    /// Most bytes of the answer's body that are kept.
+    pub body_max: usize,
+}
+
+/// What was answered, with its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Response {
+    /// Its status, and who answered.
+    pub answer: Answer,
+    /// What was said besides.
+    pub headers: HeaderMap,
+    /// Its body, or as much of it as was to be kept.
+    pub body: Vec<u8>,
+    /// Whether there was more.
+    pub truncated: bool,
+}
+
 /// Why there is no answer.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -357,22 +415,10 @@ impl Egress {
         headers: &[(&'static str, String)],
         body: String,
     ) -> Result<Answer, EgressError> {
-        let Target { url, host, reach } = self.guard.look(url)?;
-        let client = match reach {
-            Reach::Public => &self.public,
-            Reach::Allowed => &self.allowed,
+        let fill = |request: RequestBuilder| {
+            headers.iter().fold(request.body(body), |request, (name, value)| request.header(*name, value))
         };
-        let request = client.post(url).body(body);
-        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
-        let mut response = match request.send().await {
-            Ok(response) => response,
-            Err(error) => return Err(no_answer(error, host)),
-        };
-        let answer = Answer {
-            status: response.status().as_u16(),
-            retry_after: retry_after(response.headers(), Timestamp::now()),
-            host,
-        };
+        let (answer, mut response) = self.ask(Method::POST, url, fill).await?;
         let reading = async {
             let mut left = BODY_MAX;
             while let (true, Ok(Some(part))) = (left > 0, response.chunk().await) {
@@ -382,6 +428,47 @@ impl Egress {
         // Whatever comes of it: the answer is known.
         drop(timeout(BODY_TIME, reading).await);
         Ok(answer)
+    }
+
+    /// Sends a request, and waits for the answer and its body.
+    ///
+    /// # Errors
+    /// [`EgressError`].
+    pub async fn send(&self, request: Request<'_>) -> Result<Response, EgressError> {
+        let Request { method, url, headers, body, timeout, body_max } = request;
+        let fill = |request: RequestBuilder| request.headers(headers).body(body).timeout(timeout);
+        let (answer, mut response) = self.ask(method, url, fill).await?;
+        let headers = std::mem::take(response.headers_mut());
+        let (mut body, mut truncated) = (Vec::new(), false);
+        while let (false, Some(part)) =
+            (truncated, response.chunk().await.map_err(|error| no_answer(error, answer.host.clone()))?)
+        {
+            let room = body_max - body.len();
+            truncated = part.len() > room;
+            body.extend_from_slice(&part[..part.len().min(room)]);
+        }
+        Ok(Response { answer, headers, body, truncated })
+    }
+
+    /// Looks at the URL, asks, and waits for the head of the answer.
+    async fn ask(
+        &self,
+        method: Method,
+        url: &str,
+        fill: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> Result<(Answer, reqwest::Response), EgressError> {
+        let Target { url, host, reach } = self.guard.look(url)?;
+        let client = match reach {
+            Reach::Public => &self.public,
+            Reach::Allowed => &self.allowed,
+        };
+        let response = match fill(client.request(method, url)).send().await {
+            Ok(response) => response,
+            Err(error) => return Err(no_answer(error, host)),
+        };
+        let status = response.status().as_u16();
+        let retry_after = retry_after(response.headers(), Timestamp::now());
+        Ok((Answer { status, retry_after, host }, response))
     }
 }
 

@@ -14,13 +14,13 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod courier;
-#[cfg(any(feature = "server", all(feature = "otlp", feature = "tls")))]
+#[cfg(any(feature = "egress", all(feature = "otlp", feature = "tls")))]
 mod crypto;
 #[cfg(feature = "server")]
 mod disk;
 #[cfg(feature = "server")]
 pub(crate) mod doctor;
-#[cfg(feature = "server")]
+#[cfg(feature = "egress")]
 pub mod egress;
 pub mod event;
 #[cfg(feature = "fuzzing")]
@@ -38,6 +38,8 @@ pub mod retry;
 pub(crate) mod setup;
 #[cfg(feature = "worker")]
 pub mod shutdown;
+#[cfg(feature = "egress")]
+pub mod sign;
 #[cfg(feature = "server")]
 pub mod spool;
 #[cfg(feature = "worker")]

@@ -123,7 +123,11 @@ fn the_second_look_leaves_only_what_may_be_asked() {
     let strict = guard(&[]);
     assert_eq!(strict.admitted("x", Reach::Public, &found), Ok(addresses(&["8.8.8.8"])));
     let refused = strict.admitted("x", Reach::Allowed, &found).unwrap_err();
-    assert_eq!(refused, Refusal::Address { host: "x".into(), address: found[0] });
+    let setting = "callbacks.allow";
+    assert_eq!(refused, Refusal::Address { host: "x".into(), address: found[0], setting });
+    assert!(refused.to_string().contains(setting), "{refused}");
+    let other = guard(&[]).allowed_by("mine").admitted("x", Reach::Allowed, &found).unwrap_err();
+    assert!(other.to_string().ends_with("allow the address (mine)"), "{other}");
     assert_eq!(refused.code(), "address_refused");
     let some = guard(&["10.0.0.0/8", "trusted"]);
     assert_eq!(some.admitted("x", Reach::Public, &found), Ok(addresses(&["10.0.0.1", "8.8.8.8"])));
@@ -202,6 +206,23 @@ async fn redirects_are_not_followed() {
     let answer = egress.post(&format!("http://x.example:{port}/"), &[], String::new()).await.unwrap();
     assert_eq!((answer.status, answer.retry_after), (307, Some(Duration::from_secs(7))));
     assert_eq!(reached.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn a_body_is_kept_up_to_its_limit() {
+    let (port, _) = server("HTTP/1.1 200 OK\r\nx-a: b\r\ncontent-length: 5\r\n\r\n12345").await;
+    let egress = egress(&["127.0.0.1"], &[&["127.0.0.1"]]);
+    let url = format!("http://x.example:{port}/");
+    for (body_max, kept, truncated) in
+        [(0, "", true), (4, "1234", true), (5, "12345", false), (9, "12345", false)]
+    {
+        let (headers, body) = (HeaderMap::new(), Bytes::new());
+        let timeout = Duration::from_secs(20);
+        let request = Request { method: Method::PUT, url: &url, headers, body, timeout, body_max };
+        let response = egress.send(request).await.unwrap();
+        assert_eq!((response.body, response.truncated), (kept.as_bytes().to_vec(), truncated), "{body_max}");
+        assert_eq!((response.answer.status, response.headers["x-a"].as_bytes()), (200, &b"b"[..]));
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 #[path = "../../workers/mail/tests/support/mod.rs"]
 mod smtp;
 
-use crate::support::process::{Front, Process, Stage, eventually};
+use crate::support::{
+    process::{Front, Process, Stage, eventually},
+    receiver::{Receiver, SECRET, status},
+};
 
 /// A file of the test's own.
 fn file(stage: &Stage, name: &str, text: &str) -> String {
@@ -114,5 +117,31 @@ async fn a_mail_is_sent_and_stays_out_of_the_record() {
     assert!(!job.to_string().contains("lets somebody in"), "{job}");
     let [taken] = &server.taken()[..] else { panic!("{:?}", server.taken()) };
     assert!(taken.data.contains(&format!("Message-ID: <{}@example.org>", answer.id())), "{taken:?}");
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_sent_signed_and_its_answer_is_the_output() {
+    let stage = Stage::of("webhook");
+    let mut receiver = Receiver::new(vec![status(204)]).await;
+    let front = stage.serve().await;
+    let settings = format!("allow = [\"127.0.0.1\"]\nsecrets.partner = \"{SECRET}\"\n");
+    let settings = file(&stage, "webhook.toml", &settings);
+    let mut worker = stage.worker("webhook", &[("WEBHOOK_CONFIG", &settings)]);
+    until_announced(&front, "http.request").await;
+    let args = json!({"url": receiver.url(), "json": {"a": 1}, "sign": "partner"});
+    let answer = front.post("/v1/jobs", &json!({"kind": "http.request", "args": args})).await;
+    let job = ended(&front, &answer.id()).await;
+    assert_eq!((&job["status"], &job["output"]["status"]), (&json!("succeeded"), &json!(204)), "{job}");
+    let request = receiver.next().await;
+    assert_eq!((request.verified(), request.json()), (answer.id(), json!({"a": 1})));
+
+    let args = json!({"url": "https://169.254.169.254/"});
+    let answer = front.post("/v1/jobs", &json!({"kind": "http.request", "args": args})).await;
+    let job = ended(&front, &answer.id()).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("dead"), &json!("address_refused")), "{job}");
+    // Args that do not fit are refused at the door.
+    let answer = front.post("/v1/jobs", &json!({"kind": "http.request", "args": {"url": 5}})).await;
+    assert_eq!(answer.status, 422, "{answer:?}");
     worker.stop().await;
 }

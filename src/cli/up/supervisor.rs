@@ -204,7 +204,7 @@ impl Supervisor {
         if !self.config.callbacks.secret.is_empty() || files::read(&path)?.is_some() {
             return Ok(());
         }
-        let secret = crate::courier::new_secret().context("the system has no random numbers")?;
+        let secret = crate::sign::new_secret().context("the system has no random numbers")?;
         files::write(&path, format!("{secret}\n").as_bytes())?;
         Ok(())
     }

@@ -1,13 +1,13 @@
-//! Signatures of the Standard Webhooks specification: HMAC-SHA256 over id, time and body. Pure.
+//! Signatures of the Standard Webhooks specification: HMAC-SHA256 over id, time and body. Pure. For callbacks, and for
+//! workers with the feature `egress`.
 
 use base64::{
     Engine,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
 };
-use ring::{
-    hmac,
-    rand::{SecureRandom, SystemRandom},
-};
+use ring::hmac;
+#[cfg(feature = "server")]
+use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config::WebhookSecrets;
 
@@ -18,21 +18,32 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// The keys that sign.
-pub(super) struct Secrets(Vec<hmac::Key>);
+#[derive(Clone)]
+pub struct Secrets(Vec<hmac::Key>);
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Secrets({})", self.0.len())
+    }
+}
 
 impl Secrets {
+    /// Reads them: `whsec_` and 24 to 64 bytes in base64 each.
+    ///
     /// # Errors
     /// Which of them is no secret.
-    pub(super) fn read(secrets: &WebhookSecrets) -> Result<Self, String> {
+    pub fn read(secrets: &WebhookSecrets) -> Result<Self, String> {
         let key = |(index, secret): (usize, &str)| match LENIENT.decode(secret) {
             Ok(bytes) if (24..=64).contains(&bytes.len()) => Ok(hmac::Key::new(hmac::HMAC_SHA256, &bytes)),
-            _ => Err(format!("callbacks.secret: secret {} is not 24 to 64 bytes in base64", index + 1)),
+            _ => Err(format!("secret {} is not 24 to 64 bytes in base64", index + 1)),
         };
         secrets.expose().enumerate().map(key).collect::<Result<_, _>>().map(Self)
     }
 
-    /// The value of `webhook-signature`: a signature by each secret. Neither id nor time has a dot.
-    pub(super) fn sign(&self, id: &str, timestamp: &str, body: &[u8]) -> String {
+    /// The value of `webhook-signature`: a signature by each secret. Neither `id` nor `timestamp` (seconds since 1970)
+    /// has a dot.
+    #[must_use]
+    pub fn sign(&self, id: &str, timestamp: &str, body: &[u8]) -> String {
         let signature = |key: &hmac::Key| {
             let mut signing = hmac::Context::with_key(key);
             for part in [id.as_bytes(), b".", timestamp.as_bytes(), b".", body] {
@@ -45,6 +56,7 @@ impl Secrets {
 }
 
 /// A secret that nobody has seen; none where the system has no random numbers.
+#[cfg(feature = "server")]
 pub(crate) fn new_secret() -> Option<String> {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes).ok()?;
@@ -82,6 +94,7 @@ mod tests {
         assert_eq!(sign(&format!("{SECRET}\n{OTHER}\n")), format!("{first} {second}"));
     }
 
+    #[cfg(feature = "server")]
     #[test]
     fn a_new_secret_is_one() {
         assert!(!sign(&new_secret().unwrap()).is_empty());
