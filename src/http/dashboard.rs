@@ -169,6 +169,8 @@ mod tests {
             }
         }
         let page = FILES.iter().find(|file| file.name == "index.html").unwrap().text;
-        assert!(!page.contains("<style") && page.matches("<script").count() == page.matches("src=").count());
+        let scripts = ["<script src=", "<script type=\"module\" src="].map(|tag| page.matches(tag).count());
+        assert_eq!(page.matches("<script").count(), scripts.iter().sum::<usize>(), "none is inline");
+        assert!(!page.contains("<style"));
     }
 }
