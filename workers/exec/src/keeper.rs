@@ -98,7 +98,7 @@ fn keep() -> io::Result<()> {
     let order: Order = serde_json::from_str(&line)?;
     drop(line);
     let mut answers = socket.get_ref().try_clone()?;
-    let report = match start(order) {
+    let report = match start(&order) {
         Ok(command) => guard(command, socket)?,
         Err(error) => Report { end: End::NotStarted(error.to_string()), left: 0 },
     };
@@ -106,7 +106,7 @@ fn keep() -> io::Result<()> {
 }
 
 /// Starts the launcher, which becomes the command under the same id.
-fn start(order: Order) -> io::Result<Pid> {
+fn start(order: &Order) -> io::Result<Pid> {
     // A file in memory: whoever does not read it holds nobody up.
     let mut input = File::from(memfd_create("hopline-exec-input", MemfdFlags::CLOEXEC)?);
     input.write_all(order.input.get().as_bytes())?;
