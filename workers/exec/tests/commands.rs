@@ -49,7 +49,7 @@ fn exec(script: &str, settings: &str) -> Exec {
 }
 
 fn job(args: Value) -> Run {
-    serde_json::from_str(&args.to_string()).unwrap()
+    serde_json::from_value(args).unwrap()
 }
 
 async fn run(exec: Exec, args: Value) -> testing::Tested {
