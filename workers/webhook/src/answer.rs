@@ -143,7 +143,7 @@ mod tests {
     }
 
     fn job(args: Value) -> Request {
-        serde_json::from_str(&args.to_string()).unwrap()
+        serde_json::from_value(args).unwrap()
     }
 
     #[test]

@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     /// The request of a job with these args besides a URL: method, headers, body; or what is wrong.
-    fn built(args: Value, run: u32) -> Result<(String, BTreeMap<String, String>, String), String> {
+    fn built(args: &Value, run: u32) -> Result<(String, BTreeMap<String, String>, String), String> {
         let mut all = json!({"url": "https://example.org/"});
         all.as_object_mut().unwrap().extend(args.as_object().unwrap().clone());
         let job: Request = serde_json::from_str(&all.to_string()).map_err(|error| error.to_string())?;
@@ -188,7 +188,7 @@ mod tests {
             (json!({"method": "DELETE"}), "DELETE", vec!["idempotency-key: id"], ""),
             (json!({"method": "HEAD", "headers": {"x-a": "b"}}), "HEAD", vec!["x-a: b"], ""),
         ] {
-            let (got, said, sent) = built(args.clone(), 1).unwrap();
+            let (got, said, sent) = built(&args, 1).unwrap();
             let said: Vec<String> =
                 said.into_iter().map(|(name, value)| format!("{name}: {value}")).collect();
             assert_eq!(
@@ -197,12 +197,12 @@ mod tests {
                 "{args}"
             );
         }
-        assert_eq!(built(json!({"body": "x"}), 2).unwrap().1["idempotency-key"], "id.2");
+        assert_eq!(built(&json!({"body": "x"}), 2).unwrap().1["idempotency-key"], "id.2");
     }
 
     #[test]
     fn a_signature_is_over_what_is_sent() {
-        let (_, headers, body) = built(json!({"json": {"a": 1.50}, "sign": "a"}), 2).unwrap();
+        let (_, headers, body) = built(&json!({"json": {"a": 1.50}, "sign": "a"}), 2).unwrap();
         assert_eq!((headers["webhook-id"].as_str(), body.as_str()), ("id_2", r#"{"a":1.5}"#));
         let settings: Settings =
             toml::from_str("secrets.a = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"").unwrap();
@@ -233,7 +233,7 @@ mod tests {
             (json!({"method": "CONNECT"}), "unknown variant"),
             (json!({"follow": true}), "unknown field"),
         ] {
-            let error = built(args.clone(), 1).unwrap_err();
+            let error = built(&args, 1).unwrap_err();
             assert!(error.contains(part), "{args}: {error}");
         }
     }
