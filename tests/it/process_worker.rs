@@ -75,9 +75,12 @@ async fn a_deploy_under_load_loses_nothing_and_runs_nothing_twice() {
     };
     let replacing = async {
         stage.ledger().until("end", 1000).await;
+        // Each says that it has started before it is connected.
+        stage.ledger().until_run_by(first.id()).await;
+        stage.ledger().until_run_by(second.id()).await;
         first.stop().await;
         let third = stage.ledger_worker(&many);
-        third.until_logged("worker started", "worker=").await;
+        stage.ledger().until_run_by(third.id()).await;
         replaced.cancel();
         third
     };

@@ -524,6 +524,12 @@ impl Ledger {
         .await;
     }
 
+    /// Waits until this process has run something.
+    pub(crate) async fn until_run_by(&self, pid: u32) {
+        let what = format!("a line of process {pid} in the ledger");
+        eventually(&what, async || self.lines().iter().any(|line| line.pid == pid).then_some(())).await;
+    }
+
     /// Waits until all these jobs have ended well.
     pub(crate) async fn until_all_ended(&self, jobs: &[String]) {
         self.until_all_ended_within(PATIENCE, jobs).await;
