@@ -4,7 +4,9 @@
 //! `HOPLINE_<SECTION>_<KEY>`, as in `HOPLINE_AMQP_URL`; with `_FILE` at its end it names a file that holds the
 //! value (for secrets). `config/hopline.toml` shows every key with its meaning, unit and default.
 
+mod address;
 pub mod duration;
+mod known;
 mod load;
 mod secret;
 
@@ -113,6 +115,7 @@ impl Default for Amqp {
 pub struct Http {
     /// Address and port. Default `127.0.0.1:8080`. Any other host than loopback needs `keys` or
     /// `allow_unauthenticated`.
+    #[serde(deserialize_with = "address::deserialize")]
     pub listen: SocketAddr,
     /// Listen beyond loopback although there are no keys: whoever reaches the port may submit jobs. Default false.
     pub allow_unauthenticated: bool,
@@ -179,6 +182,7 @@ impl Default for Http {
 #[serde(default, deny_unknown_fields)]
 pub struct Worker {
     /// Address of `/healthz` and `/metrics`; absent: none. Default none.
+    #[serde(deserialize_with = "address::optional")]
     pub health: Option<SocketAddr>,
     /// Attempts at the same time per queue, where `queues` says nothing. Default 10.
     pub concurrency: usize,

@@ -106,7 +106,7 @@ pub enum ServeError {
     )]
     Exposed(SocketAddr),
     /// The address cannot be had.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address}{}", listen_advice(.source))]
     Listen {
         /// Which.
         address: SocketAddr,
@@ -126,6 +126,23 @@ pub enum ServeError {
     /// The spool cannot be used.
     #[error(transparent)]
     Spool(#[from] SpoolError),
+}
+
+/// What to do where an address cannot be had.
+fn listen_advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            ": another process listens there, perhaps another `hopline serve` or `hopline up`. End it, or choose another \
+             port by http.listen (HOPLINE_HTTP_LISTEN=127.0.0.1:8081)"
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            ": no interface of this machine has that address (http.listen, HOPLINE_HTTP_LISTEN)"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            ": the system keeps ports below 1024 for root; choose another by http.listen (HOPLINE_HTTP_LISTEN)"
+        }
+        _ => "",
+    }
 }
 
 /// What all requests share.
@@ -408,6 +425,19 @@ fn router(app: App) -> Router {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_taken_is_told_with_what_to_do() {
+        let mut config = Config::default();
+        config.http.listen.set_port(0);
+        let first = bind(&config).await.unwrap();
+        config.http.listen = first.local_addr().unwrap();
+        let error = bind(&config).await.unwrap_err().to_string();
+        assert!(
+            error.contains("another process listens there") && error.contains("HOPLINE_HTTP_LISTEN"),
+            "{error}"
+        );
+    }
 
     #[tokio::test]
     async fn only_loopback_is_served_without_being_told() {

@@ -32,6 +32,7 @@ pub mod job;
 #[cfg(feature = "server")]
 pub(crate) mod management;
 pub(crate) mod metrics;
+mod near;
 pub mod record;
 pub mod retry;
 #[cfg(feature = "server")]

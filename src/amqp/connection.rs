@@ -24,6 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     pause::Pauses,
+    probe::Target,
     tls,
     topology::{Plan, TopologyError},
     version::{self, BrokerVersion},
@@ -384,8 +385,10 @@ fn refused(inner: &Inner, error: &lapin::Error) -> String {
     let shown = &inner.shown;
     let text = error.to_string();
     if text.contains("ACCESS_REFUSED") || text.contains("NOT_ALLOWED") {
+        let user = Target::of(&inner.config.url).map(|target| target.user).unwrap_or_default();
         return format!(
-            "the broker refuses {shown}: check user, password and virtual host in amqp.url (HOPLINE_AMQP_URL): {text}"
+            "the broker refuses user `{user}` at {shown}: check user, password and virtual host in amqp.url \
+             (HOPLINE_AMQP_URL); `hopline doctor` says more: {text}"
         );
     }
     format!("cannot connect to {shown}: {text}")

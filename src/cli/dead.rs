@@ -10,7 +10,7 @@ use super::{
     api::{Answer, Most, Page, Request, Server, Target, read_json},
     filter::Narrow,
     human::{At, ago, one_line},
-    input,
+    input::Sure,
     jobs::{self, Show},
     table::Column,
 };
@@ -86,6 +86,8 @@ pub(super) struct Replay {
     #[arg(long, value_name = "JSON")]
     set_args: Option<String>,
     #[command(flatten)]
+    sure: Sure,
+    #[command(flatten)]
     note: Note,
     #[command(flatten)]
     trying: Trying,
@@ -97,9 +99,8 @@ pub(super) struct Replay {
 pub(super) struct Purge {
     #[command(flatten)]
     which: Which,
-    /// Do not ask.
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
     #[command(flatten)]
     note: Note,
     #[command(flatten)]
@@ -202,21 +203,39 @@ impl Which {
 impl Replay {
     async fn run(self) -> anyhow::Result<ExitCode> {
         self.which.check()?;
-        let which = &self.which;
-        let order = Order::default()
-            .with("all", which.all.then_some(true))?
-            .with("kind", which.kind.as_ref())?
-            .with("fingerprint", which.fingerprint.as_ref())?
-            .ids(&which.ids)?
+        let queue = &self.which.queue;
+        let order = self
+            .order()?
             .with("dry_run", self.trying.dry())?
             .with("rate", self.rate)?
             .with("set", jobs::set_args(self.set_args.as_deref())?)?
             .note(&self.note)?;
         let server = Server::new(&self.target)?;
-        let queue = &self.which.queue;
+        let asks = self.which.all && !self.trying.dry_run;
+        if asks && !self.sure.agreed(async || self.told(&server).await).await? {
+            return Ok(ExitCode::FAILURE);
+        }
         let request = Request::post(["v1", "queues", queue, "dead", "replay"]).json(&order)?;
         let answer = server.ask_about(queue, &self.trying.following.keyed(request)).await?;
         acts::told(&server, &answer, &self.trying.following).await
+    }
+
+    fn order(&self) -> anyhow::Result<Order> {
+        let which = &self.which;
+        Order::default()
+            .with("all", which.all.then_some(true))?
+            .with("kind", which.kind.as_ref())?
+            .with("fingerprint", which.fingerprint.as_ref())?
+            .ids(&which.ids)
+    }
+
+    /// What it would do.
+    async fn told(&self, server: &Server) -> anyhow::Result<String> {
+        let queue = &self.which.queue;
+        let order = self.order()?.with("dry_run", Some(true))?;
+        let request = Request::post(["v1", "queues", queue, "dead", "replay"]).json(&order)?;
+        let jobs = acts::counted(&server.ask_about(queue, &request).await?, "dead job")?;
+        Ok(format!("Start a new run of {jobs} of queue {queue}"))
     }
 }
 
@@ -224,20 +243,17 @@ impl Purge {
     async fn run(self) -> anyhow::Result<ExitCode> {
         self.which.check()?;
         let server = Server::new(&self.target)?;
-        if !self.trying.dry_run {
-            input::can_confirm(self.yes)?;
-            if !self.yes && !self.asked(&server).await? {
-                return Ok(ExitCode::FAILURE);
-            }
+        if !self.trying.dry_run && !self.sure.agreed(async || self.told(&server).await).await? {
+            return Ok(ExitCode::FAILURE);
         }
         let answer = self.ask(&server, self.trying.dry()).await?;
         acts::told(&server, &answer, &self.trying.following).await
     }
 
-    /// Asks the person, who is told how many there are.
-    async fn asked(&self, server: &Server) -> anyhow::Result<bool> {
+    /// What it would do.
+    async fn told(&self, server: &Server) -> anyhow::Result<String> {
         let jobs = acts::counted(&self.ask(server, Some(true)).await?, "dead job")?;
-        input::confirmed(false, &format!("Remove {jobs} of queue {} for good", self.which.queue))
+        Ok(format!("Remove {jobs} of queue {} for good", self.which.queue))
     }
 
     async fn ask(&self, server: &Server, dry_run: Option<bool>) -> anyhow::Result<Answer> {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::api::Request;
-use crate::{config::parse_duration, record::model::JobStatus};
+use crate::{config::parse_duration, near, record::model::JobStatus};
 
 /// Some of the jobs, by what is known of them.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -45,8 +45,9 @@ pub(super) struct Narrow {
 
 fn status(name: &str) -> Result<JobStatus, String> {
     JobStatus::parse(name.trim()).ok_or_else(|| {
-        let known = JobStatus::ALL.map(JobStatus::as_str).join(", ");
-        format!("must be one of {known}")
+        let known = JobStatus::ALL.map(JobStatus::as_str);
+        let hint = near::did_you_mean(name.trim(), known).map(|hint| format!(". {hint}")).unwrap_or_default();
+        format!("must be one of {}{hint}", known.join(", "))
     })
 }
 
@@ -165,6 +166,8 @@ mod tests {
         let from = read(&["--from", "2h"]).unwrap().rest.from.unwrap();
         let ago = Timestamp::now().duration_since(from).as_secs();
         assert!((7200..7260).contains(&ago), "{ago}");
+        let error = read(&["--status", "quued"]).unwrap_err();
+        assert!(error.contains("Did you mean queued?"), "{error}");
         for bad in [["--from", "yesterday"], ["--to", "-2h"], ["--status", "done"]] {
             assert!(read(&bad).is_err(), "{bad:?}");
         }

@@ -35,20 +35,32 @@ pub(super) fn json(text: &str) -> anyhow::Result<Box<RawValue>> {
     serde_json::from_str(&text).with_context(|| format!("{from}: not JSON"))
 }
 
-/// Checks that somebody can be asked, or need not be.
-pub(super) fn can_confirm(yes: bool) -> anyhow::Result<()> {
-    if !yes && !std::io::stdin().is_terminal() {
-        bail!("nobody can be asked whether this is wanted (standard input is no terminal): add --yes");
-    }
-    Ok(())
+/// Of acts that nobody should ask for by mistake.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Sure {
+    /// Do not ask whether this is wanted.
+    #[arg(long)]
+    yes: bool,
 }
 
-/// Asks the person at the terminal; without one, `--yes` is needed. Whether they agree.
-pub(super) fn confirmed(yes: bool, what: &str) -> anyhow::Result<bool> {
-    can_confirm(yes)?;
-    if yes {
-        return Ok(true);
+impl Sure {
+    /// Whether the act is to be asked for: the person at the terminal is told `what` it would do, and agrees; without
+    /// one, `--yes` is needed.
+    pub(super) async fn agreed(
+        &self,
+        what: impl AsyncFnOnce() -> anyhow::Result<String>,
+    ) -> anyhow::Result<bool> {
+        if self.yes {
+            return Ok(true);
+        }
+        if !std::io::stdin().is_terminal() {
+            bail!("nobody can be asked whether this is wanted (standard input is no terminal): add --yes");
+        }
+        confirmed(&what().await?)
     }
+}
+
+fn confirmed(what: &str) -> anyhow::Result<bool> {
     let stdin = std::io::stdin();
     let mut err = std::io::stderr().lock();
     write!(err, "{what}? This cannot be undone. [y/N] ").and_then(|()| err.flush())?;
@@ -87,6 +99,11 @@ mod tests {
         {
             assert_eq!(is_yes(answer), yes, "{answer:?}");
         }
-        assert!(confirmed(true, "x").unwrap());
+    }
+
+    #[tokio::test]
+    async fn whoever_is_sure_is_not_asked() {
+        let asked = async || -> anyhow::Result<String> { panic!("nobody needs to know what it would do") };
+        assert!(Sure { yes: true }.agreed(asked).await.unwrap());
     }
 }

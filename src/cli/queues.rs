@@ -8,7 +8,8 @@ use super::{
     acts::{self, Following, Note},
     api::{Listing, Request, Server, Target, read_json},
     human::{At, age, count, moment, one_line, rate, took},
-    input, say,
+    input::Sure,
+    say,
     table::{Column, block},
 };
 
@@ -55,9 +56,8 @@ pub(super) struct Switch {
 pub(super) struct Purge {
     /// The queue.
     queue: String,
-    /// Do not ask.
-    #[arg(long)]
-    yes: bool,
+    #[command(flatten)]
+    sure: Sure,
     #[command(flatten)]
     note: Note,
     #[command(flatten)]
@@ -197,17 +197,20 @@ impl Switch {
 
 impl Purge {
     async fn run(self) -> anyhow::Result<ExitCode> {
-        input::can_confirm(self.yes)?;
         let server = Server::new(&self.target)?;
-        let shown = server.ask_about(&self.queue, &Request::get(["v1", "queues", &self.queue])).await?;
-        let ready = shown.read::<Queue>()?.ready.map(|ready| format!(" {ready}")).unwrap_or_default();
-        let what = format!("End all{ready} jobs that wait in queue {}", self.queue);
-        if !input::confirmed(self.yes, &what)? {
+        if !self.sure.agreed(async || self.told(&server).await).await? {
             return Ok(ExitCode::FAILURE);
         }
         let request = self.note.query(Request::delete(["v1", "queues", &self.queue, "jobs"]));
         let answer = server.ask_about(&self.queue, &self.following.keyed(request)).await?;
         acts::told(&server, &answer, &self.following).await
+    }
+
+    /// What it would do.
+    async fn told(&self, server: &Server) -> anyhow::Result<String> {
+        let shown = server.ask_about(&self.queue, &Request::get(["v1", "queues", &self.queue])).await?;
+        let ready = shown.read::<Queue>()?.ready.map(|ready| format!(" {ready}")).unwrap_or_default();
+        Ok(format!("End all{ready} jobs that wait in queue {}", self.queue))
     }
 }
 

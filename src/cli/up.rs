@@ -11,6 +11,7 @@ pub(super) mod ports;
 pub(super) mod process;
 mod report;
 mod service;
+mod settings;
 mod state;
 mod supervisor;
 mod workers;
@@ -210,12 +211,16 @@ fn living(layout: &Layout) -> Option<State> {
 }
 
 async fn join(layout: &Layout, state: State, asked: &Asked) -> anyhow::Result<()> {
-    let prefix = Config::load()?.amqp.prefix;
+    let config = Config::load()?;
+    let notice = settings::notice(layout, &state, &config);
     let is_scaled = asked.scale.iter().any(|(name, count)| state.scale.get(name) != Some(count));
     let differs = is_scaled || !asked.own.is_empty();
     let state = if differs { change(layout, &state, asked).await? } else { state };
     say::line(if differs { "Hopline is up, with the workers asked for." } else { "Hopline is up already." });
-    say::line(report::up(layout, &state, &prefix).await);
+    say::line(report::up(layout, &state, &config.amqp.prefix).await);
+    if let Some(notice) = notice {
+        say::error(notice);
+    }
     Ok(())
 }
 

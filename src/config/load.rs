@@ -9,7 +9,7 @@ use std::{
 
 use thiserror::Error;
 
-use super::Config;
+use super::{Config, known::Known};
 use crate::job::QueueName;
 
 /// The file that is read when `HOPLINE_CONFIG` names none.
@@ -100,11 +100,17 @@ impl Config {
         variables: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
         let mut layers = config::Config::builder();
+        let known = Known::all();
+        let mut problems = Vec::new();
         if let Some(text) = text {
             layers = layers.add_source(config::File::from_str(text, config::FileFormat::Toml));
+            let file =
+                layers.build_cloned().and_then(config::Config::try_deserialize).map_err(malformed(file))?;
+            problems.extend(known.problems_of(&file));
         }
         let (mut scalars, mut lists) = (HashMap::new(), Vec::new());
-        for (key, value) in keys(variables)? {
+        for (key, Setting { variable, value }) in keys(variables)? {
+            problems.extend(known.problem_of(&variable, &key, PREFIX, &OTHERS));
             // A list is written with commas: the layering crate would need to know which keys are lists.
             match key.as_str() {
                 "amqp.queues" | "callbacks.allow" | "http.hosts" | "worker.reply_queues" => {
@@ -112,6 +118,9 @@ impl Config {
                 }
                 _ => drop(scalars.insert(key, value)),
             }
+        }
+        if !problems.is_empty() {
+            return Err(ConfigError::Invalid(problems));
         }
         layers = layers.add_source(
             config::Environment::default()
@@ -140,6 +149,9 @@ impl Config {
                 problems.push(problem);
             }
         };
+        if let Some(problem) = self.amqp.url.problem() {
+            demand(false, problem);
+        }
         let url = self.amqp.url.expose();
         demand(
             url.starts_with("amqp://") || url.starts_with("amqps://"),
@@ -300,11 +312,17 @@ fn split(value: &str) -> Vec<String> {
     value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
 }
 
+/// A key's value, and the variable that it comes from.
+struct Setting {
+    variable: String,
+    value: String,
+}
+
 /// `HOPLINE_HTTP_MAX_WAIT` → `http.max_wait`: sections have no underscore, so the first one is the dot. With
 /// `_FILE` at the end the value is what the file holds.
 fn keys(
     variables: impl IntoIterator<Item = (String, String)>,
-) -> Result<BTreeMap<String, String>, ConfigError> {
+) -> Result<BTreeMap<String, Setting>, ConfigError> {
     let mut found = BTreeMap::new();
     for (name, value) in variables {
         if OTHERS.contains(&name.as_str()) || TOOLS.iter().any(|tool| name.starts_with(tool)) {
@@ -315,7 +333,8 @@ fn keys(
             Some(rest) => (rest, read_secret(&name, &value)?),
             None => (rest, value),
         };
-        found.insert(rest.to_ascii_lowercase().replacen('_', ".", 1), value);
+        let key = rest.to_ascii_lowercase().replacen('_', ".", 1);
+        found.insert(key, Setting { variable: name, value });
     }
     Ok(found)
 }
@@ -417,13 +436,39 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_by_name() {
-        for (toml, variables) in [
-            ("[http]\nlisen = \"x\"\n", vec![]),
-            ("", vec![("HOPLINE_HTTP_LISEN", "x")]),
-            ("[htpp]\n", vec![]),
+        for (toml, variables, told) in [
+            ("[http]\nlisen = \"x\"\n", vec![], "no key http.lisen; did you mean http.listen?"),
+            (
+                "",
+                vec![("HOPLINE_HTTP_LISEN", "x")],
+                "no variable HOPLINE_HTTP_LISEN; did you mean HOPLINE_HTTP_LISTEN?",
+            ),
+            (
+                "",
+                vec![("HOPLINE_AMPQ_URL_FILE", "/dev/null")],
+                "HOPLINE_AMPQ_URL_FILE; did you mean HOPLINE_AMQP_URL?",
+            ),
+            ("[htpp]\n", vec![], "no key htpp; did you mean http?"),
+            ("[worker.queues.media]\nprefetsch = 1\n", vec![], "unknown field `prefetsch`, expected"),
         ] {
             let error = load(toml, &variables).unwrap_err().to_string();
-            assert!(error.contains("unknown field") && error.contains("expected"), "{error}");
+            assert!(error.contains(told), "{error}");
+        }
+        let both = load("[http]\nlisen = \"x\"\n", &[("HOPLINE_HTTP_HOST", "x")]).unwrap_err().to_string();
+        assert!(both.contains("http.lisen") && both.contains("HOPLINE_HTTP_HOSTS"), "{both}");
+    }
+
+    #[test]
+    fn what_people_write_for_an_address_is_answered_with_what_to_write() {
+        for (variable, value, told) in [
+            ("HOPLINE_HTTP_LISTEN", "8080", "127.0.0.1:8080 for this machine"),
+            ("HOPLINE_HTTP_LISTEN", "localhost:8080", "127.0.0.1:8080"),
+            ("HOPLINE_WORKER_HEALTH", ":9100", "0.0.0.0:9100 for all"),
+            ("HOPLINE_AMQP_URL", "amqp://u:a#b@h", "%23"),
+        ] {
+            let error = load("", &[(variable, value)]).unwrap_err().to_string();
+            let key = variable.trim_start_matches(PREFIX).to_ascii_lowercase().replacen('_', ".", 1);
+            assert!(error.contains(told) && error.contains(&key), "{error}");
         }
     }
 

@@ -22,6 +22,30 @@ impl AmqpUrl {
         &self.0
     }
 
+    /// A character that ends the address where it stands, without showing what is around it: a password that was written
+    /// as it is.
+    pub(super) fn problem(&self) -> Option<String> {
+        let (_, rest) = self.0.split_once("://")?;
+        let authority = rest.split(['/', '?']).next()?;
+        let is_cut = || {
+            let port = authority.rsplit_once(':').map(|(_, port)| port);
+            !authority.contains('@')
+                && rest.contains('@')
+                && port.is_some_and(|port| port.parse::<u16>().is_err())
+        };
+        // Nothing in an AMQP address begins with #.
+        let sign = match rest.contains('#') {
+            true => '#',
+            false if is_cut() => rest[authority.len()..].chars().next()?,
+            false => return None,
+        };
+        Some(format!(
+            "amqp.url (HOPLINE_AMQP_URL): `{sign}` ends the address; in user, password and virtual host write it as %{:02X}, and \
+             whatever else is not a letter, a digit or one of -._~ likewise",
+            u32::from(sign)
+        ))
+    }
+
     /// Whether the connection is encrypted.
     #[must_use]
     pub fn is_tls(&self) -> bool {
@@ -125,6 +149,28 @@ mod tests {
             let secrets = WebhookSecrets::new(secrets);
             assert_eq!((format!("{secrets:?}").as_str(), secrets.is_empty()), (shown, shown.is_empty()));
             assert_eq!(serde_json::to_value(&secrets).unwrap(), shown);
+        }
+    }
+
+    #[test]
+    fn what_ends_an_address_too_early_is_named() {
+        for (url, code) in [
+            ("amqp://u:se#cret@host:5672", "%23"),
+            ("amqp://u:se/cret@host", "%2F"),
+            ("amqp://u:se?cret@host/v", "%3F"),
+        ] {
+            let problem = AmqpUrl::new(url).problem().unwrap();
+            assert!(problem.contains(code) && !problem.contains("cret"), "{problem}");
+        }
+        for url in [
+            "amqp://host:5672",
+            "amqp://u:p%23@host/v@w",
+            "amqp://host/v@w",
+            "amqp://host:5672/v@w",
+            "amqps://u:p@host?auth_mechanism=external",
+            "amqp://u:s@cret@host:5672/%2f",
+        ] {
+            assert_eq!(AmqpUrl::new(url).problem(), None, "{url}");
         }
     }
 

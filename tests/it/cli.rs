@@ -158,6 +158,13 @@ async fn exit_codes_tell_how_jobs_ended() {
     shell.run(&["queues", "ls"]).await.exits(0).shows("paused");
     let late = ["jobs", "submit", KIND, "--queue", queue, "--expires-in", "1ms", "--json"];
     let late = shell.run(&late).await.exits(0).json()["id"].as_str().expect("an id").to_owned();
+    let typo = shell.run(&["jobs", "submit", "ledger.od", "--queue", queue]).await.exits(0);
+    typo.says("no worker has announced kind ledger.od yet");
+    typo.says(&format!("Did you mean {KIND}?"));
+    let cancel = ["jobs", "cancel", "--queue", queue, "--kind", "ledger.od", "--all"];
+    shell.run(&cancel).await.exits(1).says("--yes");
+    shell.run(&[&cancel[..], &["--dry-run"]].concat()).await.exits(0).shows("about 1 job.");
+    shell.run(&[&cancel[..], &["--yes", "--wait"]].concat()).await.exits(0).shows("1 done");
     shell.run(&["queues", "resume", queue]).await.exits(0);
     shell.run(&["jobs", "wait", &late]).await.exits(5).shows("expired");
 

@@ -103,6 +103,11 @@ async fn a_crate_of_ones_own_is_built_supervised_and_started_again_after_a_chang
     assert_eq!(up.answer().await, "TWO", "what runs goes on");
 
     // A program by itself, whatever became of its source.
-    up.succeeds(&["up", "--worker", "target/debug/tiny"]);
+    let told = up.succeeds(&["up", "--worker", "target/debug/tiny"]);
+    assert!(!told.contains("Not in force"), "{told}");
     assert_eq!(up.answer().await, "TWO");
+
+    let output = up.command(&["up"]).env("HOPLINE_WORKER_CONCURRENCY", "4").output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && told.contains("others: worker.concurrency."), "{told}");
 }

@@ -189,6 +189,13 @@ impl fmt::Display for Problem {
         if let Some(job) = &self.job {
             write!(f, "\n  job {}", harmless(&job.id))?;
         }
+        if *http == 401 {
+            write!(
+                f,
+                "\nThe key that is sent is that of HOPLINE_API_KEY, or in the file that HOPLINE_API_KEY_FILE names; `hopline key \
+                 new NAME --scope submit,read` makes one."
+            )?;
+        }
         Ok(())
     }
 }
@@ -229,6 +236,12 @@ mod tests {
                 502,
                 r#"{"title":"The job is dead","code":"job_dead","detail":"it failed","error":{"code":"e","message":"it failed"}}"#,
                 "502 The job is dead [job_dead]: it failed\n  error e",
+            ),
+            (
+                401,
+                r#"{"title":"T","code":"unauthenticated","detail":"no key"}"#,
+                "401 T [unauthenticated]: no key\nThe key that is sent is that of HOPLINE_API_KEY, or in the file that \
+                 HOPLINE_API_KEY_FILE names; `hopline key new NAME --scope submit,read` makes one.",
             ),
             (502, "<html>\n bad   gateway", "the server answered 502 Bad Gateway: <html> bad gateway"),
         ] {

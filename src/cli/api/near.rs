@@ -1,13 +1,14 @@
-//! What somebody may have meant by the name of a queue that there is not.
+//! What somebody may have meant by the name of a queue or a kind that there is not.
+
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::{Answer, Failure, Request, Server, read_json};
+use crate::{cli::say, near};
 
-/// Names this alike are worth mentioning (0 to 1, Jaro–Winkler).
-const ALIKE: f64 = 0.8;
-/// Most names that are mentioned.
-const MOST: usize = 3;
+/// How long a submit is held up at most by the question whether its kind is known.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
 struct Queue {
@@ -19,7 +20,36 @@ struct Queues {
     items: Vec<Queue>,
 }
 
+#[derive(Deserialize)]
+struct Kind {
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct Kinds {
+    items: Vec<Kind>,
+}
+
 impl Server {
+    /// As [`Server::ask`], a request that makes a job of this kind. Beside it, says on standard error if no worker has
+    /// announced the kind: it is taken all the same, for its first worker may come later.
+    pub(in crate::cli) async fn ask_for_job(&self, kind: &str, request: &Request) -> Result<Answer, Failure> {
+        let (answer, ()) = tokio::join!(self.ask(request), self.warn_of(kind));
+        answer
+    }
+
+    async fn warn_of(&self, kind: &str) {
+        // Who may submit need not be allowed to read: then nothing is said.
+        let asked = tokio::time::timeout(PATIENCE, self.ask(&Request::get(["v1", "kinds"]))).await;
+        let known = asked.ok().and_then(Result::ok).and_then(|answer| read_json::<Kinds>(&answer.text).ok());
+        let kinds = known.map(|known| known.items.into_iter().map(|item| item.kind).collect::<Vec<_>>());
+        if let Some(hint) = kinds.and_then(|kinds| unannounced(kind, &kinds)) {
+            say::error(format_args!(
+                "hopline: no worker has announced kind {kind} yet; its jobs wait for one. {hint}"
+            ));
+        }
+    }
+
     /// As [`Server::ask`], about a queue: where there is none of this name, says which others there are.
     pub(in crate::cli) async fn ask_about(&self, queue: &str, request: &Request) -> anyhow::Result<Answer> {
         match self.ask(request).await {
@@ -44,16 +74,17 @@ impl Server {
 }
 
 fn hint(queue: &str, names: &[String]) -> Option<String> {
-    let mut alike: Vec<(f64, &str)> =
-        names.iter().map(|name| (strsim::jaro_winkler(queue, name), name.as_str())).collect();
-    alike.retain(|(score, _)| *score >= ALIKE);
-    alike.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let alike: Vec<&str> = alike.into_iter().take(MOST).map(|(_, name)| name).collect();
-    match (alike.is_empty(), names.is_empty()) {
-        (false, _) => Some(format!("Did you mean {}?", alike.join(" or "))),
-        (true, false) => Some("`hopline queues ls` lists those there are.".to_owned()),
-        (true, true) => None,
+    let listed = || (!names.is_empty()).then(|| "`hopline queues ls` lists those there are.".to_owned());
+    near::did_you_mean(queue, names.iter().map(String::as_str)).or_else(listed)
+}
+
+/// That nobody has announced this kind, and what may be meant; `None`: somebody has, or the server does not say.
+fn unannounced(kind: &str, kinds: &[String]) -> Option<String> {
+    if kinds.iter().any(|known| known == kind) {
+        return None;
     }
+    let hint = near::did_you_mean(kind, kinds.iter().map(String::as_str));
+    Some(hint.unwrap_or_else(|| "`hopline kinds ls` lists those that are announced.".to_owned()))
 }
 
 #[cfg(test)]
@@ -61,16 +92,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn near_names_are_mentioned_nearest_first() {
-        let names = ["media", "mail", "medium", "default"].map(str::to_owned);
-        for (queue, expected) in [
-            ("medi", Some("Did you mean media or medium?")),
-            ("meida", Some("Did you mean media?")),
-            ("defautl", Some("Did you mean default?")),
-            ("xyz", Some("`hopline queues ls` lists those there are.")),
-        ] {
-            assert_eq!(hint(queue, &names).as_deref(), expected, "{queue}");
-        }
+    fn what_there_is_not_is_told_with_what_there_is() {
+        let names = ["media", "default"].map(str::to_owned);
+        assert_eq!(hint("medai", &names).as_deref(), Some("Did you mean media?"));
+        assert_eq!(hint("xyz", &names).as_deref(), Some("`hopline queues ls` lists those there are."));
         assert_eq!(hint("media", &[]), None);
+
+        let kinds = ["demo.echo", "demo.sleep"].map(str::to_owned);
+        assert_eq!(unannounced("demo.echo", &kinds), None);
+        assert_eq!(unannounced("demo.ehco", &kinds).as_deref(), Some("Did you mean demo.echo?"));
+        assert!(unannounced("x", &[]).is_some_and(|hint| hint.contains("kinds ls")));
     }
 }

@@ -10,7 +10,8 @@ use crate::{
         api::{Failure, Request, Server, Target, read_json},
         filter::Filter,
         human::At,
-        input, say,
+        input::{self, Sure},
+        say,
         shown::Job,
     },
 };
@@ -32,6 +33,8 @@ pub(in crate::cli) struct Cancel {
     #[command(flatten)]
     chosen: Chosen,
     #[command(flatten)]
+    sure: Sure,
+    #[command(flatten)]
     note: Note,
     #[command(flatten)]
     trying: Trying,
@@ -49,6 +52,8 @@ pub(in crate::cli) struct Replay {
     /// Most jobs per second. Default: as fast as it goes.
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
+    #[command(flatten)]
+    sure: Sure,
     #[command(flatten)]
     note: Note,
     #[command(flatten)]
@@ -76,12 +81,34 @@ impl Chosen {
         }
         Order::default().ids(&self.ids)
     }
+
+    /// Whether the act is to be asked for; one about jobs that nobody has named is asked about first.
+    async fn agreed(
+        &self,
+        sure: &Sure,
+        dry_run: bool,
+        server: &Server,
+        act: &'static str,
+    ) -> anyhow::Result<bool> {
+        Ok(!self.all || dry_run || sure.agreed(async || self.told(server, act).await).await?)
+    }
+
+    /// What the act would do.
+    async fn told(&self, server: &Server, act: &'static str) -> anyhow::Result<String> {
+        let order = self.order()?.with("dry_run", Some(true))?;
+        let answer = server.ask(&Request::post(["v1", "jobs", act]).json(&order)?).await?;
+        let what = if act == "cancel" { "Cancel" } else { "Start a new run of" };
+        Ok(format!("{what} {}", acts::counted(&answer, "job")?))
+    }
 }
 
 impl Cancel {
     pub(in crate::cli) async fn run(self) -> anyhow::Result<ExitCode> {
         self.chosen.check(self.trying.dry_run)?;
         let server = Server::new(&self.target)?;
+        if !self.chosen.agreed(&self.sure, self.trying.dry_run, &server, "cancel").await? {
+            return Ok(ExitCode::FAILURE);
+        }
         if self.chosen.ids.is_empty() || self.trying.needs_act() {
             self.order(&server).await
         } else {
@@ -127,6 +154,9 @@ impl Replay {
     pub(in crate::cli) async fn run(self) -> anyhow::Result<ExitCode> {
         self.chosen.check(self.trying.dry_run)?;
         let server = Server::new(&self.target)?;
+        if !self.chosen.agreed(&self.sure, self.trying.dry_run, &server, "replay").await? {
+            return Ok(ExitCode::FAILURE);
+        }
         let answer = server.ask(&self.trying.following.keyed(self.request()?)).await?;
         acts::told(&server, &answer, &self.trying.following).await
     }

@@ -115,9 +115,12 @@ impl Submit {
         };
         let request = request.key(self.key.as_deref());
         let request = waiting(request, self.wait).json(&self.body()?)?;
-        let answer = match &self.queue {
-            Some(queue) => server.ask_about(queue, &request).await?,
-            None => server.ask(&request).await?,
+        let answer = match server.ask_for_job(&self.kind, &request).await {
+            Ok(answer) => answer,
+            Err(failure) => match &self.queue {
+                Some(queue) => return Err(server.with_names(queue, failure).await),
+                None => return Err(failure.into()),
+            },
         };
         self.how.print(&answer)?;
         Ok(self.exit(&answer))
@@ -163,7 +166,7 @@ impl Call {
             .query("timeout", self.timeout)
             .key(self.key.as_deref());
         let request = waiting(request, self.wait).json(&input::json(&self.args)?)?;
-        match server.ask(&request).await {
+        match server.ask_for_job(&self.kind, &request).await {
             Ok(answer) => {
                 self.how.print(&answer)?;
                 Ok(ExitCode::SUCCESS)

@@ -172,7 +172,11 @@ pub enum NodeError {
         tail: String,
     },
     /// It was not ready in time.
-    #[error("RabbitMQ was not ready within {} s ({last}); its log is {}:\n{tail}", patience.as_secs(), log.display())]
+    #[error(
+        "RabbitMQ was not ready within {} s: {last}. Its data is kept, so a slow machine may try again; its log is {}:\n{tail}",
+        patience.as_secs(),
+        log.display()
+    )]
     NotReady {
         /// How long it was waited for.
         patience: Duration,

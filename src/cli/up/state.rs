@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     files::{self, FileError},
@@ -125,6 +126,9 @@ pub(super) struct State {
     /// The last wish that was carried out, or why it could not be.
     pub(super) answered: Option<(String, Option<String>)>,
     pub(super) broker: Option<Broker>,
+    /// What it was configured with, without secrets; absent in what an older `hopline` wrote.
+    #[serde(default)]
+    pub(super) settings: Value,
     pub(super) processes: BTreeMap<String, Running>,
 }
 

@@ -22,7 +22,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Node, NodeOptions, PortChoice, files,
     process::{Lifeline, Process},
+    say,
     service::{Pause, Service, Shared, Spec},
+    settings,
     state::{Asked, Board, Broker, HTTP, Layout, Management, Phase, Scale, State},
     workers::{self, Programs},
 };
@@ -117,6 +119,7 @@ impl Supervisor {
             scale: workers::initial(&all, &asked.scale, is_set)?,
             answered: None,
             broker: None,
+            settings: settings::of(&config),
             processes: BTreeMap::new(),
         };
         let shared = Shared {
@@ -186,6 +189,11 @@ impl Supervisor {
         let mut options = NodeOptions::new(self.layout.node());
         options.ports = PortChoice::Usual;
         options.consumer_timeout = options.consumer_timeout.max(self.config.worker.consumer_timeout);
+        say::line(format_args!(
+            "Starting RabbitMQ, for at most {} s; its log is in {}.",
+            options.start_timeout.as_secs(),
+            self.layout.node().join("log").display()
+        ));
         let node = Node::start(options).await.context("the broker did not start")?;
         let (user, password) = node.login();
         let management =

@@ -8,6 +8,7 @@ use std::{
 use anyhow::{Context, bail, ensure};
 
 use super::state::Scale;
+use crate::near;
 
 /// Worker programs by the worker's name.
 pub(super) type Programs = BTreeMap<String, PathBuf>;
@@ -78,7 +79,9 @@ pub(super) fn check(found: &Programs, asked: &Scale) -> anyhow::Result<()> {
             "there is no worker `{name}`: no {PREFIX}* lies beside hopline; build them first, or name one by --worker"
         );
         if !found.contains_key(name) {
-            bail!("there is no worker `{name}`; there is {names}");
+            let hint = near::did_you_mean(name, found.keys().map(String::as_str));
+            let hint = hint.map(|hint| format!(". {hint}")).unwrap_or_default();
+            bail!("there is no worker `{name}`; there is {names}{hint}");
         }
     }
     Ok(())
@@ -106,7 +109,7 @@ mod tests {
         assert_eq!(scale(&[("media", 4)], false), Ok(vec![1, 0, 4]));
         assert_eq!(scale(&[("media", 4)], true), Ok(vec![1, 1, 4]));
         assert_eq!(scale(&[("exec", 2), ("media", 0)], false), Ok(vec![1, 2, 0]));
-        let error = "there is no worker `medai`; there is demo, exec, media";
+        let error = "there is no worker `medai`; there is demo, exec, media. Did you mean media?";
         assert_eq!(scale(&[("medai", 4)], true), Err(error.to_owned()));
 
         let own = |name: &str| Programs::from([(name.to_owned(), PathBuf::from("/x").join(name))]);
