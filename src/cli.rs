@@ -12,6 +12,7 @@
 //! | `acts`, `follow` | asking for bulk acts; waiting for the end of a job |
 //! | `filter`, `input` | arguments that several commands take |
 //! | `shown`, `table`, `human` | a job, tables and values for people |
+//! | `top` | the live view |
 //! | `sse` | server-sent events |
 //! | `topology`, `doctor`, `broker` | what asks the broker itself; where its management API is |
 //! | `new` | the crate of a worker of one's own |
@@ -42,6 +43,7 @@ mod spool;
 mod sse;
 mod table;
 mod tls;
+mod top;
 mod topology;
 pub mod up;
 mod workers;
@@ -78,6 +80,8 @@ enum Command {
     /// Look at the workers that are alive.
     #[command(subcommand)]
     Workers(workers::Command),
+    /// Watch queues, workers and failures, live in the terminal.
+    Top(top::Top),
     /// Look at the kinds of jobs that workers have announced.
     #[command(subcommand)]
     Kinds(kinds::Command),
@@ -129,6 +133,7 @@ pub fn main() -> ExitCode {
             Command::Queues(command) => Box::pin(queues::run(command)).await,
             Command::Events(command) => Box::pin(events::run(command)).await,
             Command::Workers(command) => Box::pin(workers::run(command)).await,
+            Command::Top(top) => Box::pin(top.run()).await,
             Command::Kinds(command) => Box::pin(kinds::run(command)).await,
             Command::Key(command) => key::run(command),
             Command::New(command) => new::run(command),

@@ -183,6 +183,11 @@ impl Server {
         Ok(Self { base: url, by_default, http, authorization: key::authorization()? })
     }
 
+    /// Its address.
+    pub(super) fn address(&self) -> &str {
+        self.base.as_str()
+    }
+
     /// Asks, and reads the answer to its end.
     ///
     /// # Errors

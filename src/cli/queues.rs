@@ -69,7 +69,7 @@ pub(super) struct Purge {
 pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Ls(list) => {
-            list.show("queues", COLUMNS, "queue", |item| Ok(read_json::<Queue>(item)?.row())).await
+            list.show("queues", COLUMNS, "queue", |item| Ok(read_json::<Queue>(item)?.row().to_vec())).await
         }
         Command::Show(show) => show.run().await,
         Command::Pause(pause) => pause.run("pause").await,
@@ -79,31 +79,31 @@ pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 /// A queue as the server shows it.
-#[derive(Debug, Deserialize)]
-struct Queue {
-    queue: String,
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Queue {
+    pub(super) queue: String,
     /// Absent where the broker could not be asked.
-    ready: Option<u64>,
+    pub(super) ready: Option<u64>,
     #[serde(default)]
-    running: u64,
+    pub(super) running: u64,
     #[serde(default)]
-    scheduled: u64,
+    pub(super) scheduled: u64,
     #[serde(default)]
-    retrying: u64,
+    pub(super) retrying: u64,
     #[serde(default)]
-    dead: u64,
-    oldest_age: Option<f64>,
+    pub(super) dead: u64,
+    pub(super) oldest_age: Option<f64>,
     #[serde(default)]
-    arrival_rate: f64,
+    pub(super) arrival_rate: f64,
     #[serde(default)]
-    service_rate: f64,
+    pub(super) service_rate: f64,
     mean_duration: Option<f64>,
     time_to_drain: Option<f64>,
     suggested_replicas: Option<u64>,
     #[serde(default)]
-    workers: Vec<String>,
+    pub(super) workers: Vec<String>,
     #[serde(default)]
-    paused: bool,
+    pub(super) paused: bool,
     paused_at: Option<At>,
     paused_by: Option<String>,
 }
@@ -128,9 +128,10 @@ fn seconds(number: f64) -> Duration {
 }
 
 impl Queue {
-    fn row(&self) -> Vec<String> {
+    /// A row of [`COLUMNS`].
+    pub(super) fn row(&self) -> [String; 12] {
         let dash = || "-".to_owned();
-        vec![
+        [
             one_line(&self.queue),
             self.ready.map_or_else(dash, |ready| ready.to_string()),
             self.running.to_string(),
@@ -232,7 +233,7 @@ mod tests {
         );
         let bare: Queue = read_json(r#"{"queue":"x","new":{}}"#).unwrap();
         assert_eq!(bare.row(), ["x", "-", "0", "0", "0", "0", "-", "0", "0", "-", "0", ""]);
-        assert_eq!(Table::new(COLUMNS, None).page(&[bare.row()]).lines().count(), 2);
+        assert_eq!(Table::new(COLUMNS, None).page(&[bare.row().to_vec()]).lines().count(), 2);
     }
 
     #[test]

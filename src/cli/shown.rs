@@ -13,7 +13,7 @@ use super::{
 };
 
 /// A job, or a job in a list.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub(super) struct Job {
     pub(super) id: String,
     pub(super) kind: Option<String>,
@@ -52,7 +52,7 @@ pub(super) struct Job {
 }
 
 /// Why a run, or an attempt, did not succeed.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 struct Failed {
     code: String,
     #[serde(default)]
@@ -61,7 +61,7 @@ struct Failed {
 }
 
 /// One attempt.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 struct Attempt {
     #[serde(default)]
     run: u32,
@@ -100,8 +100,8 @@ impl Job {
     }
 
     /// Its row under [`COLUMNS`].
-    pub(super) fn row(&self, now: At) -> Vec<String> {
-        vec![
+    pub(super) fn row(&self, now: At) -> [String; 7] {
+        [
             one_line(&self.id),
             self.kind.as_deref().map_or_else(|| "-".to_owned(), one_line),
             one_line(&self.queue),
@@ -146,6 +146,16 @@ impl Job {
     }
 
     /// How long its last attempt ran.
+    /// When an attempt failed last, as far as is known.
+    pub(super) fn failed_at(&self) -> Option<At> {
+        self.finished_at.or(self.started_at)
+    }
+
+    /// Why it failed, in a line.
+    pub(super) fn error_line(&self) -> String {
+        self.error.as_ref().map(|error| one_line(&error.line())).unwrap_or_default()
+    }
+
     fn ran(&self) -> Option<Duration> {
         Some(between(self.started_at?, self.finished_at?))
     }

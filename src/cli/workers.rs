@@ -19,16 +19,16 @@ pub(super) enum Command {
 pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     let Command::Ls(list) = command;
     let now = At::now();
-    list.show("workers", COLUMNS, "worker", |item| Ok(read_json::<Worker>(item)?.row(now))).await
+    list.show("workers", COLUMNS, "worker", |item| Ok(read_json::<Worker>(item)?.row(now).to_vec())).await
 }
 
 /// A worker as the server shows it.
-#[derive(Debug, Deserialize)]
-struct Worker {
-    worker: String,
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Worker {
+    pub(super) worker: String,
     #[serde(default)]
     version: String,
-    since: Option<At>,
+    pub(super) since: Option<At>,
     #[serde(default)]
     queues: Vec<Queue>,
     #[serde(default)]
@@ -36,7 +36,7 @@ struct Worker {
 }
 
 /// A queue that it takes jobs from.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 struct Queue {
     queue: String,
     #[serde(default)]
@@ -50,7 +50,7 @@ struct Queue {
 }
 
 /// A kind that it runs.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 struct Kind {
     kind: String,
 }
@@ -66,16 +66,27 @@ const COLUMNS: &[Column] = &[
 ];
 
 impl Worker {
-    fn row(&self, now: At) -> Vec<String> {
-        let sum = |part: fn(&Queue) -> u64| self.queues.iter().map(part).sum::<u64>();
+    /// Jobs that run in it.
+    pub(super) fn running(&self) -> u64 {
+        self.queues.iter().map(|queue| queue.running).sum()
+    }
+
+    /// How many could.
+    pub(super) fn concurrency(&self) -> u64 {
+        self.queues.iter().map(|queue| queue.concurrency).sum()
+    }
+
+    /// A row of [`COLUMNS`].
+    pub(super) fn row(&self, now: At) -> [String; 7] {
+        let waiting: u64 = self.queues.iter().map(|queue| queue.waiting).sum();
         let paused = |queue: &Queue| if queue.paused { " (paused)" } else { "" };
         let queues = self.queues.iter().map(|queue| one_line(&queue.queue) + paused(queue));
-        vec![
+        [
             one_line(&self.worker),
             one_line(&self.version),
             self.since.map_or_else(|| "-".to_owned(), |since| ago(since, now)),
-            format!("{}/{}", sum(|queue| queue.running), sum(|queue| queue.concurrency)),
-            sum(|queue| queue.waiting).to_string(),
+            format!("{}/{}", self.running(), self.concurrency()),
+            waiting.to_string(),
             queues.collect::<Vec<_>>().join(", "),
             self.kinds.iter().map(|kind| one_line(&kind.kind)).collect::<Vec<_>>().join(", "),
         ]

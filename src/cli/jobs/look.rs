@@ -128,7 +128,7 @@ pub(in crate::cli) async fn list(
         if as_json {
             return Ok(say::result(&page.lines())?);
         }
-        let jobs = page.items.iter().map(|item| Ok(read_json::<Job>(item.get())?.row(now)));
+        let jobs = page.items.iter().map(|item| Ok(read_json::<Job>(item.get())?.row(now).to_vec()));
         let rows = jobs.collect::<anyhow::Result<Vec<_>>>()?;
         if !rows.is_empty() {
             say::result(&table.page(&rows))?;
