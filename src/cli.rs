@@ -11,18 +11,22 @@
 //! | `tls` | which servers are trusted |
 //! | `acts`, `follow` | asking for bulk acts; waiting for the end of a job |
 //! | `filter`, `input` | arguments that several commands take |
-//! | `shown`, `table`, `human` | a job, tables and values for people |
+//! | `shown`, `table`, `human`, `colour`, `bar` | a job, tables and values for people; how far long work is |
 //! | `top` | the live view |
 //! | `sse` | server-sent events |
 //! | `topology`, `doctor`, `broker` | what asks the broker itself; where its management API is |
 //! | `new` | the crate of a worker of one's own |
 //! | `say` | standard output and standard error |
+//! | `completions` | what shells need to complete commands |
 //! | `serve`, `up`, `bench`, `node_run` | what runs processes |
 
 mod acts;
 mod api;
+mod bar;
 mod bench;
 mod broker;
+mod colour;
+mod completions;
 mod dead;
 mod doctor;
 mod events;
@@ -59,6 +63,8 @@ const WRONG_USE: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(name = "hopline", version, about, max_term_width = 100)]
 struct Arguments {
+    #[command(flatten)]
+    colour: colorchoice_clap::Color,
     #[command(subcommand)]
     command: Command,
 }
@@ -107,6 +113,8 @@ enum Command {
     Down(up::Place),
     /// Compare Hopline with bare lapin on the configured broker.
     Bench(bench::Arguments),
+    /// Print what a shell needs to complete these commands.
+    Completions(completions::Completions),
     /// A private RabbitMQ node by itself.
     #[command(subcommand, hide = true)]
     Node(node_run::Command),
@@ -119,7 +127,8 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     crate::crypto::choose();
-    let command = Arguments::parse().command;
+    let Arguments { colour, command } = Arguments::parse();
+    colour.write_global();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
@@ -141,6 +150,7 @@ pub fn main() -> ExitCode {
             Command::Doctor(arguments) => Box::pin(doctor::run(arguments)).await,
             Command::Up(arguments) => Box::pin(up::run(arguments)).await,
             Command::Down(place) => Box::pin(up::down(place)).await,
+            Command::Completions(completions) => completions.run(),
             Command::Bench(arguments) => Box::pin(bench::run(arguments)).await,
             Command::Node(command) => Box::pin(node_run::run(command)).await,
         }
@@ -210,7 +220,7 @@ mod tests {
             let shown = found.get_arguments().filter(|argument| !argument.is_hide_set());
             for option in shown.filter_map(clap::Arg::get_long) {
                 // Of all commands that ask a server.
-                let common = ["url", "help", "json"].contains(&option);
+                let common = ["url", "help", "json", "color"].contains(&option);
                 assert!(common || section.contains(&format!("--{option}")), "`{command}`: no --{option}");
             }
         }

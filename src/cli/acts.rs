@@ -12,6 +12,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{
     api::{self, Answer, Request, Server, exit, read_json},
+    bar::{Bar, Of},
     follow,
     human::{At, count, one_line},
     input, say,
@@ -198,13 +199,18 @@ async fn follow_to_end(server: &Server, id: &str, following: &Following) -> anyh
     say::error(format_args!("Act {}.", one_line(id)));
     let deadline = following.timeout.map(|timeout| Instant::now() + timeout);
     let mut shown = None;
+    let bar = Bar::new(Of::Percent);
     let (answer, job) = follow::await_end(server, id, deadline, LOOK, |job| {
-        if job.progress.is_some() && job.progress != shown {
+        let Some(progress) = &job.progress else { return };
+        if bar.is_shown() {
+            bar.set(progress.percent.into(), one_line(&progress.message));
+        } else if job.progress != shown {
             shown.clone_from(&job.progress);
-            say::error(shown.as_ref().map(|progress| progress.line()).unwrap_or_default());
+            say::error(progress.line());
         }
     })
     .await?;
+    drop(bar);
     if following.json {
         say::result_line(&answer.text)?;
     }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{
     broker::{self, Api},
+    colour,
     human::one_line,
     say,
 };
@@ -40,12 +41,12 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if arguments.json {
         say::result_line(&serde_json::to_string(&Report { worst, findings: &findings })?)?;
     } else {
-        say::result(&in_words(&findings))?;
+        say::result(&in_words(&findings, colour::on_out()))?;
     }
     Ok(broker::code(worst == Level::Fail, worst == Level::Warn))
 }
 
-fn in_words(findings: &[Finding]) -> String {
+fn in_words(findings: &[Finding], with_colours: bool) -> String {
     let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or_default();
     let mut text = String::new();
     for Finding { check, level, found, mend } in findings {
@@ -55,7 +56,9 @@ fn in_words(findings: &[Finding]) -> String {
             Level::Warn => "WARN",
             Level::Fail => "FAIL",
         };
-        text.push_str(&format!("{level:<4}  {check:<width$}  {}\n", one_line(found)));
+        let gap = " ".repeat(4 - level.len());
+        let level = colour::painted(level).filter(|_| with_colours).unwrap_or_else(|| level.to_owned());
+        text.push_str(&format!("{level}{gap}  {check:<width$}  {}\n", one_line(found)));
         if let Some(mend) = mend {
             text.push_str(&format!("{:width$}        -> {}\n", "", one_line(mend)));
         }
@@ -71,7 +74,7 @@ mod tests {
     fn a_finding_is_a_line_and_its_mend_another() {
         let findings = [Finding::ok("broker", "is there"), Finding::fail("disk", "is full\n!", "empty it")];
         assert_eq!(
-            in_words(&findings),
+            in_words(&findings, false),
             "ok    broker  is there\nFAIL  disk    is full !\n              -> empty it\n"
         );
     }

@@ -183,7 +183,7 @@ struct Printer {
 
 impl Printer {
     fn new(as_json: bool) -> Self {
-        Self { table: (!as_json).then(|| Table::new(COLUMNS, say::width())) }
+        Self { table: (!as_json).then(|| Table::new(COLUMNS, say::look())) }
     }
 
     fn print(&mut self, event: &SseEvent) -> anyhow::Result<()> {

@@ -139,7 +139,7 @@ impl List {
         }
         let now = Timestamp::now();
         let rows: Vec<_> = keys.iter().map(|key| row(key, now)).collect();
-        say::result(&Table::new(COLUMNS, say::width()).page(&rows))?;
+        say::result(&Table::new(COLUMNS, say::look()).page(&rows))?;
         Ok(())
     }
 }

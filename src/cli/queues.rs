@@ -120,7 +120,7 @@ const COLUMNS: &[Column] = &[
     Column::Right("OUT/S"),
     Column::Right("DRAIN"),
     Column::Right("WORKERS"),
-    Column::Left("STATE"),
+    Column::State("STATE"),
 ];
 
 fn seconds(number: f64) -> Duration {
@@ -233,7 +233,7 @@ mod tests {
         );
         let bare: Queue = read_json(r#"{"queue":"x","new":{}}"#).unwrap();
         assert_eq!(bare.row(), ["x", "-", "0", "0", "0", "0", "-", "0", "0", "-", "0", ""]);
-        assert_eq!(Table::new(COLUMNS, None).page(&[bare.row().to_vec()]).lines().count(), 2);
+        assert_eq!(Table::new(COLUMNS, say::Look::default()).page(&[bare.row().to_vec()]).lines().count(), 2);
     }
 
     #[test]

@@ -56,6 +56,20 @@ pub(crate) fn about_list(shown: usize, more: bool, what: &str) {
     }
 }
 
+/// How standard output shows lines.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Look {
+    /// As [`width`].
+    pub(crate) width: Option<usize>,
+    /// Whether there are colours.
+    pub(crate) colours: bool,
+}
+
+/// How standard output shows lines now.
+pub(crate) fn look() -> Look {
+    Look { width: width(), colours: super::colour::on_out() }
+}
+
 /// The width of the terminal that standard output is, in columns; `None`: it is none, or does not say.
 pub(crate) fn width() -> Option<usize> {
     let out = io::stdout();

@@ -87,7 +87,7 @@ pub(super) const COLUMNS: &[Column] = &[
     Column::Left("ID"),
     Column::Left("KIND"),
     Column::Left("QUEUE"),
-    Column::Left("STATUS"),
+    Column::State("STATUS"),
     Column::Right("ATTEMPT"),
     Column::Right("AGE"),
     Column::Left("NOTE"),

@@ -1,6 +1,6 @@
 //! Tables for people: columns as wide as what is in them, two spaces apart. Pure.
 
-use super::human;
+use super::{colour, human, say::Look};
 
 /// Space between columns.
 const GAP: usize = 2;
@@ -12,12 +12,14 @@ pub(super) enum Column {
     Left(&'static str),
     /// Numbers and ages.
     Right(&'static str),
+    /// At the left, too; a word that tells a state, which may have a colour.
+    State(&'static str),
 }
 
 impl Column {
     fn title(self) -> &'static str {
         match self {
-            Self::Left(title) | Self::Right(title) => title,
+            Self::Left(title) | Self::Right(title) | Self::State(title) => title,
         }
     }
 }
@@ -27,16 +29,15 @@ impl Column {
 pub(super) struct Table {
     columns: &'static [Column],
     widths: Vec<usize>,
-    /// Longest line.
-    limit: Option<usize>,
+    look: Look,
     titled: bool,
 }
 
 impl Table {
-    /// A table whose lines are cut at `limit` characters. What may be long belongs into the last column.
-    pub(super) fn new(columns: &'static [Column], limit: Option<usize>) -> Self {
+    /// A table whose lines are cut at the width. What may be long belongs into the last column.
+    pub(super) fn new(columns: &'static [Column], look: Look) -> Self {
         let widths = columns.iter().map(|column| column.title().len()).collect();
-        Self { columns, widths, limit, titled: false }
+        Self { columns, widths, look, titled: false }
     }
 
     /// The next rows as lines. A row has a cell for each column, on one line each.
@@ -50,16 +51,18 @@ impl Table {
         if !self.titled {
             self.titled = true;
             let titles: Vec<String> = self.columns.iter().map(|column| column.title().to_owned()).collect();
-            self.line(&titles, &mut text);
+            self.line(&titles, false, &mut text);
         }
         for row in rows {
-            self.line(row, &mut text);
+            self.line(row, self.look.colours, &mut text);
         }
         text
     }
 
-    fn line(&self, cells: &[String], into: &mut String) {
+    fn line(&self, cells: &[String], with_colours: bool, into: &mut String) {
         let mut line = String::new();
+        // The word that has a colour, and where it stands.
+        let mut state = None;
         for ((column, width), cell) in self.columns.iter().zip(&self.widths).zip(cells) {
             if !line.is_empty() {
                 line.push_str(&" ".repeat(GAP));
@@ -67,13 +70,21 @@ impl Table {
             match column {
                 Column::Left(_) => line.push_str(&format!("{cell:<width$}")),
                 Column::Right(_) => line.push_str(&format!("{cell:>width$}")),
+                Column::State(_) => {
+                    state = colour::painted(cell).map(|painted| (line.len(), cell.len(), painted));
+                    line.push_str(&format!("{cell:<width$}"));
+                }
             }
         }
         let line = line.trim_end();
-        match self.limit {
-            Some(limit) => into.push_str(&human::cut(line, limit)),
-            None => into.push_str(line),
+        let mut shown = self.look.width.map_or_else(|| line.to_owned(), |width| human::cut(line, width));
+        if let Some((at, length, painted)) = state.filter(|_| with_colours) {
+            // A word that was cut stays as it is.
+            if shown.get(at..at + length) == line.get(at..at + length) {
+                shown.replace_range(at..at + length, &painted);
+            }
         }
+        into.push_str(&shown);
         into.push('\n');
     }
 }
@@ -104,7 +115,7 @@ mod tests {
 
     #[test]
     fn columns_fit_what_is_in_them() {
-        let mut table = Table::new(COLUMNS, None);
+        let mut table = Table::new(COLUMNS, Look::default());
         let rows = [row(["image.thumbnail", "7", "größer"]), row(["echo", "1200", ""])];
         assert_eq!(
             table.page(&rows),
@@ -117,11 +128,20 @@ mod tests {
 
     #[test]
     fn lines_are_cut_at_the_limit() {
-        let mut table = Table::new(COLUMNS, Some(12));
+        let mut table = Table::new(COLUMNS, Look { width: Some(12), colours: false });
         assert_eq!(
             table.page(&[row(["echo", "1", "long note"])]),
             "KIND  N  NOTE\n".replace("NOTE", "NO…") + "echo  1  lo…\n"
         );
+    }
+
+    #[test]
+    fn states_are_painted_and_stand_where_they_stood() {
+        const COLUMNS: &[Column] = &[Column::Left("ID"), Column::State("STATUS"), Column::Left("NOTE")];
+        let rows = [["1", "dead", "x"], ["2", "queued", "y"]].map(|row| row.map(str::to_owned).to_vec());
+        let page = |width| Table::new(COLUMNS, Look { width, colours: true }).page(&rows);
+        assert_eq!(page(None), "ID  STATUS  NOTE\n1   \u{1b}[31mdead\u{1b}[0m    x\n2   queued  y\n");
+        assert_eq!(page(Some(6)), "ID  S…\n1   d…\n2   q…\n");
     }
 
     #[test]

@@ -66,6 +66,11 @@ impl Top {
             let text = "hopline top needs a terminal; --once prints one frame without one";
             return Err(Usage(text.to_owned()).into());
         }
+        match anstream::ColorChoice::global() {
+            anstream::ColorChoice::Never => crossterm::style::force_color_output(false),
+            anstream::ColorChoice::Auto => {} // by NO_COLOR
+            _ => crossterm::style::force_color_output(true),
+        }
         let server = Server::new(&self.target)?;
         // Where nobody answers at the start, that is said as by any other command.
         let first = Seen::look(&server).await?;

@@ -141,7 +141,7 @@ impl Look {
             compared.items.iter().filter(|item| self.all || item.state != State::Same).collect();
         let rows: Vec<Vec<String>> = shown.iter().map(|item| row(item)).collect();
         if !rows.is_empty() {
-            say::result(&Table::new(COLUMNS, say::width()).page(&rows))?;
+            say::result(&Table::new(COLUMNS, say::look()).page(&rows))?;
         }
         let to_do = compared.items.iter().filter_map(|item| {
             Some(format!(
@@ -261,7 +261,7 @@ struct Report<'a> {
 }
 
 const COLUMNS: &[Column] =
-    &[Column::Left("OBJECT"), Column::Left("STATE"), Column::Left("NAME"), Column::Left("NOTE")];
+    &[Column::Left("OBJECT"), Column::State("STATE"), Column::Left("NAME"), Column::Left("NOTE")];
 
 fn row(item: &Item) -> Vec<String> {
     let state = match item.state {

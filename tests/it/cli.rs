@@ -307,6 +307,19 @@ async fn events_are_followed_to_the_end_of_a_job_and_across_a_restart() {
     assert!(ended.success(), "Ctrl-C is how it ends: {ended}");
 }
 
+#[tokio::test]
+async fn bash_loads_the_completions_and_completes() {
+    let script = r#"eval "$("$0" completions bash)"
+        complete -p hopline
+        COMP_WORDS=(hopline jobs su) COMP_CWORD=2
+        _hopline hopline su jobs
+        echo "${COMPREPLY[@]}""#;
+    let output = Command::new("bash").args(["--noprofile", "--norc", "-euc", script]).arg(hopline()).output();
+    let output = output.await.expect("bash");
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.ends_with("hopline\nsubmit\n"), "{out}{err}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_there_is_named() {
     let stage = Stage::new();

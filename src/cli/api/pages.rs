@@ -84,7 +84,7 @@ impl Page {
             say::about_list(0, false, what);
         } else {
             let rows = self.items.iter().map(|item| row(item.get())).collect::<anyhow::Result<Vec<_>>>()?;
-            say::result(&Table::new(columns, say::width()).page(&rows))?;
+            say::result(&Table::new(columns, say::look()).page(&rows))?;
         }
         Ok(ExitCode::SUCCESS)
     }

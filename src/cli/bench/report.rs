@@ -5,7 +5,10 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{
-    super::table::{Column, Table},
+    super::{
+        say::Look,
+        table::{Column, Table},
+    },
     meter::CPU,
     plan::{Bound, GOALS, NUMBERS, number},
     stats::{Samples, median},
@@ -109,14 +112,14 @@ impl Report {
         const COLUMNS: &[Column] =
             &[Column::Left("MEASURED"), Column::Right("MEDIAN"), Column::Right("FROM"), Column::Right("TO")];
         let rows: Vec<Vec<String>> = self.numbers.iter().filter_map(Number::row).collect();
-        Table::new(COLUMNS, None).page(&rows)
+        Table::new(COLUMNS, Look::default()).page(&rows)
     }
 
     fn goals_table(&self) -> String {
         const COLUMNS: &[Column] =
             &[Column::Left("GOAL"), Column::Right("MEASURED"), Column::Right("WANTED"), Column::Left("")];
         let rows: Vec<Vec<String>> = self.goals.iter().filter_map(Judged::row).collect();
-        Table::new(COLUMNS, None).page(&rows)
+        Table::new(COLUMNS, Look::default()).page(&rows)
     }
 
     fn cpu_table(&self) -> String {
@@ -126,7 +129,7 @@ impl Report {
             self.cpu.iter().filter(|used| used.seconds > 0.0).map(|used| {
                 vec![used.measurement.clone(), used.process.clone(), format!("{:.4}", used.seconds)]
             });
-        Table::new(COLUMNS, None).page(&rows.collect::<Vec<_>>())
+        Table::new(COLUMNS, Look::default()).page(&rows.collect::<Vec<_>>())
     }
 }
 

@@ -120,7 +120,7 @@ pub(in crate::cli) async fn list(
     most: Most,
     as_json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let mut table = Table::new(COLUMNS, say::width());
+    let mut table = Table::new(COLUMNS, say::look());
     let mut shown = 0;
     let now = At::now();
     let more = server.pages(request, queue, most, |page| {
