@@ -65,7 +65,7 @@ pub(super) struct Request {
     path: Vec<String>,
     query: Vec<(&'static str, String)>,
     headers: Vec<(&'static str, String)>,
-    body: Option<String>,
+    body: Option<(&'static str, String)>,
     patience: Duration,
 }
 
@@ -114,8 +114,14 @@ impl Request {
 
     /// With a body.
     pub(super) fn json(mut self, body: &impl Serialize) -> anyhow::Result<Self> {
-        self.body = Some(serde_json::to_string(body)?);
+        self.body = Some(("application/json", serde_json::to_string(body)?));
         Ok(self)
+    }
+
+    /// With a body of JSON objects, a line each.
+    pub(super) fn ndjson(mut self, lines: String) -> Self {
+        self.body = Some(("application/x-ndjson", lines));
+        self
     }
 
     /// The server may take this much longer to answer.
@@ -193,10 +199,19 @@ impl Server {
     /// # Errors
     /// [`Failure`] where there is no answer, or one that is no success.
     pub(super) async fn ask(&self, request: &Request) -> Result<Answer, Failure> {
+        let (status, text) = self.answered(request).await?;
+        if status.is_success() { Ok(Answer { status, text }) } else { Err(Failure::refused(status, &text)) }
+    }
+
+    /// Asks, and reads any answer to its end.
+    ///
+    /// # Errors
+    /// [`Failure`] where there is none.
+    pub(super) async fn answered(&self, request: &Request) -> Result<(StatusCode, String), Failure> {
         let response = self.send(request, Some(request.patience)).await?;
         let status = response.status();
         let text = response.text().await.map_err(|error| self.broken(error))?;
-        if status.is_success() { Ok(Answer { status, text }) } else { Err(Failure::refused(status, &text)) }
+        Ok((status, text))
     }
 
     /// Asks for an answer that is read as it arrives.
@@ -229,8 +244,8 @@ impl Server {
         for (name, value) in &request.headers {
             sent = sent.header(*name, value);
         }
-        if let Some(body) = &request.body {
-            sent = sent.header("content-type", "application/json").body(body.clone());
+        if let Some((content_type, body)) = &request.body {
+            sent = sent.header("content-type", *content_type).body(body.clone());
         }
         if let Some(limit) = limit {
             sent = sent.timeout(limit);

@@ -21,7 +21,9 @@ impl Bar {
     pub(super) fn new(of: Of) -> Self {
         let (length, template) = match of {
             Of::Percent => (Some(100), "{bar:30} {pos:>3} %  {elapsed}  {wide_msg}"),
-            Of::Bytes(length) => (Some(length), "{bar:30} {percent:>3} %  {elapsed}, {eta} to go  {wide_msg}"),
+            Of::Bytes(length) => {
+                (Some(length), "{bar:30} {percent:>3} %  {elapsed}, {eta} to go  {wide_msg}")
+            }
             Of::Open => (None, "{spinner} {elapsed}  {wide_msg}"),
         };
         // Draws nothing where standard error is no terminal.

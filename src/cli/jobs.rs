@@ -1,6 +1,7 @@
 //! `hopline jobs`: submit jobs and call them, look at them, wait for them, cancel and replay them.
 
 mod change;
+mod import;
 mod look;
 mod submit;
 
@@ -18,6 +19,10 @@ pub(super) enum Command {
     /// Exit codes: 0 accepted, with --wait: it succeeded; 1 not accepted; 3 dead, 4 cancelled, 5 expired; 6 it has
     /// not ended yet.
     Submit(submit::Submit),
+    /// Submit the jobs of a file, a JSON object per line.
+    ///
+    /// Exit codes: 0 all were accepted; 1 some were not, or it ended early.
+    Import(import::Import),
     /// Run a job and print its output.
     ///
     /// Exit codes: 0 it succeeded; 1 not accepted, or there is no output to show; 3 dead, 4 cancelled, 5 expired; 6
@@ -46,6 +51,7 @@ pub(super) enum Command {
 pub(super) async fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Submit(submit) => submit.run().await,
+        Command::Import(import) => import.run().await,
         Command::Call(call) => call.run().await,
         Command::Ls(list) => list.run().await,
         Command::Show(show) => show.run().await,

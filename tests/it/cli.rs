@@ -307,6 +307,34 @@ async fn events_are_followed_to_the_end_of_a_job_and_across_a_restart() {
     assert!(ended.success(), "Ctrl-C is how it ends: {ended}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_is_imported_and_imported_again() {
+    let stage = Stage::new();
+    let front = stage.serve().await;
+    let shell = Shell::new(&stage, &front);
+    let queue = stage.queue.as_str();
+    let job = |number: usize| json!({ "kind": KIND, "queue": queue, "args": { "n": number } }).to_string();
+    let mut lines: Vec<String> = (1..=25).map(job).collect();
+    lines[4] = "no json".to_owned();
+    lines[16] = json!({ "kind": "", "queue": queue }).to_string();
+    lines[20] = String::new();
+    let file = stage.dir.join("jobs.ndjson");
+    std::fs::write(&file, lines.join("\n")).expect("a file");
+    let path = file.to_str().expect("a path");
+    let import = ["jobs", "import", path, "--key", "once", "--batch", "10"];
+    let first = shell.run(&import).await.exits(1);
+    first.shows("22 jobs accepted, 2 refused");
+    first.says("line 5: no JSON object");
+    first.says("line 17: 422");
+    let second = shell.run(&[&import[..], &["--json"]].concat()).await.exits(1).json();
+    assert_eq!(second, json!({ "accepted": 22, "repeated": 22, "refused": 2 }));
+    let rest = shell.run(&["jobs", "import", path, "--from-line", "18"]).await.exits(0);
+    rest.shows("7 jobs accepted, 0 refused");
+    let listed = shell.run(&["jobs", "ls", "--queue", queue, "--all", "--json"]).await.exits(0);
+    assert_eq!(listed.out.lines().count(), 29);
+    shell.run(&["queues", "purge", queue, "--yes", "--wait"]).await.exits(0).shows("29 done");
+}
+
 #[tokio::test]
 async fn bash_loads_the_completions_and_completes() {
     let script = r#"eval "$("$0" completions bash)"

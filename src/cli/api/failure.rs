@@ -75,7 +75,7 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
 
 impl Failure {
     /// What an answer that is no success says.
-    pub(super) fn refused(status: StatusCode, text: &str) -> Self {
+    pub(in crate::cli) fn refused(status: StatusCode, text: &str) -> Self {
         match serde_json::from_str::<Problem>(text) {
             Ok(problem) => Self::Problem(Box::new(Problem { http: status.as_u16(), ..problem })),
             Err(_) => Self::Strange { status, text: cut(&one_line(text), EXCERPT) },
