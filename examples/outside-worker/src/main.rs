@@ -49,8 +49,13 @@ async fn save(job: Save, cx: Context<Notes>) -> JobResult<Saved> {
     }
     let path = cx.state().folder.join(format!("{}.txt", cx.job_id()));
     // Retryable: a full disk or a missing folder may be mended meanwhile. `?` alone retries, too; this names the error.
-    tokio::fs::write(&path, &job.text).await.map_err(|error| JobError::retry("not_written", error))?;
-    Ok(Saved { bytes: job.text.len(), path })
+    tokio::fs::write(&path, &job.text)
+        .await
+        .map_err(|error| JobError::retry("not_written", error))?;
+    Ok(Saved {
+        bytes: job.text.len(),
+        path,
+    })
 }
 
 #[tokio::main]
@@ -71,7 +76,9 @@ mod tests {
     use super::*;
 
     fn note(text: &str) -> Save {
-        Save { text: text.to_owned() }
+        Save {
+            text: text.to_owned(),
+        }
     }
 
     /// One attempt, as a worker would run it; no broker is needed.
@@ -81,7 +88,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_note_becomes_a_file() {
-        let saved: Saved = attempt(note("buy milk"), env::temp_dir()).await.output().unwrap();
+        let saved: Saved = attempt(note("buy milk"), env::temp_dir())
+            .await
+            .output()
+            .unwrap();
         assert_eq!(saved.bytes, 8);
         assert_eq!(std::fs::read_to_string(&saved.path).unwrap(), "buy milk");
         std::fs::remove_file(saved.path).unwrap();
@@ -95,6 +105,11 @@ mod tests {
     #[tokio::test]
     async fn what_may_be_mended_is_tried_again() {
         let missing = env::temp_dir().join("no").join("such").join("folder");
-        assert!(attempt(note("buy milk"), missing).await.retried_in().is_some());
+        assert!(
+            attempt(note("buy milk"), missing)
+                .await
+                .retried_in()
+                .is_some()
+        );
     }
 }
