@@ -136,7 +136,7 @@ mod tests {
             match problem {
                 None => assert!(problems.is_empty(), "{problems:?}"),
                 Some(problem) => {
-                    assert!(problems.len() == 1 && problems[0].ends_with(problem), "{problems:?}")
+                    assert!(problems.len() == 1 && problems[0].ends_with(problem), "{problems:?}");
                 }
             }
         }

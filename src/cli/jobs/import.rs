@@ -183,7 +183,7 @@ impl Work {
                     None => break,
                     Some(Ok(line)) => line,
                     Some(Err((number, why))) => {
-                        self.refused(number, why);
+                        self.refused(number, &why);
                         continue;
                     }
                 },
@@ -255,11 +255,11 @@ impl Work {
             self.waiting.push_back(line);
             return Some(failure);
         }
-        self.refused(line.number, failure.to_string());
+        self.refused(line.number, &failure.to_string());
         None
     }
 
-    fn refused(&mut self, number: u64, why: String) {
+    fn refused(&mut self, number: u64, why: &str) {
         self.done.refused += 1;
         if self.done.refused <= TOLD {
             self.bar.say(format_args!("line {number}: {why}"));

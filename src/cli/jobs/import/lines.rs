@@ -150,7 +150,9 @@ mod tests {
         let wrong: Vec<u64> =
             found.iter().filter_map(|line| line.as_ref().err()).map(|(number, _)| *number).collect();
         assert_eq!((wrong, found.len()), (vec![1, 2, 3, 4], 5));
-        let long = [b"{\"kind\":\"".as_slice(), &vec![b'x'; LONGEST as usize * 2], b"\"}\n{}\n"].concat();
+        let long =
+            [b"{\"kind\":\"".as_slice(), &vec![b'x'; usize::try_from(LONGEST * 2).unwrap()], b"\"}\n{}\n"]
+                .concat();
         let found = read(&long, None, 1);
         assert!(
             matches!((&found[0], &found[1]), (Err((1, why)), Ok(Line { number: 2, .. })) if why.contains("longer"))
