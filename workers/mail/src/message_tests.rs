@@ -14,7 +14,8 @@ const SETTINGS: &str = r#"
 /// The message of a job with these args besides recipient, subject and text.
 fn built(args: Value) -> Result<String, String> {
     let mut all = json!({"to": "ada@example.net", "subject": "Hello", "text": "Hi"});
-    all.as_object_mut().unwrap().extend(args.as_object().unwrap().clone());
+    let Value::Object(args) = args else { panic!("args are an object") };
+    all.as_object_mut().unwrap().extend(args);
     let job: Email = serde_json::from_value(all).map_err(|error| error.to_string())?;
     let (message, _) = build(&job, "0199", 1, &toml::from_str(SETTINGS).unwrap())?;
     Ok(String::from_utf8(message.formatted()).unwrap())
