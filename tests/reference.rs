@@ -15,6 +15,7 @@ const ABSENT: [&str; 11] = [
     "worker.health",
     "spool.path",
     "http.keys",
+    "http.trace_url",
     "http.tls_cert",
     "http.tls_key",
     "amqp.ca",
