@@ -42,7 +42,10 @@ fn all_that_is_wrong_with_a_configuration_is_said_at_once() {
 #[test]
 fn an_unknown_key_is_named() {
     let stage = Stage::new();
-    assert_refused(&serve(&stage, &[("HOPLINE_HTTP_LISEN", "127.0.0.1:0")]), &["lisen", "listen"]);
+    assert_refused(
+        &serve(&stage, &[("HOPLINE_HTTP_LISEN", "127.0.0.1:0")]),
+        &["HOPLINE_HTTP_LISEN", "HOPLINE_HTTP_LISTEN"],
+    );
     std::fs::write(stage.dir.join("hopline.toml"), "[worker]\nconcurency = 3\n").expect("a file");
     assert_refused(&serve(&stage, &[]), &["concurency", "concurrency"]);
 }
