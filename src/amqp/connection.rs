@@ -24,7 +24,6 @@ use tracing::{debug, info, warn};
 
 use super::{
     pause::Pauses,
-    probe::Target,
     tls,
     topology::{Plan, TopologyError},
     version::{self, BrokerVersion},
@@ -385,7 +384,7 @@ fn refused(inner: &Inner, error: &lapin::Error) -> String {
     let shown = &inner.shown;
     let text = error.to_string();
     if text.contains("ACCESS_REFUSED") || text.contains("NOT_ALLOWED") {
-        let user = Target::of(&inner.config.url).map(|target| target.user).unwrap_or_default();
+        let user = version::parse(&inner.url).map(|uri| uri.authority.userinfo.username).unwrap_or_default();
         return format!(
             "the broker refuses user `{user}` at {shown}: check user, password and virtual host in amqp.url \
              (HOPLINE_AMQP_URL); `hopline doctor` says more: {text}"

@@ -54,7 +54,7 @@ impl Fate {
         job.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         if self == Self::Cancelled {
             // Long enough to be cancelled before its time.
-            job["delay"] = json!(15 + size() / 300);
+            job["delay"] = json!(40 + size() / 300);
         }
         job
     }
