@@ -11,7 +11,7 @@ const REFERENCE: &str = include_str!("../config/hopline.toml");
 /// Tables that are empty by default: the reference shows an example, which is none of the defaults.
 const EXAMPLES: [&str; 2] = ["routes", "worker.queues"];
 /// Have no value by default, which TOML cannot write.
-const ABSENT: [&str; 11] = [
+const ABSENT: [&str; 12] = [
     "worker.health",
     "spool.path",
     "http.keys",
