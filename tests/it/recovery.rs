@@ -80,17 +80,19 @@ async fn a_worker_that_was_cut_off_learns_what_was_ordered_before_it_starts_anyt
         let front = stage.front().await;
         front.call("test.probe", "1").await;
         log.next().await;
-        let wait_depth = async |consumers: u32, ready: u32| {
-            eventually(&format!("{consumers} consumers, {ready} ready"), async || {
+        let wait_depth = async |consumers: u32, ready: Option<u32>| {
+            eventually(&format!("{consumers} consumers, {ready:?} ready"), async || {
                 let depth = front.client.depth(&stage.queue).await.ok().flatten()?;
-                (depth.consumers == consumers && depth.ready == ready).then_some(())
+                let is_so = depth.consumers == consumers && ready.is_none_or(|ready| depth.ready == ready);
+                is_so.then_some(())
             })
             .await;
         };
         let cut_off = async || {
             way.hold(Some(""));
             way.cut();
-            wait_depth(0, 0).await;
+            // The last job's acknowledgement may be lost with its connection: the worker will know it again.
+            wait_depth(0, None).await;
         };
 
         cut_off().await;
@@ -107,7 +109,7 @@ async fn a_worker_that_was_cut_off_learns_what_was_ordered_before_it_starts_anyt
         };
         front.client.request_cancel(vec![target]).await.expect("an order");
         way.hold(Some(" control"));
-        wait_depth(1, 0).await;
+        wait_depth(1, Some(0)).await;
         assert!(log.rest().is_empty(), "it has the job, and does not know yet");
         way.hold(None);
         assert_eq!(front.settled(&id).await["status"], "cancelled");
@@ -116,9 +118,9 @@ async fn a_worker_that_was_cut_off_learns_what_was_ordered_before_it_starts_anyt
         front.submit(r#"{"kind":"test.probe","args":2}"#).await;
         front.client.pause(&stage.queue, true, None).await.expect("an order");
         way.hold(Some(" control"));
-        wait_depth(1, 0).await;
+        wait_depth(1, Some(0)).await;
         way.hold(None);
-        wait_depth(0, 1).await;
+        wait_depth(0, Some(1)).await;
         assert!(log.rest().is_empty(), "nothing of a paused queue is started");
         front.client.pause(&stage.queue, false, None).await.expect("an order");
         assert_eq!(log.next().await.args, "2");
