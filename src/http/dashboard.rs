@@ -50,9 +50,9 @@ static FILES: LazyLock<Vec<File>> = LazyLock::new(|| {
         HTML: "index.html";
         STYLE: "base.css", "pages.css";
         PICTURE: "icon.svg";
-        SCRIPT: "main.js", "api.js", "bulk.js", "chart.js", "dialog.js", "dom.js", "form.js", "format.js", "json.js",
-            "keys.js", "live.js", "rows.js", "theme.js", "overview.js", "jobs.js", "job.js", "queues.js", "dead.js",
-            "workers.js", "kinds.js", "submit.js";
+        SCRIPT: "main.js", "api.js", "bulk.js", "chart.js", "dialog.js", "dom.js", "exact.js", "form.js",
+            "format.js", "json.js", "keys.js", "live.js", "rows.js", "theme.js", "overview.js", "jobs.js", "job.js",
+            "queues.js", "dead.js", "workers.js", "kinds.js", "submit.js";
     }
     .into()
 });

@@ -1,5 +1,7 @@
 // Calls of the HTTP interface (`docs/http.md`), and what the session may do.
 
+import { keep } from './exact.js';
+
 /** What went wrong: a problem of the server (RFC 9457), or that it cannot be reached. */
 export class Problem extends Error {
   constructor(status, problem) {
@@ -18,50 +20,31 @@ export class Problem extends Error {
   }
 }
 
-/** A number as it was written, where JavaScript's would lose digits. */
-export class Exact {
-  constructor(source) {
-    this.source = source;
-  }
-}
-
-/** Reads JSON; numbers that JavaScript cannot hold stay as they were written, where the browser tells how. */
-export function parse(text) {
-  return JSON.parse(text, (_, value, context) => {
-    const source = typeof value === 'number' ? context?.source : undefined;
-    return source !== undefined && loses(value, source) ? new Exact(source) : value;
-  });
-}
-
-/** Whether digits of a number are lost when it is read. */
-function loses(value, source) {
-  const digits = source.replace(/e.*$/i, '').replace(/[-.]/g, '').replace(/^0+/, '');
-  return !Number.isFinite(value) || (digits.length > 15 && String(value) !== source);
-}
-
 function address(path, query) {
   const pairs = Object.entries(query ?? {}).filter(([, value]) => value !== undefined && value !== null && value !== '');
   return pairs.length ? `${path}?${new URLSearchParams(pairs)}` : path;
 }
 
-/** Makes a call; its answer as JSON. Throws a `Problem`. */
-export async function call(method, path, { query, body, key, signal } = {}) {
+/** Makes a call; its answer as JSON, by `read`. Throws a `Problem`. */
+export async function call(method, path, { query, body, key, signal, read = JSON.parse } = {}) {
   const headers = { accept: 'application/json' };
   if (body !== undefined) headers['content-type'] = 'application/json';
   if (key) headers['idempotency-key'] = key;
   let response;
+  let text;
   try {
     response = await fetch(address(path, query), { method, headers, body, signal, cache: 'no-store', credentials: 'same-origin' });
+    text = await response.text();
   } catch (error) {
     if (error.name === 'AbortError') throw error;
     throw new Problem(0, { title: 'The server cannot be reached', detail: 'it does not answer, or the network is down', code: 'unreachable' });
   }
-  const text = await response.text();
   let value = null;
   try {
-    value = text ? parse(text) : null;
-  } catch {
-    // Something in between has answered.
+    value = text ? (response.ok ? read(text) : JSON.parse(text)) : null;
+  } catch (error) {
+    // Something in between has answered. What was asked for may have been done: that is no refusal.
+    if (response.ok) throw new Problem(0, { title: 'The answer cannot be read', detail: `status ${response.status}, ${error.message}`, code: 'unreadable' });
   }
   if (response.ok) return value;
   if (response.status === 401) logIn();
@@ -69,6 +52,10 @@ export async function call(method, path, { query, body, key, signal } = {}) {
 }
 
 export const get = (path, query, signal) => call('GET', path, { query, signal });
+
+/** Args, output and their schemas are `Exact`. */
+export const getJob = (id) => call('GET', `/v1/jobs/${encodeURIComponent(id)}`, { read: keep });
+export const getKinds = () => call('GET', '/v1/kinds', { read: keep });
 
 /** A name for a request, so that a repeat does nothing twice. */
 export function newKey() {

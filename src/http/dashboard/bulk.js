@@ -1,10 +1,10 @@
 // Acts on many jobs: a dry run says how many, a person says yes, and the act, which is a job itself, is followed.
 
-import { call, get, newKey, parse } from './api.js';
+import { call, get, newKey } from './api.js';
 import { ask, notice } from './dialog.js';
 import { field, h, put } from './dom.js';
+import { Exact } from './exact.js';
 import { count, FINAL, many } from './format.js';
-import { pretty } from './json.js';
 
 /** How often an act that was begun is looked at, in ms, and how often at most. */
 const LOOK = 1000;
@@ -38,7 +38,7 @@ export async function act({ title, about, verb, danger, typed, make, countBy, ra
   const read = () => {
     const given = { by: undefined, reason: reason.value.trim() || undefined };
     if (speed?.value) given.rate = Number(speed.value);
-    if (edits?.value) given.set = checkedArgs(text.value);
+    if (edits?.value) given.set = checkedArgs(text.value).text;
     return given;
   };
   const content = h(
@@ -74,14 +74,13 @@ export async function act({ title, about, verb, danger, typed, make, countBy, ra
   return begun;
 }
 
-/** The text of args, if it is JSON. */
+/** Args that somebody wrote, if they are JSON. */
 export function checkedArgs(text) {
   try {
-    parse(text);
+    return Exact.parse(text);
   } catch (error) {
     throw new Error(`The args are no JSON: ${error.message}`, { cause: error });
   }
-  return text;
 }
 
 /** Follows an act to its end, in a notice. */
@@ -114,7 +113,7 @@ function ended(job) {
 
 /** Replays one dead job, with its args or with others. */
 export async function replayOne(job, edit) {
-  const text = h('textarea', { rows: '12', class: 'code', spellcheck: 'false', 'aria-label': 'Args', data: { first: '' }, value: job.args === undefined ? '{}' : pretty(job.args) });
+  const text = h('textarea', { rows: '12', class: 'code', spellcheck: 'false', 'aria-label': 'Args', data: { first: '' }, value: job.args?.pretty ?? '{}' });
   const reason = h('input', { maxlength: '300', autocomplete: 'off' });
   const key = newKey();
   const begun = await ask({
@@ -129,7 +128,7 @@ export async function replayOne(job, edit) {
     verb: 'Replay',
     act: () => {
       const note = reason.value.trim() ? { reason: reason.value.trim() } : {};
-      const set = edit ? checkedArgs(text.value) : undefined;
+      const set = edit ? checkedArgs(text.value).text : undefined;
       return send(['POST', `/v1/jobs/${job.id}/replay`, { body: { ...note, set } }], false, key);
     },
   });

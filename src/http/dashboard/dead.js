@@ -1,11 +1,10 @@
 // Dead: jobs that failed for good, by queue and by error; replaying them, with other args too, and purging them.
 
-import { get, session } from './api.js';
+import { get, getJob, session } from './api.js';
 import { act } from './bulk.js';
 import { complain } from './dialog.js';
 import { field, h, put, select, update } from './dom.js';
 import { count, many, shorten, time } from './format.js';
-import { pretty } from './json.js';
 import { repeat } from './live.js';
 
 const LOOK = 5000;
@@ -18,8 +17,8 @@ async function replay(queue, group) {
   let args;
   if (group && !group.kind?.startsWith('hopline.')) {
     // What the newest one was given is what is to be mended.
-    const latest = await get(`/v1/jobs/${group.latest}`).catch(() => ({}));
-    args = latest.args === undefined ? '{}' : pretty(latest.args);
+    const latest = await getJob(group.latest).catch(() => ({}));
+    args = latest.args?.pretty ?? '{}';
   }
   await act({
     title: group ? 'Replay these dead jobs' : `Replay all dead jobs of ${queue}`,

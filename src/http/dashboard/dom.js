@@ -1,6 +1,20 @@
-// Builds elements. Data becomes text nodes and attribute values, and is never read as HTML.
+// Builds elements. Data becomes text nodes and attribute values, is never read as HTML, and hides nothing.
 
 const SVG = 'http://www.w3.org/2000/svg';
+
+/** Characters that show nothing, or turn others around; not line breaks, tabs, and what makes a sign a picture. */
+const UNSEEN = /(?!\r?\n|\t|(?<=\p{Extended_Pictographic})\ufe0f)[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\ufff9-\ufffb]/gu;
+
+/** A text with what cannot be seen in it as in JSON: `\u202e`. */
+export function visible(text) {
+  return text.replace(UNSEEN, (sign) => sign.replace(/[^]/g, (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`));
+}
+
+const shown = (children) =>
+  children
+    .flat(Infinity)
+    .filter((child) => child !== null && child !== undefined && child !== false)
+    .map((child) => (typeof child === 'string' ? visible(child) : child));
 
 function fill(element, properties, children) {
   for (const [name, value] of Object.entries(properties ?? {})) {
@@ -15,10 +29,11 @@ function fill(element, properties, children) {
     } else if (name === 'value' || name === 'checked' || name === 'selected' || name === 'indeterminate') {
       element[name] = value;
     } else {
-      element.setAttribute(name, value === true ? '' : String(value));
+      const text = value === true ? '' : String(value);
+      element.setAttribute(name, name === 'title' || name === 'aria-label' ? visible(text) : text);
     }
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...shown(children));
   return element;
 }
 
@@ -34,7 +49,7 @@ export function svg(tag, properties, ...children) {
 
 /** Replaces what is in `element`. */
 export function put(element, ...children) {
-  element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(...shown(children));
   return element;
 }
 

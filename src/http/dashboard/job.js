@@ -1,6 +1,6 @@
 // A job: where it stands, its attempts, what it was given and what it returned, kept up to date until it ends.
 
-import { get, session } from './api.js';
+import { getJob, session } from './api.js';
 import { cancelOne, replayOne } from './bulk.js';
 import { button, h, put, say, update } from './dom.js';
 import { absolute, between, count, duration, FINAL, status, time } from './format.js';
@@ -117,7 +117,7 @@ function payload(name, value, isOmitted, none) {
 
 export async function page(context) {
   const { id } = context.parts;
-  let job = await get(`/v1/jobs/${encodeURIComponent(id)}`);
+  let job = await getJob(id);
   let most = ATTEMPTS;
   const box = {
     state: h('div', { class: 'standing' }),
@@ -142,7 +142,7 @@ export async function page(context) {
     put(box.more, hidden > 0 && button(`${count(hidden)} earlier attempts`, () => ((most = Number.MAX_SAFE_INTEGER), draw())));
     // Trees keep what is open in them: they are drawn again only if they are others.
     for (const [name, title, none] of [['args', 'Args', 'None.'], ['output', 'Output', FINAL.includes(job.status) ? 'None.' : 'Not yet.']]) {
-      const text = JSON.stringify([job[name], job[`${name}_omitted`], none]);
+      const text = JSON.stringify([job[name]?.text, job[`${name}_omitted`], none]);
       if (shown[name] !== text) put(box[name], payload(title, job[name], job[`${name}_omitted`], none));
       shown[name] = text;
     }
@@ -181,7 +181,7 @@ export async function page(context) {
       do {
         again = false;
         const before = job.status;
-        job = await get(`/v1/jobs/${encodeURIComponent(id)}`);
+        job = await getJob(id);
         draw();
         if (job.status !== before) say(`The job is ${job.status}`);
         await new Promise((resolve) => setTimeout(resolve, 250));

@@ -1,6 +1,6 @@
 // Kinds: what workers have announced, with what it takes and returns.
 
-import { get, session } from './api.js';
+import { getKinds, session } from './api.js';
 import { h } from './dom.js';
 import { duration, time } from './format.js';
 import { json } from './json.js';
@@ -42,7 +42,7 @@ function card(kind) {
 }
 
 export async function page() {
-  const { items } = await get('/v1/kinds');
+  const { items } = await getKinds();
   const [own, inner] = [items.filter((kind) => !kind.kind.startsWith('hopline.')), items.filter((kind) => kind.kind.startsWith('hopline.'))];
   return {
     title: 'Kinds',

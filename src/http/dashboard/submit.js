@@ -1,9 +1,10 @@
 // Submit: a job, by a form that is made from its kind's JSON Schema, or by JSON.
 
-import { call, get, newKey, parse } from './api.js';
+import { call, get, getJob, newKey, session } from './api.js';
+import { checkedArgs } from './bulk.js';
 import { button, field, h, put, select } from './dom.js';
-import { formOf, isFormable } from './form.js';
-import { pretty } from './json.js';
+import { Exact } from './exact.js';
+import { formOf, isFormable, tried } from './form.js';
 
 /** What a job may say besides its kind and args. */
 const MORE = [
@@ -16,18 +17,31 @@ const MORE = [
   ['tags', 'Tags', 'none', 'Joined by commas.'],
 ];
 
+/** The kinds that can be submitted, and what is to be said of them. */
+async function readKinds() {
+  // A key may submit and not read: then a kind is written by hand.
+  if (!session.can('read')) return [[], `The key ${session.name} may not read which kinds there are: write one.`];
+  try {
+    const kinds = (await get('/v1/kinds')).items.filter((kind) => !kind.kind.startsWith('hopline.'));
+    return [kinds, kinds.length ? 'One that a worker has announced, or any other.' : 'No worker has announced a kind.'];
+  } catch (error) {
+    return [[], `Which kinds there are could not be read. ${error.text}`];
+  }
+}
+
 export async function page(context) {
-  const [kinds, like] = await Promise.all([
-    // A key may submit and not read: then a kind is written by hand.
-    get('/v1/kinds').then((found) => found.items.filter((kind) => !kind.kind.startsWith('hopline.')), () => []),
-    context.query.get('like') ? get(`/v1/jobs/${encodeURIComponent(context.query.get('like'))}`).catch(() => undefined) : undefined,
-  ]);
+  const [[kinds, known], like] = await Promise.all([readKinds(), context.query.get('like') ? getJob(context.query.get('like')) : undefined]);
   const name = h('input', { list: 'kinds', required: true, autocomplete: 'off', spellcheck: 'false', maxlength: '100', value: like?.kind ?? context.query.get('kind') ?? '' });
   const about = h('div', { class: 'about' });
   const args = h('div', { class: 'args' });
   const wrong = h('div', { class: 'wrong', role: 'alert' });
-  const text = h('textarea', { id: 'args-text', rows: '12', class: 'code', spellcheck: 'false', 'aria-label': 'Args as JSON', value: like?.args === undefined ? '{}' : pretty(like.args) });
+  const done = h('p', { class: 'done', role: 'status' });
+  const text = h('textarea', { id: 'args-text', rows: '12', class: 'code', spellcheck: 'false', 'aria-label': 'Args as JSON', value: like?.args?.pretty ?? '{}' });
   let form;
+  /** What the form gives before anybody writes in it. */
+  let untouched;
+  let note = '';
+  let schema;
   let schemas = [];
   let mode = 'json';
   let key = newKey();
@@ -43,29 +57,28 @@ export async function page(context) {
     inputs.get('tags').value = like.tags.join(', ');
   }
 
-  /** The args as text, from whichever way they are written. */
-  const read = () => {
-    if (mode === 'form') return form.read() ?? '{}';
-    const written = text.value.trim() || '{}';
-    try {
-      parse(written);
-    } catch (error) {
-      throw new Error(`The args are no JSON: ${error.message}`, { cause: error });
-    }
-    return written;
-  };
+  /** The args, from whichever way they are written. */
+  const read = () => (mode === 'form' ? new Exact(form.read() ?? '{}') : checkedArgs(text.value.trim() || '{}'));
+
+  /** Goes over to a form of the args that stand as text. One that a kind begins with has none. */
+  function toForm() {
+    const given = read();
+    form = formOf(schema, !like?.args && given.line === '{}' ? undefined : given);
+    untouched = tried(() => form.read());
+    mode = 'form';
+  }
 
   function drawArgs() {
-    const can = Boolean(form);
     put(
       args,
-      can &&
+      schema !== undefined &&
         h(
           'div',
           { class: 'switch', role: 'group', 'aria-label': 'How the args are written' },
           button('Form', () => turn('form'), { 'aria-pressed': String(mode === 'form') }),
           button('JSON', () => turn('json'), { 'aria-pressed': String(mode === 'json') }),
         ),
+      note && h('p', { class: 'hint' }, note),
       mode === 'form' ? form.element : text,
     );
   }
@@ -75,17 +88,22 @@ export async function page(context) {
     if (next === mode) return;
     put(wrong);
     try {
-      if (next === 'form') form.set(parse(read()));
-      else text.value = pretty(parse(read()));
+      if (next === 'form') toForm();
+      else text.value = read().pretty;
       mode = next;
+      note = '';
       drawArgs();
     } catch (error) {
       put(wrong, error.message);
     }
   }
 
+  let chosen;
   function choose() {
-    const kind = kinds.find((one) => one.kind === name.value.trim());
+    // Whoever leaves the field for a button of the args has not chosen anew: the button must stay where it is.
+    if (chosen === name.value.trim()) return;
+    chosen = name.value.trim();
+    const kind = kinds.find((one) => one.kind === chosen);
     schemas = (kind?.schemas ?? []).filter((one) => one.args !== undefined);
     put(
       about,
@@ -97,18 +115,25 @@ export async function page(context) {
   }
 
   function build(index) {
-    const schema = schemas[index]?.args;
-    const before = mode === 'form' && form ? tried(() => pretty(parse(form.read() ?? '{}'))) : undefined;
-    if (before) text.value = before;
-    form = schema && isFormable(schema) ? formOf(schema) : undefined;
-    mode = form ? 'form' : 'json';
-    if (form) form.set(tried(() => parse(text.value)));
+    // What was written goes along; a form that nobody touched has nothing to take.
+    const before = mode === 'form' ? tried(() => form.read()) : undefined;
+    if (before !== undefined && before !== untouched) text.value = new Exact(before).pretty;
+    mode = 'json';
+    note = like && !like.args ? 'The args of that job are not in the record.' : '';
+    schema = schemas[index]?.args;
+    try {
+      if (schema !== undefined && isFormable(schema)) toForm();
+      else schema = undefined;
+    } catch (error) {
+      note = error.message;
+    }
     drawArgs();
   }
 
   async function submit(event) {
     event.preventDefault();
     put(wrong);
+    put(done);
     const does = event.submitter;
     try {
       const job = { kind: name.value.trim() };
@@ -121,11 +146,12 @@ export async function page(context) {
         else job[member] = value;
       }
       const whole = JSON.stringify(job);
-      const body = `${whole.slice(0, -1)},"args":${read()}}`;
+      const body = `${whole.slice(0, -1)},"args":${read().text}}`;
       if (does) does.disabled = true;
       const accepted = await call('POST', '/v1/jobs', { body, key });
       key = newKey();
-      context.go(`/jobs/${accepted.id}`);
+      if (session.can('read')) context.go(`/jobs/${accepted.id}`);
+      else put(done, 'Accepted: job ', h('code', {}, accepted.id), '.');
     } catch (error) {
       // Another request is not the same one any more.
       if (error.status && error.status < 500) key = newKey();
@@ -137,7 +163,7 @@ export async function page(context) {
   }
 
   name.addEventListener('change', choose);
-  name.addEventListener('input', () => kinds.some((kind) => kind.kind === name.value) && choose());
+  name.addEventListener('input', () => kinds.some((kind) => kind.kind === name.value.trim()) && choose());
   choose();
   return {
     title: 'Submit',
@@ -145,22 +171,15 @@ export async function page(context) {
     content: h(
       'form',
       { class: 'panel submit', on: { submit } },
-      field('Kind', name, kinds.length ? 'One that a worker has announced, or any other.' : 'No worker has announced a kind.'),
+      field('Kind', name, known),
       h('datalist', { id: 'kinds' }, kinds.map((kind) => h('option', { value: kind.kind }))),
       about,
       h('h2', {}, 'Args'),
       args,
       h('details', { open: Boolean(like) }, h('summary', {}, 'When, where and how often'), h('div', { class: 'fields' }, more)),
       wrong,
+      done,
       h('div', { class: 'foot' }, h('button', { type: 'submit', class: 'primary' }, 'Submit')),
     ),
   };
-}
-
-function tried(read) {
-  try {
-    return read();
-  } catch {
-    return undefined;
-  }
 }
