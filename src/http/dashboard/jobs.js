@@ -18,7 +18,7 @@ function filterOf(query) {
   const named = (query.get('status') ?? '').split(',').flatMap((name) => (name === 'failed' ? ['retrying', 'dead'] : [name]));
   const filter = { status: STATUSES.filter((name) => named.includes(name)) };
   for (const name of ['queue', 'kind', 'tag', 'q', 'since', 'from', 'to', 'fingerprint']) filter[name] = query.get(name) ?? '';
-  if (!(filter.since in SINCE)) filter.since = '';
+  if (!Object.hasOwn(SINCE, filter.since)) filter.since = '';
   return filter;
 }
 
