@@ -127,6 +127,8 @@ async function look(browser, ids) {
     ['overview', '/', '.tile'],
     ['jobs', '/jobs', '.body .row'],
     ['jobs-failed', '/jobs?status=failed&queue=demo&since=1d', '.body .row'],
+    ['jobs-range', '/jobs?from=2026-01-01T00:00:00Z&to=2099-01-01T00:00:00Z', '.range input'],
+    ['jobs-since-what', '/jobs?since=toString', '.body .row'],
     ['jobs-none', '/jobs?kind=no.such', '.empty:not([hidden])'],
     ['job', `/jobs/${ids.dead}`, '.timeline li'],
     ['job-hostile', `/jobs/${ids.hostile}`, '.timeline li'],
@@ -238,6 +240,84 @@ async function submit(browser, ids) {
   await page.context().close();
 }
 
+/** A kind whose schema is this one. */
+const kindOf = (kind, args, more) => ({ kind, queue: 'demo', workers: ['one'], schemas: [{ announced_by: ['one'], args }], ...more });
+
+/** Args that a form or an editor begins with are sent as they came, if nobody touches them; what no form can show is text. */
+async function untouched(browser) {
+  const page = await open(browser, OPEN);
+  const texts = { type: 'object', required: ['s'], properties: { s: { type: 'string' }, o: { type: 'string' }, l: { type: 'array', items: { type: 'string' } }, n: { type: ['number', 'null'] }, in: { type: 'object', properties: { x: { enum: ['a', 'b'] } } }, toString: { type: 'string' } } };
+  const node = { type: 'object', properties: Object.fromEntries(Array.from({ length: 12 }, (_, index) => [`p${index}`, { $ref: '#/$defs/node' }])) };
+  const kinds = [kindOf('demo.texts', texts), kindOf('demo.one', { type: 'object', properties: { a: { oneOf: 5 } } }), kindOf('demo.two', { $ref: '#/%zz' }), kindOf('demo.three', { $ref: '#/$defs/node', $defs: { node } })];
+  await page.route('**/v1/kinds', (route) => route.fulfill({ json: { items: kinds } }));
+  const like = async (args, mode) => {
+    const before = await ask('/v1/jobs', `{"kind":"demo.texts","queue":"mail","args":${args}}`);
+    await until('it is in the record', () => ask(`/v1/jobs/${before.id}`));
+    await page.goto(`${OPEN}/submit?like=${before.id}`);
+    await page.locator('.args textarea').first().waitFor();
+    check((await page.locator('.args [aria-pressed=true]').textContent()) === mode, `${args} is written as ${mode}`);
+    check(mode === 'Form' || (await page.locator('.args .hint').textContent()).startsWith('No form can show'), `${args}: it is said why there is no form`);
+    const sent = page.waitForRequest((request) => request.method() === 'POST');
+    await page.getByRole('button', { name: 'Submit', exact: true }).click();
+    const body = (await sent).postData();
+    const plain = body.slice(body.indexOf('"args":') + 7, -1).replaceAll(/\n\s*/g, '').replaceAll('": ', '":');
+    check(plain === args, `${args} became ${plain}`);
+    await page.waitForURL('**/jobs/*');
+  };
+  for (const args of ['{"s":"line1\\nline2"}', '{"s":"","o":"","l":[],"in":{}}', '{"n":1.10,"9":1E5,"2":-0,"1":12345678901234567890,"s":"x"}', '{"n":null,"s":"x","in":{"x":"b"}}']) await like(args, 'Form');
+  for (const args of ['{"s":5}', '{}', '{"s":"a\\r\\nb"}', '{"s":"to\\u202ex"}', '{"s":"x","in":{"x":"c"}}', '{"s":"x","s":"y"}']) await like(args, 'JSON');
+  await page.goto(`${OPEN}/submit?kind=demo.texts`);
+  await page.getByLabel('toString').waitFor();
+  check((await page.getByLabel('toString').inputValue()) === '', 'a member that nobody gave is empty');
+  for (const { kind } of kinds.slice(1)) {
+    await page.getByLabel('Kind').fill(kind);
+    await page.getByText('No form can show these args').waitFor();
+    check((await page.getByLabel('Args as JSON').inputValue()) === '{}', `${kind}: args are JSON`);
+    await page.getByLabel('Kind').fill('demo.texts');
+    await page.getByLabel('toString').waitFor();
+  }
+  const digits = '{"9":1.0,"2":1.10,"1":[1E5,-0,1e-400,1e400],"d":1,"d":2}';
+  const { id } = await ask('/v1/jobs', `{"kind":"demo.fail","args":{"fatal":true,"message":"digits","more":${digits}}}`);
+  await ask(`/v1/jobs/${id}?wait=20s`);
+  await page.goto(`${OPEN}/jobs/${id}`);
+  await page.getByRole('button', { name: 'Edit args and replay' }).click();
+  const written = await page.getByRole('dialog').getByLabel('Args', { exact: true }).inputValue();
+  check(written.replaceAll(/\s/g, '').includes(digits), `an editor begins with ${written}`);
+  await page.context().close();
+}
+
+/** What is deep, wide or long neither breaks a page nor stops it. */
+async function large(browser) {
+  const deep = 30_000;
+  const jobs = { deep: `${'['.repeat(deep)}${']'.repeat(deep)}`, wide: `[${Array(90).fill(`[${Array(100).fill('[0,0]')}]`)}]` };
+  const page = await open(browser, OPEN);
+  for (const [name, args] of Object.entries(jobs)) {
+    const { id } = await ask('/v1/jobs', `{"kind":"demo.none","queue":"demo","delay":"2h","args":${args}}`);
+    await until('it is in the record', () => ask(`/v1/jobs/${id}`));
+    await page.goto(`${OPEN}/jobs/${id}`);
+    await page.locator('.json summary').first().waitFor();
+    const made = await page.locator('.json *').count();
+    check(made < 5000, `${name} args are ${made} elements`);
+  }
+  await page.route('**/v1/jobs/cut', (route) => route.fulfill({ body: '{"id":' }));
+  await page.goto(`${OPEN}/jobs/cut`);
+  await page.getByText('The answer cannot be read').waitFor();
+  const long = 'w'.repeat(3000);
+  await page.route('**/v1/workers', (route) => route.fulfill({ json: { items: [{ worker: long, host: long, version: '1', pid: 1, since: '2026-01-01T00:00:00Z', queues: [], kinds: [], jobs: [] }] } }));
+  const schema = { type: 'object', title: long, properties: { [long]: { type: 'object', description: long, properties: { x: { type: 'string', title: long } } } } };
+  await page.route('**/v1/kinds', (route) => route.fulfill({ json: { items: [kindOf('demo.long', schema, { workers: [long], deprecated: long })] } }));
+  for (const width of [1280, 360]) {
+    await page.setViewportSize({ width, height: 860 });
+    for (const [path, there] of [['/workers', '.worker'], ['/kinds', 'article'], ['/submit?kind=demo.long', '.args textarea']]) {
+      await page.goto(OPEN + path);
+      await page.locator(there).first().waitFor();
+      const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+      check(wide <= 0, `${path} with long names at ${width} px is ${wide} px too wide`);
+    }
+  }
+  await page.context().close();
+}
+
 /** Acts on many: cancels by filter, pauses, purges, replays a group, each with its confirmation. */
 async function act(browser) {
   await ask('/v1/jobs/batch', JSON.stringify(Array.from({ length: 12 }, () => ({ kind: 'demo.echo', queue: 'demo', delay: '2h', tags: ['to-cancel'] }))));
@@ -343,8 +423,10 @@ async function locked(browser, ids) {
   await page.getByText('does not have the scope').waitFor();
   await page.getByRole('link', { name: 'Submit' }).click();
   await page.getByLabel('Kind').fill('demo.echo');
+  await page.getByText('may not read which kinds there are').waitFor();
   await page.getByRole('button', { name: 'Submit', exact: true }).click();
-  await page.waitForURL('**/jobs/*');
+  await page.getByText('Accepted: job ').waitFor();
+  check(page.url() === `${LOCKED}/submit`, 'who may not read the job stays where it was submitted');
   await page.context().close();
 }
 
@@ -354,6 +436,12 @@ async function text(browser, ids) {
   await page.goto(`${OPEN}/jobs/${ids.hostile}`);
   await page.locator('.message', { hasText: HOSTILE }).waitFor();
   check((await page.locator('main img, main script').count()) === 0, 'no text became an element');
+  const { id } = await ask('/v1/jobs', JSON.stringify({ kind: 'demo.echo', delay: '2h', tags: ['t\u202eag'], args: { 'from\u202eto': 12345, 'zw\u200b': 1, zw: 2 } }));
+  await until('it is in the record', () => ask(`/v1/jobs/${id}`));
+  await page.goto(`${OPEN}/jobs/${id}`);
+  await page.locator('.json-key').first().waitFor();
+  const shown = await page.locator('.json-key, .tag').allTextContents();
+  check(['from\\u202eto', 'zw\\u200b', 'zw', 't\\u202eag'].every((name) => shown.includes(name)), `what cannot be seen is shown as ${shown}`);
   await page.goto(`${OPEN}/jobs/${ids.dead}`);
   const link = page.getByRole('link', { name: TRACE });
   check((await link.getAttribute('href')) === `https://traces.example/trace/${TRACE}`, 'the job links to its trace');
@@ -402,6 +490,8 @@ try {
   if (IMAGES) await pictures(browser, ids);
   await locked(browser, ids);
   await act(browser);
+  await untouched(browser);
+  await large(browser);
 } catch (error) {
   problems.push(error.stack);
   console.error(error.stack);

@@ -2,7 +2,7 @@
 
 import { logIn, readSession, session } from './api.js';
 import { complain } from './dialog.js';
-import { button, h, put, say } from './dom.js';
+import { button, h, put, say, visible } from './dom.js';
 import { isId } from './format.js';
 import { help, listen, setKeys } from './keys.js';
 import { isLive, setLive } from './live.js';
@@ -76,7 +76,7 @@ async function draw(moved, back = false) {
   const heading = h('h1', { tabindex: '-1' }, shown.heading ?? shown.title);
   put(main, h('div', { class: 'head' }, heading, shown.tools && h('div', { class: 'actions' }, shown.tools)), shown.content);
   shown.drawn?.();
-  document.title = `${shown.title} · Hopline`;
+  document.title = visible(`${shown.title} · Hopline`);
   if (moved) {
     scrollTo(0, shown.scroll ?? 0);
     heading.focus({ preventScroll: true });
