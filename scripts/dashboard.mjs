@@ -287,14 +287,17 @@ async function untouched(browser) {
 }
 
 /** What is deep, wide or long neither breaks a page nor stops it. */
-async function large(browser) {
+async function large(browser, ids) {
   const deep = 30_000;
   const jobs = { deep: `${'['.repeat(deep)}${']'.repeat(deep)}`, wide: `[${Array(90).fill(`[${Array(100).fill('[0,0]')}]`)}]` };
   const page = await open(browser, OPEN);
-  for (const [name, args] of Object.entries(jobs)) {
-    const { id } = await ask('/v1/jobs', `{"kind":"demo.none","queue":"demo","delay":"2h","args":${args}}`);
-    await until('it is in the record', () => ask(`/v1/jobs/${id}`));
-    await page.goto(`${OPEN}/jobs/${id}`);
+  // The interface takes nothing as deep, a queue does.
+  const job = { ...(await ask(`/v1/jobs/${ids.dead}`)), args: undefined };
+  let args;
+  await page.route(`**/v1/jobs/${job.id}`, (route) => route.fulfill({ body: `${JSON.stringify(job).slice(0, -1)},"args":${args}}` }));
+  for (const name of Object.keys(jobs)) {
+    args = jobs[name];
+    await page.goto(`${OPEN}/jobs/${job.id}`);
     await page.locator('.json summary').first().waitFor();
     const made = await page.locator('.json *').count();
     check(made < 5000, `${name} args are ${made} elements`);
@@ -491,7 +494,7 @@ try {
   await locked(browser, ids);
   await act(browser);
   await untouched(browser);
-  await large(browser);
+  await large(browser, ids);
 } catch (error) {
   problems.push(error.stack);
   console.error(error.stack);
