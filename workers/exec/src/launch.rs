@@ -1,7 +1,8 @@
 //! The launcher: limits itself, gives up every right it can, and becomes the command.
 //!
 //! A process of its own, so that nothing has to happen between `fork` and `exec` and the keeper itself stays without
-//! limits. It gets its order in a variable, and its standard input, output and error are already those of the command.
+//! limits. It gets its order in a variable, and its standard input, output and error are already those of the command,
+//! which gets no other file.
 
 use std::{
     collections::BTreeMap,
@@ -65,6 +66,8 @@ pub fn main() -> ExitCode {
 impl Launch {
     /// Why it is still this program.
     fn become_it(&self) -> String {
+        // What the worker was started with is not for its commands. Before the limits, under which it may not be found.
+        close_fds::set_fds_cloexec(3, &[]);
         if let Err(error) = self.limit() {
             return format!("cannot limit the command: {error}");
         }

@@ -128,6 +128,18 @@ async fn the_environment_is_the_listed_one_and_no_more_rights_are_left() {
 }
 
 #[tokio::test]
+async fn files_that_the_worker_has_open_are_not_for_its_commands() {
+    // As a shell or a supervisor leaves one behind: inherited by every program that is started.
+    let path = std::env::temp_dir().join(format!("hopline-exec-open-{}", token()));
+    let left = rustix::io::dup(fs::File::create(&path).unwrap()).unwrap();
+    fs::remove_file(&path).unwrap();
+    let (code, output, _) =
+        end("ls -l /proc/self/fd | grep -c hopline-exec-open || :", "", Value::Null).await;
+    drop(left);
+    assert_eq!((code.as_str(), output.as_str()), ("ok", "0"));
+}
+
+#[tokio::test]
 async fn endless_output_is_cut() {
     let token = token();
     let script = format!("while :; do echo {token}; done");
