@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, Visitor},
+};
 
 use crate::config::{Command, Param};
 
@@ -15,7 +18,7 @@ pub const VALUE_MAX: usize = 4096;
 const LINE_MAX: usize = 64 << 10;
 
 /// A value that a job gives.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, hopline::schemars::JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, hopline::schemars::JsonSchema)]
 #[schemars(crate = "hopline::schemars")]
 #[serde(untagged)]
 pub enum Value {
@@ -23,6 +26,36 @@ pub enum Value {
     Number(i64),
     /// Text.
     Text(String),
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Given)
+    }
+}
+
+/// Says in words what a value is where it may not be: an untagged enum would say that it fits no variant.
+struct Given;
+
+impl Visitor<'_> for Given {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "text, or a whole number from {} to {} (a larger one as text)", i64::MIN, i64::MAX)
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Value, E> {
+        Ok(Value::Number(number))
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<Value, E> {
+        let fits = number.try_into().map(Value::Number);
+        fits.map_err(|_| E::invalid_value(de::Unexpected::Unsigned(number), &self))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Value, E> {
+        Ok(Value::Text(text.to_owned()))
+    }
 }
 
 impl fmt::Display for Value {
@@ -186,6 +219,31 @@ mod tests {
                 (Ok(line), Ok(expected)) => assert_eq!(line.join("|"), expected),
                 (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
                 (got, expected) => panic!("{given:?}: {got:?}, not {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn values_are_text_or_whole_numbers_and_else_it_is_said_in_words() {
+        let words = "expected text, or a whole number from -9223372036854775808 to 9223372036854775807";
+        for (json, expected) in [
+            ("\"1.0\"", Ok("1.0")),
+            ("-9223372036854775808", Ok("-9223372036854775808")),
+            ("9223372036854775807", Ok("9223372036854775807")),
+            ("9223372036854775808", Err("integer `9223372036854775808`")),
+            ("123456789012345678901234567890", Err("floating point `1.23456789")),
+            ("1.5", Err("floating point `1.5`")),
+            ("true", Err("boolean `true`")),
+            ("null", Err("null")),
+            ("[1]", Err("sequence")),
+        ] {
+            match (serde_json::from_str::<Value>(json), expected) {
+                (Ok(value), Ok(expected)) => assert_eq!(value.to_string(), expected),
+                (Err(error), Err(part)) => {
+                    let error = error.to_string();
+                    assert!(error.contains(part) && error.contains(words), "{error}");
+                }
+                (got, expected) => panic!("{json}: {got:?}, not {expected:?}"),
             }
         }
     }
