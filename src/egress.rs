@@ -503,11 +503,11 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
     })
 }
 
-/// Seconds, or a time.
+/// Seconds, or a time. More seconds than a number holds are as many as it holds: what is asked for is a long pause.
 fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if text.bytes().all(|c| c.is_ascii_digit()) {
-        return text.parse().ok().map(Duration::from_secs);
+    if !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit()) {
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let at = rfc2822::parse(text).ok()?.timestamp();
     Some(Duration::try_from(at.duration_since(now)).unwrap_or_default())

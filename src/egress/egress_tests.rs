@@ -251,7 +251,9 @@ fn retry_after_is_seconds_or_a_time() {
         ("Fri, 02 Jan 2026 03:00:00 GMT", Some(0)),
         ("soon", None),
         ("-1", None),
-        ("99999999999999999999999", None),
+        ("", None),
+        ("99999999999999999999999", Some(u64::MAX)),
+        ("99999999999999999999999 s", None),
     ] {
         assert_eq!(asked(text), seconds, "{text}");
     }
