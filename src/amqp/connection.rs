@@ -43,6 +43,10 @@ const LOOK: Duration = Duration::from_millis(500);
 const REPAIR: Duration = Duration::from_secs(60);
 /// How long a connection must last for the next one to be made at once.
 const LASTING: Duration = Duration::from_secs(1);
+/// What is told of a broker that cannot be connected to.
+const AWAY: &str = "the broker is away (the log says why)";
+/// And of one that was connected to.
+const LOST: &str = "connection lost";
 /// Longest time for one request on a channel: open, declare, consume, cancel.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -84,8 +88,9 @@ pub(crate) struct LinkDown(pub(crate) String);
 /// A connection as it is now.
 #[derive(Clone)]
 pub(crate) enum LinkState {
-    /// Not connected; why.
-    Down(String),
+    /// Not connected; why, in words that may be told to anyone: callers of the HTTP interface get them. What names the
+    /// broker's address or a user is in the log alone.
+    Down(&'static str),
     /// Connected, and the topology is declared.
     Up(Up),
     /// Closed for good.
@@ -178,7 +183,7 @@ impl Link {
             shown: config.url.clone(),
             config: config.clone(),
             plan,
-            state: watch::Sender::new(LinkState::Down("connecting".to_owned())),
+            state: watch::Sender::new(LinkState::Down("connecting")),
             runtime: Arc::clone(runtime),
             kick: watch::Sender::new((0, "")),
             closing: CancellationToken::new(),
@@ -206,8 +211,8 @@ impl Link {
     pub(crate) fn up(&self) -> Result<Up, LinkDown> {
         match &*self.0.state.borrow() {
             LinkState::Up(up) if up.is_alive() => Ok(up.clone()),
-            LinkState::Up(_) => Err(LinkDown("connection lost".to_owned())),
-            LinkState::Down(why) => Err(LinkDown(why.clone())),
+            LinkState::Up(_) => Err(LinkDown(LOST.to_owned())),
+            LinkState::Down(why) => Err(LinkDown((*why).to_owned())),
             LinkState::Closed => Err(LinkDown("closed".to_owned())),
         }
     }
@@ -337,15 +342,15 @@ async fn supervise(inner: Arc<Inner>) {
                     break;
                 }
                 warn!(link = inner.name, epoch, reason = why, "connection lost");
-                inner.state.send_replace(LinkState::Down(why));
+                inner.state.send_replace(LinkState::Down(LOST));
             }
             Err(LinkDown(why)) => {
                 // Once per cause: a broker that is away for an hour is one line, not a thousand.
                 if why != last_error {
                     warn!(link = inner.name, reason = why, "cannot connect, trying again");
-                    last_error.clone_from(&why);
+                    last_error = why;
                 }
-                inner.state.send_replace(LinkState::Down(why));
+                inner.state.send_replace(LinkState::Down(AWAY));
             }
         }
         let pause = pauses.next();

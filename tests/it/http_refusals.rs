@@ -212,13 +212,21 @@ async fn a_broker_that_is_away_is_said_at_once() {
         // Nothing listens on port 1.
         config.amqp.url = serde_json::from_value(json!("amqp://127.0.0.1:1")).expect("an address");
         let front = stage.front_unready(&config).await;
+        // No address, no user: these are for the log, and not for whoever may call.
+        let away = "the broker is away (the log says why)";
+        eventually("it was tried", async || {
+            let ready = front.get("/readyz").await.json();
+            (ready["publish"] == away && ready["consume"] == away).then_some(())
+        })
+        .await;
         for (path, body) in [
             ("/v1/jobs", r#"{"kind":"test.probe"}"#),
             ("/v1/jobs", r#"{"kind":"test.probe","delay":"1s"}"#),
             ("/v1/jobs?wait=5s", r#"{"kind":"test.probe"}"#),
             ("/v1/rpc/test.probe", "{}"),
         ] {
-            front.post(path, body).await.problem(503, "broker_unavailable");
+            let problem = front.post(path, body).await.problem(503, "broker_unavailable");
+            assert_eq!(problem["detail"], format!("{away}; the job was not accepted; try again"), "{path}");
         }
         let batch = front.post("/v1/jobs/batch", r#"[{"kind":"test.probe"}]"#).await;
         assert_eq!((batch.status, batch.header("retry-after").is_empty()), (503, false), "{batch:?}");
