@@ -552,9 +552,10 @@ fn submission<J: Job>(job: &J, options: EnqueueOptions) -> Result<Submission, En
 fn read_output<T: serde::de::DeserializeOwned>(reply: &Reply) -> Result<T, CallError> {
     let id = reply.job_id;
     match (reply.status, reply.failure()) {
-        (Status::Succeeded, _) if reply.output_omitted => {
-            Err(CallError::Output { id, detail: "it was over limits.output and left out".to_owned() })
-        }
+        (Status::Succeeded, _) if reply.output_omitted => Err(CallError::Output {
+            id,
+            detail: "it was over limits.output, or nested too deep, and left out".to_owned(),
+        }),
         (Status::Succeeded, _) => serde_json::from_slice(&reply.body)
             .map_err(|error| CallError::Output { id, detail: error.to_string() }),
         (Status::Expired, _) => Err(CallError::Expired(id)),

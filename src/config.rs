@@ -266,7 +266,8 @@ pub struct Limits {
     /// Most bytes of a job's args, and of the request that submits it. At most 16 MiB, RabbitMQ 4's largest
     /// message. Default 1 MiB.
     pub args: usize,
-    /// Most bytes of an output; a longer one is left out and the job still succeeds. Default 1 MiB.
+    /// Most bytes of an output; a longer one is left out and the job still succeeds, as is one that is nested deeper
+    /// than args may be. Default 1 MiB.
     pub output: usize,
     /// Longest delay of a job. At most 310 days. Default 30 days.
     #[serde(with = "duration")]

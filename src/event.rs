@@ -262,7 +262,7 @@ pub struct Data {
     /// The output (`succeeded`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Box<RawValue>>,
-    /// The output was longer than `limits.output` or `record.max_inline`, or the kind is not recorded.
+    /// The output was longer than `limits.output` or `record.max_inline`, nested too deep, or the kind is not recorded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub output_omitted: bool,
     /// How far the handler is (`progress`).

@@ -208,9 +208,10 @@ mod tests {
     use std::time::Duration;
 
     use serde::{Deserialize, Serialize};
+    use serde_json::value::RawValue;
 
     use super::*;
-    use crate::{EnqueueOptions, JobError};
+    use crate::{EnqueueOptions, JobError, job::json};
 
     /// One job whose args say what is to happen: one line per outcome.
     #[derive(Serialize, Deserialize)]
@@ -309,6 +310,29 @@ mod tests {
     async fn an_output_over_the_limit_still_succeeds() {
         let tested = run(mode, Mode::LargeOutput).state(0_u32).await;
         assert_eq!(tested.outcome, Outcome::Success { output: Bytes::from_static(b"null"), omitted: true });
+    }
+
+    /// Its output is nested this deep.
+    #[derive(Serialize, Deserialize)]
+    struct Nested(usize);
+
+    impl Job for Nested {
+        const KIND: &'static str = "test.nested";
+        type Output = Box<RawValue>;
+    }
+
+    async fn nested(Nested(levels): Nested, _: Context<()>) -> JobResult<Box<RawValue>> {
+        Ok(RawValue::from_string(format!("{}{}", "[".repeat(levels), "]".repeat(levels)))?)
+    }
+
+    #[tokio::test]
+    async fn an_output_may_be_as_deep_as_args() {
+        for (levels, left_out) in [(json::MAX_DEPTH, false), (json::MAX_DEPTH + 1, true), (30_000, true)] {
+            let Outcome::Success { omitted, .. } = run(nested, Nested(levels)).await.outcome else {
+                panic!("{levels}")
+            };
+            assert_eq!(omitted, left_out, "{levels}");
+        }
     }
 
     #[tokio::test]

@@ -7,8 +7,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, de::Error};
 
+use crate::job::json;
+
 /// One level of indented JSON.
 const INDENT: &str = "  ";
+/// Levels that are indented. What is nested deeper stays on its line: with indents it would grow with the square of its
+/// depth, which whoever wrote it has chosen.
+const INDENTED: usize = json::MAX_DEPTH;
 
 /// A time, as the server writes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -125,9 +130,12 @@ pub(super) fn indented(json: &str) -> String {
     let mut out = String::with_capacity(json.len() * 2);
     let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
     let mut tokens = json.chars().peekable();
-    let new_line = |out: &mut String, depth: usize| {
-        out.push('\n');
-        out.push_str(&INDENT.repeat(depth));
+    // Between what stands `within` so many levels.
+    let new_line = |out: &mut String, within: usize, depth: usize| {
+        if within <= INDENTED {
+            out.push('\n');
+            out.push_str(&INDENT.repeat(depth));
+        }
     };
     while let Some(c) = tokens.next() {
         if quoted {
@@ -145,17 +153,18 @@ pub(super) fn indented(json: &str) -> String {
                     out.push(end);
                 } else {
                     depth += 1;
-                    new_line(&mut out, depth);
+                    new_line(&mut out, depth, depth);
                 }
             }
             '}' | ']' => {
                 depth = depth.saturating_sub(1);
-                new_line(&mut out, depth);
+                new_line(&mut out, depth, depth);
                 out.push(c);
+                let within = depth;
             }
             ',' => {
                 out.push(c);
-                new_line(&mut out, depth);
+                new_line(&mut out, within, depth);
             }
             ':' => out.push_str(": "),
             c if c.is_ascii_whitespace() => {}
@@ -239,6 +248,16 @@ mod tests {
             ".*".prop_map(Value::from),
         ];
         leaf.prop_recursive(4, 32, 4, |inner| {
+    #[test]
+    fn what_is_nested_too_deep_is_not_indented() {
+        let nested = |levels: usize| format!("{}1,2{}", "[".repeat(levels), "]".repeat(levels));
+        let shown = indented(&nested(INDENTED + 2));
+        assert_eq!(shown.lines().count(), 2 * INDENTED + 1);
+        assert!(shown.contains(&format!("\n{}[[1,2]]\n", INDENT.repeat(INDENTED))), "{shown}");
+        let (one, two) = (indented(&nested(30_000)).len(), indented(&nested(60_000)).len());
+        assert_eq!(two - one, 60_000, "each more level is its brackets");
+    }
+
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
                 prop::collection::btree_map(".*", inner, 0..4)

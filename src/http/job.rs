@@ -88,7 +88,8 @@ fn bare_output(job: &JobRecord) -> Result<Response, Problem> {
         }
         (None, JobStatus::Succeeded) => problem(
             Code::OutputNotRecorded,
-            "the output was over record.max_inline or limits.output, no JSON, or of a kind that is not recorded"
+            "the output was over record.max_inline or limits.output, nested too deep, no JSON, or of a kind that is \
+             not recorded"
                 .to_owned(),
         ),
         (_, status) if status.is_final() => {

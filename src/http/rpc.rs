@@ -316,7 +316,8 @@ fn ended(job: &JobRecord) -> Result<Response, Problem> {
         }
         (None, JobStatus::Succeeded) => (
             Code::OutputOmitted,
-            "the job succeeded; its output is over limits.output, no JSON, or was lost and is not in the record"
+            "the job succeeded; its output is over limits.output, nested too deep, no JSON, or was lost and is not \
+             in the record"
                 .to_owned(),
         ),
         (_, JobStatus::Dead) if summary.reason.as_deref() == Some(Reason::Fatal.as_str()) => {

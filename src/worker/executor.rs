@@ -23,7 +23,7 @@ use super::{
 use crate::{
     client::Client,
     event::AttemptOutcome,
-    job::{Envelope, JobError, JobResult, Verdict},
+    job::{Envelope, JobError, JobResult, Verdict, json},
     retry::RetryPolicy,
     trace::{self, TraceContext},
 };
@@ -36,7 +36,7 @@ pub enum Outcome {
     Success {
         /// The output's JSON; `null` where it was left out.
         output: Bytes,
-        /// The output was over `limits.output`.
+        /// The output was over `limits.output`, or nested too deep.
         omitted: bool,
     },
     /// The handler returned an error.
@@ -205,10 +205,13 @@ impl Executor {
         })
     }
 
-    /// An output over the limit does not make finished work fail: it is left out.
+    /// An output over the limit does not make finished work fail: it is left out. So is one that is nested deeper than
+    /// args may be, which many could not read, nor the record that holds it.
     fn limit(&self, outcome: Outcome) -> Outcome {
         match outcome {
-            Outcome::Success { output, .. } if output.len() > self.output_limit => {
+            Outcome::Success { output, .. }
+                if output.len() > self.output_limit || json::check_depth(&output).is_err() =>
+            {
                 Outcome::Success { output: Bytes::from_static(b"null"), omitted: true }
             }
             other => other,
