@@ -107,13 +107,16 @@ pub(super) fn one_line(text: &str) -> String {
     text.split_whitespace().map(harmless).collect::<Vec<_>>().join(" ")
 }
 
-/// Text from outside without what a terminal obeys (control characters) or reorders (directional marks).
+/// Text from outside without what a terminal obeys (control characters), reorders (directional marks) or does not show
+/// (characters without a width, which make two names look the same).
 pub(super) fn harmless(text: &str) -> String {
-    let obeyed = |c: char| {
+    let replaced = |c: char| {
         c.is_control() && !matches!(c, '\n' | '\t')
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            || matches!(c, '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+            || matches!(c, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
     };
-    text.chars().map(|c| if obeyed(c) { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if replaced(c) { '\u{fffd}' } else { c }).collect()
 }
 
 /// The first `width` characters of a line; `…` is the last of them where something was cut.
@@ -157,14 +160,14 @@ pub(super) fn indented(json: &str) -> String {
                 }
             }
             '}' | ']' => {
-                depth = depth.saturating_sub(1);
-                new_line(&mut out, depth, depth);
-                out.push(c);
                 let within = depth;
+                depth = depth.saturating_sub(1);
+                new_line(&mut out, within, depth);
+                out.push(c);
             }
             ',' => {
                 out.push(c);
-                new_line(&mut out, within, depth);
+                new_line(&mut out, depth, depth);
             }
             ':' => out.push_str(": "),
             c if c.is_ascii_whitespace() => {}
@@ -220,6 +223,11 @@ mod tests {
             "a b \u{fffd}[31mred\u{fffd}2J\u{fffd}x"
         );
         assert_eq!(harmless("a\n\tb\x07"), "a\n\tb\u{fffd}");
+        // Nor shown as nothing, or as something else than it is; marks of letters stay.
+        assert_eq!(
+            one_line("pay\u{200b}ment\u{feff} a\u{ad}b\u{2060}c\u{e0041} e\u{301}"),
+            "pay\u{fffd}ment\u{fffd} a\u{fffd}b\u{fffd}c\u{fffd} e\u{301}"
+        );
     }
 
     #[test]
@@ -240,14 +248,6 @@ mod tests {
         assert_eq!(indented(r#""text""#), r#""text""#);
     }
 
-    fn any_json() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<i64>().prop_map(Value::from),
-            ".*".prop_map(Value::from),
-        ];
-        leaf.prop_recursive(4, 32, 4, |inner| {
     #[test]
     fn what_is_nested_too_deep_is_not_indented() {
         let nested = |levels: usize| format!("{}1,2{}", "[".repeat(levels), "]".repeat(levels));
@@ -258,6 +258,14 @@ mod tests {
         assert_eq!(two - one, 60_000, "each more level is its brackets");
     }
 
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            ".*".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
                 prop::collection::btree_map(".*", inner, 0..4)
