@@ -4,6 +4,8 @@ use super::{colour, human, say::Look};
 
 /// Space between columns.
 const GAP: usize = 2;
+/// What is never cut to let other columns be seen: a job's id, which people copy.
+const WHOLE: usize = 36;
 
 /// A column: its title, and the side that its cells stand on.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +44,8 @@ impl Table {
 
     /// The next rows as lines. A row has a cell for each column, on one line each.
     pub(super) fn page(&mut self, rows: &[Vec<String>]) -> String {
-        for row in rows {
+        let rows: Vec<Vec<String>> = rows.iter().map(|row| self.bounded(row)).collect();
+        for row in &rows {
             for (width, cell) in self.widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
             }
@@ -53,10 +56,22 @@ impl Table {
             let titles: Vec<String> = self.columns.iter().map(|column| column.title().to_owned()).collect();
             self.line(&titles, false, &mut text);
         }
-        for row in rows {
+        for row in &rows {
             self.line(row, self.look.colours, &mut text);
         }
         text
+    }
+
+    /// A row of which no text takes more than half of the width, so that one long name does not hide what stands after
+    /// it; the last column ends where the width does.
+    fn bounded(&self, row: &[String]) -> Vec<String> {
+        let most = self.look.width.map(|width| (width / 2).max(WHOLE));
+        let last = self.columns.len().saturating_sub(1);
+        let bounded = |(index, cell): (usize, &String)| match (self.columns.get(index), most) {
+            (Some(Column::Left(_)), Some(most)) if index < last => human::cut(cell, most),
+            _ => cell.clone(),
+        };
+        row.iter().enumerate().map(bounded).collect()
     }
 
     fn line(&self, cells: &[String], with_colours: bool, into: &mut String) {
@@ -132,6 +147,20 @@ mod tests {
         assert_eq!(
             table.page(&[row(["echo", "1", "long note"])]),
             "KIND  N  NOTE\n".replace("NOTE", "NO…") + "echo  1  lo…\n"
+        );
+    }
+
+    #[test]
+    fn on_a_terminal_a_long_name_leaves_room_for_the_rest() {
+        let long = "x".repeat(300);
+        let page =
+            |width| Table::new(COLUMNS, Look { width, colours: false }).page(&[row([&long, "7", "note"])]);
+        for (width, name) in [(Some(80), 39), (Some(100), 49), (Some(60), 35)] {
+            assert_eq!(page(width).lines().last(), Some(format!("{}…  7  note", "x".repeat(name)).as_str()));
+        }
+        assert!(
+            page(None).contains(&format!("{long}  7  note")),
+            "whoever reads it by a program gets all of it"
         );
     }
 

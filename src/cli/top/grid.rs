@@ -22,14 +22,16 @@ pub(super) const fn right(title: &'static str, rank: u8) -> Column {
 
 const GAP: usize = 2;
 
-/// The lines of a table, its titles first, each at most `width` characters long.
+/// The lines of a table, its titles first, each at most `width` characters long. No text takes more than half of that but
+/// the last column's, so that one long name does not hide what stands after it.
 pub(super) fn lines(columns: &[Column], rows: &[Vec<String>], width: usize) -> Vec<String> {
     let widths: Vec<usize> = columns
         .iter()
         .enumerate()
         .map(|(index, column)| {
             let cells = rows.iter().filter_map(|row| row.get(index));
-            cells.map(|cell| cell.chars().count()).fold(column.title.len(), usize::max)
+            let most = if column.right || index + 1 == columns.len() { usize::MAX } else { width / 2 };
+            cells.map(|cell| cell.chars().count().min(most)).fold(column.title.len(), usize::max)
         })
         .collect();
     let shown = fitting(columns, &widths, width);
@@ -67,7 +69,8 @@ fn line(columns: &[Column], widths: &[usize], shown: &[usize], row: &[String], w
         if !line.is_empty() {
             line.push_str(&" ".repeat(GAP));
         }
-        let (cell, wide) = (row.get(index).map_or("", String::as_str), widths[index]);
+        let wide = widths[index];
+        let cell = row.get(index).map(|cell| cut(cell, wide)).unwrap_or_default();
         if columns[index].right {
             line.push_str(&format!("{cell:>wide$}"));
         } else {
@@ -94,5 +97,14 @@ mod tests {
         assert_eq!(shown(12), "QUEUE  READY|media     12");
         assert_eq!(shown(8), "QUEUE  …|media  …");
         assert_eq!(shown(0), "…|…");
+    }
+
+    #[test]
+    fn a_long_name_does_not_hide_the_rest() {
+        let columns = [left("WORKER", 0), right("RUNNING", 0), right("AGE", 1), left("QUEUES", 2)];
+        let row = |name: &str| [name, "8/10", "1m", "media"].map(str::to_owned).to_vec();
+        let shown = lines(&columns, &[row(&"x".repeat(300)), row("w")], 80);
+        assert_eq!(shown[1], format!("{}…     8/10   1m  media", "x".repeat(39)));
+        assert_eq!(shown[2], format!("w{}     8/10   1m  media", " ".repeat(39)));
     }
 }
