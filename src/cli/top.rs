@@ -1,8 +1,8 @@
 //! `hopline top`: what happens on a server, live in the terminal.
 //!
 //! Owns the command, the loop and the terminal, which is given back however the loop ends: by a key, an error, a panic or
-//! a signal. What is shown comes from the HTTP interface (`seen`); what keys do is in `state`, how it looks in `view`,
-//! both pure.
+//! a signal; and set up again when it goes on after it was stopped. What is shown comes from the HTTP interface (`seen`);
+//! what keys do is in `state`, how it looks in `view`, both pure.
 
 mod grid;
 mod seen;
@@ -17,9 +17,16 @@ use std::{
 };
 
 use anyhow::Context;
-use crossterm::event::{Event, EventStream};
+use crossterm::{
+    event::{Event, EventStream},
+    execute,
+    terminal::{Clear, ClearType, EnterAlternateScreen, disable_raw_mode, enable_raw_mode},
+};
 use futures_util::StreamExt;
-use ratatui::{DefaultTerminal, Terminal, backend::TestBackend};
+use ratatui::{
+    DefaultTerminal, Terminal,
+    backend::{CrosstermBackend, TestBackend},
+};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -100,6 +107,18 @@ impl Screen {
     fn open() -> io::Result<Self> {
         ratatui::try_init().map(Self)
     }
+
+    /// Sets the terminal up once more: the shell had it meanwhile.
+    fn reopen(&mut self) -> io::Result<()> {
+        // What was made raw once counts as raw until it is given back.
+        disable_raw_mode()?;
+        enable_raw_mode()?;
+        execute!(io::stdout(), EnterAlternateScreen, Clear(ClearType::All))?;
+        // A new one, which takes nothing for drawn. To clear the old one is to ask for the cursor's place, and the answer
+        // would come among the keys.
+        self.0 = Terminal::new(CrosstermBackend::new(io::stdout()))?;
+        Ok(())
+    }
 }
 
 impl Drop for Screen {
@@ -110,23 +129,30 @@ impl Drop for Screen {
 }
 
 /// The signals that end it.
-struct Ends([Signal; 3]);
+struct Ends([Signal; 4]);
 
 impl Ends {
     fn listen() -> io::Result<Self> {
-        let kinds = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()];
-        let [term, hangup, interrupt] = kinds.map(signal);
-        Ok(Self([term?, hangup?, interrupt?]))
+        let kinds =
+            [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit()];
+        let [term, hangup, interrupt, quit] = kinds.map(signal);
+        Ok(Self([term?, hangup?, interrupt?, quit?]))
     }
 
     async fn one(&mut self) {
-        let [term, hangup, interrupt] = &mut self.0;
+        let [term, hangup, interrupt, quit] = &mut self.0;
         tokio::select! {
             _ = term.recv() => {}
             _ = hangup.recv() => {}
             _ = interrupt.recv() => {}
+            _ = quit.recv() => {}
         }
     }
+}
+
+/// The signal that it goes on after it was stopped.
+fn goings_on() -> io::Result<Signal> {
+    signal(SignalKind::from_raw(rustix::process::Signal::CONT.as_raw()))
 }
 
 /// Ends a task when it is dropped.
@@ -140,6 +166,7 @@ impl Drop for Ended {
 
 async fn live(mut state: State, server: Server) -> anyhow::Result<()> {
     let mut ends = Ends::listen().context("cannot listen for signals")?;
+    let mut goings_on = goings_on().context("cannot listen for signals")?;
     let (mut news, _looking) = look_on(server, state.every());
     let mut screen = Screen::open().context("cannot use the terminal")?;
     let mut events = EventStream::new();
@@ -163,6 +190,7 @@ async fn live(mut state: State, server: Server) -> anyhow::Result<()> {
                 Err(_) => return Ok(()),
             },
             () = ends.one() => return Ok(()),
+            _ = goings_on.recv() => screen.reopen().context("cannot use the terminal")?,
         }
     }
 }

@@ -1,9 +1,20 @@
 //! The command line against a real front: what it prints, and how it exits.
 
-use std::{collections::BTreeSet, process::Stdio};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::Read,
+    os::fd::OwnedFd,
+    process::Stdio,
+    sync::{Arc, Mutex},
+};
 
 use hopline::JobId;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt},
+    termios::{LocalModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize},
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -11,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::process::{Front, KIND, PATIENCE, Stage, hopline};
+use crate::support::process::{Front, KIND, PATIENCE, Stage, eventually, hopline};
 
 /// How a command ended, and what it said.
 #[derive(Debug)]
@@ -336,6 +347,82 @@ async fn a_file_is_imported_and_imported_again() {
 }
 
 #[tokio::test]
+/// A terminal, and what was written to it.
+struct Tty {
+    end: OwnedFd,
+    written: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Tty {
+    fn open() -> Self {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let ours = openpt(flags).expect("a terminal");
+        grantpt(&ours).and_then(|()| unlockpt(&ours)).expect("its other end");
+        let end = ioctl_tiocgptpeer(&ours, flags).expect("its other end");
+        let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&end, size).expect("a size");
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let (into, mut ours) = (Arc::clone(&written), File::from(ours));
+        std::thread::spawn(move || {
+            let mut part = [0; 4096];
+            // An error is its end: nobody has the other one any more.
+            while let Ok(length @ 1..) = ours.read(&mut part) {
+                into.lock().expect("no panic").extend_from_slice(&part[..length]);
+            }
+        });
+        Self { end, written }
+    }
+
+    fn other_end(&self) -> OwnedFd {
+        self.end.try_clone().expect("a descriptor")
+    }
+
+    fn is_raw(&self) -> bool {
+        !tcgetattr(&self.end).expect("its modes").local_modes.contains(LocalModes::ICANON)
+    }
+
+    async fn until_written(&self, text: &str, times: usize) {
+        eventually(&format!("{text:?} {times} times"), async || {
+            let written = String::from_utf8_lossy(&self.written.lock().expect("no panic")).into_owned();
+            (written.matches(text).count() >= times).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn top_has_the_terminal_again_after_a_stop_and_gives_it_back_at_its_end() {
+    let stage = Stage::new();
+    let front = stage.serve().await;
+    let shell = Shell::new(&stage, &front);
+    for signal in [Signal::QUIT, Signal::TERM] {
+        let tty = Tty::open();
+        let usual = tcgetattr(&tty.end).expect("its modes");
+        let mut command = shell.command(&["top"]);
+        command.stdin(tty.other_end()).stdout(tty.other_end()).stderr(tty.other_end());
+        let mut top = command.spawn().expect("a process");
+        let pid =
+            top.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw).expect("a process id");
+        let send = |signal| kill_process(pid, signal).expect("it runs");
+        tty.until_written("Queues", 1).await;
+        assert!(tty.is_raw());
+
+        // As a shell does while it has the terminal.
+        send(Signal::STOP);
+        tcsetattr(&tty.end, OptionalActions::Now, &usual).expect("its modes");
+        send(Signal::CONT);
+        tty.until_written("\u{1b}[?1049h", 2).await;
+        tty.until_written("Queues", 2).await;
+        assert!(tty.is_raw());
+
+        send(signal);
+        let status = timeout(PATIENCE, top.wait()).await.expect("it ends").expect("our own child");
+        assert_eq!(status.code(), Some(0), "{signal:?}");
+        tty.until_written("\u{1b}[?1049l", 1).await;
+        assert!(!tty.is_raw());
+    }
+}
+
 async fn bash_loads_the_completions_and_completes() {
     let script = r#"eval "$("$0" completions bash)"
         complete -p hopline
