@@ -42,7 +42,7 @@ pub(super) struct Following {
     #[arg(long, requires = "wait", value_parser = input::duration)]
     timeout: Option<Duration>,
     /// A key of your choice (`Idempotency-Key`): asked for again with it, it is the same act.
-    #[arg(long)]
+    #[arg(long, value_parser = input::key)]
     key: Option<String>,
     /// Print the answer, or with --wait the act's record, as JSON, as it came.
     #[arg(long)]

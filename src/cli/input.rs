@@ -1,4 +1,4 @@
-//! What commands are given besides words: JSON from a file or standard input, durations, and a person's yes.
+//! What commands are given besides words: JSON from a file or standard input, durations, keys, and a person's yes.
 
 use std::{
     io::{IsTerminal, Read, Write},
@@ -14,6 +14,11 @@ use crate::config::parse_duration;
 /// A duration as an argument.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// A key that makes an act safe to repeat. An empty one is a variable that was not set, most likely, and no key.
+pub(super) fn key(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 /// JSON that was given as text, as `@FILE`, or as `-` for standard input; as it was given: large numbers and the order
@@ -90,6 +95,13 @@ mod tests {
         assert_eq!(json("[12345678901234567890123]").unwrap().get(), "[12345678901234567890123]");
         assert!(json("{").unwrap_err().to_string().contains("not JSON"));
         assert!(json("@/nonexistent").is_err());
+    }
+
+    #[test]
+    fn an_empty_key_is_none() {
+        for (text, is_key) in [("order-17", true), ("a b", true), ("", false), (" ", false)] {
+            assert_eq!(key(text).is_ok(), is_key, "{text:?}");
+        }
     }
 
     #[test]

@@ -332,6 +332,7 @@ async fn a_file_is_imported_and_imported_again() {
     let file = stage.dir.join("jobs.ndjson");
     std::fs::write(&file, lines.join("\n")).expect("a file");
     let path = file.to_str().expect("a path");
+    shell.run(&["jobs", "import", path, "--key", ""]).await.exits(2).says("must not be empty");
     let import = ["jobs", "import", path, "--key", "once", "--batch", "10"];
     let first = shell.run(&import).await.exits(1);
     first.shows("22 jobs accepted, 2 refused");
@@ -346,7 +347,6 @@ async fn a_file_is_imported_and_imported_again() {
     shell.run(&["queues", "purge", queue, "--yes", "--wait"]).await.exits(0).shows("29 done");
 }
 
-#[tokio::test]
 /// A terminal, and what was written to it.
 struct Tty {
     end: OwnedFd,
@@ -423,6 +423,7 @@ async fn top_has_the_terminal_again_after_a_stop_and_gives_it_back_at_its_end() 
     }
 }
 
+#[tokio::test]
 async fn bash_loads_the_completions_and_completes() {
     let script = r#"eval "$("$0" completions bash)"
         complete -p hopline

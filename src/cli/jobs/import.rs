@@ -24,7 +24,7 @@ use crate::cli::{
     api::{Failure, Request, Server, Target, read_json},
     bar::{Bar, Of},
     human::count,
-    say,
+    input, say,
 };
 
 /// Most bytes of a request; a line alone may be longer.
@@ -41,7 +41,7 @@ pub(in crate::cli) struct Import {
     /// A file with a job on each line, as a JSON object (`{"kind": …, "args": …}`); `-` for standard input.
     file: PathBuf,
     /// Names the import: repeated with the same file and key, each line's job runs once.
-    #[arg(long)]
+    #[arg(long, value_parser = input::key)]
     key: Option<String>,
     /// Leave out the lines before this one.
     #[arg(long, value_name = "N", default_value_t = 1)]

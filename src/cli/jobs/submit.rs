@@ -52,7 +52,7 @@ pub(in crate::cli) struct Submit {
     #[arg(long, value_name = "UUID", conflicts_with = "key")]
     id: Option<JobId>,
     /// A key of your choice (`Idempotency-Key`): submitted again with it, the job runs once.
-    #[arg(long)]
+    #[arg(long, value_parser = input::key)]
     key: Option<String>,
     /// Wait this long for its end.
     #[arg(long, value_parser = input::duration)]
@@ -77,7 +77,7 @@ pub(in crate::cli) struct Call {
     #[arg(long)]
     timeout: Option<String>,
     /// A key of your choice (`Idempotency-Key`): called again with it, the job runs once.
-    #[arg(long)]
+    #[arg(long, value_parser = input::key)]
     key: Option<String>,
     /// Longest time to wait for the output. Default: the server's.
     #[arg(long, value_parser = input::duration)]
