@@ -9,6 +9,8 @@ use serde_json::value::{RawValue, to_raw_value};
 
 /// Longest line in bytes: above the longest args that any server takes.
 const LONGEST: u64 = 17 << 20;
+/// What some programs begin a file of UTF-8 with (U+FEFF).
+const MARK: &[u8] = "\u{feff}".as_bytes();
 
 /// A job to be submitted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +57,9 @@ impl<R: BufRead> Lines<R> {
             }
             self.bytes += read as u64;
             self.number += 1;
+            if self.number == 1 && line.starts_with(MARK) {
+                line.drain(..MARK.len());
+            }
             let whole = line.ends_with(b"\n") || (read as u64) < LONGEST;
             if !whole {
                 self.skip_rest()?;
@@ -124,6 +129,16 @@ mod tests {
             expected.map(|(number, text, is_named)| Ok(Line { number, text: text.to_owned(), is_named }))
         );
         assert_eq!(read(text, None, 2).len(), 1);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over_at_the_start() {
+        for (text, jobs) in
+            [("\u{feff}{}\n{}\n", 2), ("\u{feff}\n{}", 1), ("\u{feff}", 0), ("{}\n\u{feff}{}", 1)]
+        {
+            let found = read(text.as_bytes(), None, 1);
+            assert_eq!(found.iter().filter(|line| line.is_ok()).count(), jobs, "{text:?}");
+        }
     }
 
     #[test]
