@@ -3,6 +3,7 @@
 use std::{process::ExitCode, time::Duration};
 
 use reqwest::StatusCode;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::{
@@ -106,6 +107,12 @@ struct Body<'a> {
     options: Map<String, Value>,
 }
 
+/// What tells whether a job has ended. The rest of an answer may be more than a [`Value`] holds.
+#[derive(Deserialize)]
+struct Standing {
+    status: String,
+}
+
 impl Submit {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let server = Server::new(&self.target)?;
@@ -148,13 +155,7 @@ impl Submit {
 
     /// A submit that was repeated is told how the job stands, also without waiting: only a wait asks for its end.
     fn exit(&self, answer: &Answer) -> ExitCode {
-        if self.wait.is_none() {
-            return ExitCode::SUCCESS;
-        }
-        let answered: Value = answer.read().unwrap_or_default();
-        let ended = answered.get("status").and_then(Value::as_str).and_then(api::exit_code);
-        let unfinished = answer.status == StatusCode::ACCEPTED || ended.is_none();
-        if unfinished { ExitCode::from(exit::NOT_FINISHED) } else { ended.unwrap_or(ExitCode::SUCCESS) }
+        if self.wait.is_none() { ExitCode::SUCCESS } else { end_code(answer) }
     }
 }
 
@@ -179,6 +180,12 @@ impl Call {
     }
 }
 
+/// The exit code of a wait that got this answer.
+fn end_code(answer: &Answer) -> ExitCode {
+    let ended = answer.read::<Standing>().ok().and_then(|job| api::exit_code(&job.status));
+    ended.filter(|_| answer.status != StatusCode::ACCEPTED).unwrap_or(ExitCode::from(exit::NOT_FINISHED))
+}
+
 /// The exit code of the job's end where the problem is one; else the failure.
 pub(super) fn told(failure: Failure) -> anyhow::Result<ExitCode> {
     let Some(problem) = failure.problem() else { return Err(failure.into()) };
@@ -189,8 +196,8 @@ pub(super) fn told(failure: Failure) -> anyhow::Result<ExitCode> {
 
 impl Shown {
     fn print(&self, answer: &Answer) -> Result<(), say::OutError> {
-        match answer.read::<Value>() {
-            Ok(value) if self.brief => say::result_line(&format!("{:#}", shortened(&value))),
+        match answer.read::<IgnoredAny>() {
+            Ok(_) if self.brief => say::result_line(&indented(&shortened(&answer.text))),
             Ok(_) if !self.json => say::result_line(&indented(&answer.text)),
             _ => say::result_line(&answer.text),
         }
@@ -202,22 +209,38 @@ fn waiting(request: Request, wait: Option<Duration>) -> Request {
     request.header("prefer", prefer).longer(wait.unwrap_or_default())
 }
 
-/// The same with long strings cut, and how long they are.
-fn shortened(value: &Value) -> Value {
-    match value {
-        Value::String(text) => match text.char_indices().nth(BRIEF) {
-            None => value.clone(),
-            Some(_) => {
-                let start: String = text.chars().take(BRIEF / 2).collect();
-                format!("{start}… ({} characters)", text.chars().count()).into()
-            }
-        },
-        Value::Array(items) => items.iter().map(shortened).collect(),
-        Value::Object(map) => {
-            map.iter().map(|(key, value)| (key.clone(), shortened(value))).collect::<Map<_, _>>().into()
-        }
-        _ => value.clone(),
+/// The same JSON with long strings cut, and how long they are; all else, names of members too, is as it was.
+fn shortened(json: &str) -> String {
+    let (mut out, mut rest) = (String::with_capacity(json.len()), json);
+    while let Some(at) = rest.find('"') {
+        let (before, from) = rest.split_at(at);
+        let (string, after) = from.split_at(string_length(from));
+        let is_name = after.trim_ascii_start().starts_with(':');
+        out.push_str(before);
+        out.push_str(&cut_string(string).filter(|_| !is_name).unwrap_or_else(|| string.to_owned()));
+        rest = after;
     }
+    out.push_str(rest);
+    out
+}
+
+/// How many bytes of a text are the JSON string that it begins with.
+fn string_length(json: &str) -> usize {
+    let mut escaped = false;
+    let end = json.bytes().skip(1).position(|byte| {
+        let ends = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        ends
+    });
+    end.map_or(json.len(), |end| end + 2)
+}
+
+/// A JSON string that is too long, cut.
+fn cut_string(json: &str) -> Option<String> {
+    let text: String = serde_json::from_str(json).ok()?;
+    text.char_indices().nth(BRIEF)?;
+    let start: String = text.chars().take(BRIEF / 2).collect();
+    Some(json!(format!("{start}… ({} characters)", text.chars().count())).to_string())
 }
 
 #[cfg(test)]
@@ -225,11 +248,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_strings_are_cut_wherever_they_are() {
-        let long = "ü".repeat(200);
-        let value = shortened(&json!({"a": [{"image": long}], "short": "x", "n": 1}));
-        assert_eq!(value["a"][0]["image"], format!("{}… (200 characters)", "ü".repeat(48)));
-        assert_eq!((&value["short"], &value["n"]), (&json!("x"), &json!(1)));
+    fn long_strings_are_cut_and_nothing_else() {
+        let (long, quotes) = ("ü".repeat(200), r#"\""#.repeat(97));
+        let cut = format!("{}… (200 characters)", "ü".repeat(48));
+        let cut_quotes = format!("{}… (97 characters)", r#"\""#.repeat(48));
+        for (json, expected) in [
+            (
+                format!(r#"{{"b":[{{"image":"{long}"}}],"a":"x"}}"#),
+                format!(r#"{{"b":[{{"image":"{cut}"}}],"a":"x"}}"#),
+            ),
+            (format!(r#"{{"z":1.10,"a":[1e400,"{long}"]}}"#), format!(r#"{{"z":1.10,"a":[1e400,"{cut}"]}}"#)),
+            (
+                format!(r#"["{quotes}","{}"]"#, "x".repeat(96)),
+                format!(r#"["{cut_quotes}","{}"]"#, "x".repeat(96)),
+            ),
+            (format!(r#"{{"{long}" : "\\"}}"#), format!(r#"{{"{long}" : "\\"}}"#)),
+            (format!("\"{long}\""), format!("\"{cut}\"")),
+        ] {
+            assert_eq!(shortened(&json), expected);
+        }
+    }
+
+    #[test]
+    fn an_end_is_known_whatever_the_output_holds() {
+        let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
+        for (http, text, code) in [
+            (200, r#"{"status":"succeeded","output":{"a":1e400}}"#.to_owned(), 0),
+            (200, format!(r#"{{"status":"succeeded","output":{deep}}}"#), 0),
+            (200, r#"{"output":-1e400,"status":"dead"}"#.to_owned(), exit::DEAD),
+            (202, r#"{"status":"succeeded"}"#.to_owned(), exit::NOT_FINISHED),
+            (200, r#"{"status":"running"}"#.to_owned(), exit::NOT_FINISHED),
+            (200, "[]".to_owned(), exit::NOT_FINISHED),
+        ] {
+            let answer = Answer { status: StatusCode::from_u16(http).unwrap(), text };
+            assert_eq!(end_code(&answer), ExitCode::from(code), "{http} {:.60}", answer.text);
+        }
     }
 
     #[test]
