@@ -45,6 +45,9 @@ use crate::job::wire::Incoming;
 
 /// How long an acknowledgement behind a gap waits for the gap to close.
 const STRAGGLE: Duration = Duration::from_millis(50);
+/// How long the acknowledgements of a stream, which are nothing but credit, wait for others; and how many do not.
+const MOMENT: Duration = Duration::from_millis(10);
+const AT_MOST_ALONE: usize = 16;
 /// How long a consumer may get nothing before its source doubts that the broker still knows it.
 pub(crate) const QUIET: Duration = Duration::from_secs(30);
 /// How often it is looked whether deliveries take long.
@@ -138,7 +141,8 @@ impl Epoch {
     fn start(up: &Up, channel: Channel, round: u64, takes_back: bool, consuming: &Consuming) -> Arc<Self> {
         let (settle, requests) = mpsc::unbounded_channel();
         let over = CancellationToken::new();
-        let acknowledging = acknowledge(up.clone(), channel.clone(), requests, over.clone());
+        let moment = if takes_back { Duration::ZERO } else { MOMENT };
+        let acknowledging = acknowledge(up.clone(), channel.clone(), requests, over.clone(), moment);
         consuming.acknowledging.spawn_on(acknowledging, &consuming.link.runtime());
         Arc::new(Self { round, takes_back, over, channel, unsettled: Mutex::default(), settle })
     }
@@ -202,6 +206,7 @@ async fn acknowledge(
     channel: Channel,
     mut requests: mpsc::UnboundedReceiver<Settle>,
     over: CancellationToken,
+    moment: Duration,
 ) {
     let mut ledger = Ledger::default();
     let mut batch = Vec::new();
@@ -217,6 +222,13 @@ async fn acknowledge(
                     let last = tell(&channel, &mut ledger, std::iter::empty(), &mut straggle_at);
                     drop(timeout(REQUEST_TIMEOUT, last).await);
                     break;
+                }
+                if !moment.is_zero() && count < AT_MOST_ALONE {
+                    // Nobody else waits for these: they are credit for more, of which there is some left.
+                    sleep(moment).await;
+                    while let Ok(settle) = requests.try_recv() {
+                        batch.push(settle);
+                    }
                 }
             }
             () = sleep_until(straggle), if straggle_at.is_some() => {}
@@ -486,33 +498,18 @@ async fn one_epoch(
                 }
                 return Err(LinkDown("the channel is gone".to_owned()));
             }
-            next = consumer.next(), if buffer.is_none() => match next {
-                Some(Ok(delivery)) => {
-                    ending.delivered += 1;
-                    if std::mem::take(&mut before.quiet) && delivery.redelivered && began.elapsed() < AT_ONCE {
-                        warn!(queue, "the broker had kept messages for a consumer that got none: it was renewed");
-                    }
-                    quiet = Instant::now() + QUIET;
-                    let receipt = epoch.receipt(delivery.delivery_tag);
-                    buffer = Some(Delivery { incoming: incoming(delivery), receipt });
-                }
-                Some(Err(error)) => {
-                    ending.unparsable = is_unparsable(&error);
-                    epoch.over.cancel();
-                    return Err(LinkDown(error.to_string()));
-                }
-                None if channel.status().connected() => {
-                    // Cancelled by the server. The epoch lives on in its receipts.
-                    before.add(&epoch);
-                    return Err(LinkDown(format!("the broker cancelled the consumer of {queue}")));
-                }
-                None => {
-                    epoch.over.cancel();
-                    return Err(LinkDown("the channel is gone".to_owned()));
-                }
+            next = consumer.next(), if buffer.is_none() => {
+                quiet = Instant::now() + QUIET;
+                buffer = Some(received(next, &epoch, &queue, began, before, ending)?);
             },
             room = deliveries.reserve(), if buffer.is_some() => match room {
-                Ok(room) => room.send(buffer.take().expect("checked by the branch's condition")),
+                Ok(room) => {
+                    room.send(buffer.take().expect("checked by the branch's condition"));
+                    // What is there already goes with it: a turn of this loop costs more than a delivery.
+                    while let Ok(room) = deliveries.try_reserve() && let Some(next) = consumer.next().now_or_never() {
+                        room.send(received(next, &epoch, &queue, began, before, ending)?);
+                    }
+                }
                 Err(_) => break Ended::Told, // nobody takes deliveries any more
             },
             () = sleep_until(quiet), if buffer.is_none() => {
@@ -549,6 +546,41 @@ async fn one_epoch(
     }
     before.add(&epoch);
     Ok(ended)
+}
+
+/// What a consumer has yielded, as a delivery of this epoch. After an error it is not to be polled again.
+fn received(
+    next: Option<Result<lapin::message::Delivery, lapin::Error>>,
+    epoch: &Arc<Epoch>,
+    queue: &str,
+    began: Instant,
+    before: &mut Before,
+    ending: &mut Ending,
+) -> Result<Delivery, LinkDown> {
+    match next {
+        Some(Ok(delivery)) => {
+            ending.delivered += 1;
+            if std::mem::take(&mut before.quiet) && delivery.redelivered && began.elapsed() < AT_ONCE {
+                warn!(queue, "the broker had kept messages for a consumer that got none: it was renewed");
+            }
+            let receipt = epoch.receipt(delivery.delivery_tag);
+            Ok(Delivery { incoming: incoming(delivery), receipt })
+        }
+        Some(Err(error)) => {
+            ending.unparsable = is_unparsable(&error);
+            epoch.over.cancel();
+            Err(LinkDown(error.to_string()))
+        }
+        None if epoch.channel.status().connected() => {
+            // Cancelled by the server. The epoch lives on in its receipts.
+            before.add(epoch);
+            Err(LinkDown(format!("the broker cancelled the consumer of {queue}")))
+        }
+        None => {
+            epoch.over.cancel();
+            Err(LinkDown("the channel is gone".to_owned()))
+        }
+    }
 }
 
 #[cfg(test)]

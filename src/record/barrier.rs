@@ -65,6 +65,13 @@ impl Barriers {
         number
     }
 
+    /// Completes when somebody waits for a barrier.
+    pub(super) async fn awaited(&self) {
+        let mut asked = self.0.asked.subscribe();
+        // The sender lives in `self`.
+        let _ = asked.wait_for(|asked| *asked > self.answered()).await;
+    }
+
     /// How often a barrier has been asked for.
     pub(super) fn asked(&self) -> u64 {
         *self.0.asked.borrow()
@@ -193,6 +200,16 @@ mod tests {
         let asked = barriers.asked();
         barriers.lose();
         assert!(!*barriers.caught_up().borrow() && barriers.asked() > asked);
+    }
+
+    #[test]
+    fn a_barrier_is_awaited_from_the_question_to_the_answer() {
+        let barriers = Barriers::default();
+        assert!(barriers.awaited().now_or_never().is_none());
+        let number = barriers.ask();
+        assert!(barriers.awaited().now_or_never().is_some());
+        barriers.0.answered.send_replace(number);
+        assert!(barriers.awaited().now_or_never().is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,10 @@ use std::{
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -37,6 +40,11 @@ const PREFETCH: u16 = 64;
 /// Most records, and about most bytes, of one transaction.
 const RECORDS_MAX: usize = 512;
 const BYTES_MAX: usize = 4 << 20;
+/// From one transaction to the next, while little comes with each and nobody waits for it: a transaction has a price of
+/// its own, and what two events of a job say in one is written once.
+const MOMENT: Duration = Duration::from_millis(20);
+/// Records of a transaction that is small.
+const FEW_RECORDS: usize = 32;
 /// Pause before a record is begun anew that cannot even be begun.
 const CALM: Duration = Duration::from_secs(1);
 
@@ -46,13 +54,15 @@ pub(super) struct Projector {
     reader: StreamReader,
     /// What was passed over since the start.
     unreadable: u64,
+    /// When the next transaction may begin that nobody waits for.
+    next: Option<Instant>,
 }
 
 impl Projector {
     /// A projector that reads `queue` over `link`, behind `place`.
     pub(super) fn new(shared: Arc<Shared>, link: &Link, queue: String, place: Option<Place>) -> Self {
         let reader = StreamReader::start(link, queue, place, PREFETCH);
-        Self { shared, reader, unreadable: 0 }
+        Self { shared, reader, unreadable: 0, next: None }
     }
 
     /// Counts the interruptions of reading.
@@ -69,6 +79,13 @@ impl Projector {
     pub(super) async fn run(mut self, stop: CancellationToken) {
         let shared = Arc::clone(&self.shared);
         loop {
+            if let Some(next) = self.next.take() {
+                tokio::select! {
+                    () = sleep_until(next) => {}
+                    () = shared.barriers.awaited() => {}
+                    () = stop.cancelled() => return,
+                }
+            }
             let work = tokio::select! {
                 () = stop.cancelled() => return,
                 () = shared.damaged.notified() => self.start_over().boxed(),
@@ -148,6 +165,7 @@ impl Projector {
         loop {
             // Clones of bodies are cheap.
             let records = records.to_vec();
+            let (began, count) = (Instant::now(), records.len());
             let applying = self.shared.ask(move |store| {
                 let read = read(&records, events);
                 store.apply(read.batches).map(|applied| (applied, read.barriers, read.unreadable))
@@ -159,6 +177,7 @@ impl Projector {
                         self.pass_over(offset, &why);
                     }
                     self.publish(&applied, &barriers);
+                    self.next = (count < FEW_RECORDS).then(|| began + MOMENT);
                     return Done::Applied;
                 }
                 Err(Failed::Store(StoreError::Corrupt(detail))) => {

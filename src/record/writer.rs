@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tracing::{debug, warn};
 
@@ -49,6 +49,10 @@ const UNSYNCED: Duration = Duration::from_secs(10);
 const UNSYNCED_BYTES: usize = 32 << 20;
 /// Pause before a batch is tried again.
 const AGAIN: Duration = Duration::from_millis(250);
+/// From one word to subscribers to the next: what happened meanwhile goes with it.
+const MOMENT: Duration = Duration::from_millis(20);
+/// Events that are kept for them at most so long.
+const TOLD_AT_ONCE: usize = 500;
 /// No deadline: a batch is written or the process ends.
 const FOREVER: Duration = Duration::from_secs(100 * 86_400);
 
@@ -95,6 +99,8 @@ impl EventWriter {
             epoch: 0,
             unsynced: VecDeque::new(),
             unsynced_bytes: 0,
+            untold: Vec::new(),
+            told: Instant::now(),
         };
         link.runtime().spawn(task.run(queue));
         Self { requests, room: Arc::new(Semaphore::new(WAITING_KIB)) }
@@ -155,6 +161,9 @@ struct Task {
     epoch: u64,
     unsynced: VecDeque<(Instant, Message)>,
     unsynced_bytes: usize,
+    /// What subscribers have not been told yet, and when they were told last.
+    untold: Vec<Item>,
+    told: Instant,
 }
 
 impl Task {
@@ -163,7 +172,14 @@ impl Task {
         let mut state = self.publisher.link().watch();
         loop {
             tokio::select! {
-                count = queue.recv_many(&mut requests, WAITING) => if count == 0 { return },
+                count = queue.recv_many(&mut requests, WAITING) => if count == 0 {
+                    self.tell_subscribers();
+                    return;
+                },
+                () = sleep_until(self.told + MOMENT), if !self.untold.is_empty() => {
+                    self.tell_subscribers();
+                    continue;
+                }
                 changed = state.changed() => {
                     if changed.is_err() || matches!(*state.borrow_and_update(), LinkState::Closed) {
                         return;
@@ -178,7 +194,12 @@ impl Task {
                     return;
                 }
             }
-            self.tell_subscribers(&requests);
+            // Whoever has written nothing has waited for what was written before.
+            let flushes = requests.iter().any(|request| request.items.is_empty());
+            self.untold.extend(requests.iter_mut().flat_map(|request| request.items.drain(..)));
+            if flushes || self.untold.len() >= TOLD_AT_ONCE || self.told.elapsed() >= MOMENT {
+                self.tell_subscribers();
+            }
             for done in requests.drain(..).filter_map(|request| request.done) {
                 // Whoever waited may have given up.
                 let _ = done.send(());
@@ -253,9 +274,11 @@ impl Task {
         }
     }
 
-    fn tell_subscribers(&self, requests: &[Request]) {
+    fn tell_subscribers(&mut self) {
+        self.told = Instant::now();
+        let untold = std::mem::take(&mut self.untold);
         let mut groups: BTreeMap<&str, Vec<&[u8]>> = BTreeMap::new();
-        for item in requests.iter().flat_map(|request| &request.items) {
+        for item in &untold {
             groups.entry(&item.key).or_default().push(item.public.as_deref().unwrap_or(&item.bytes));
         }
         for (key, events) in groups {
