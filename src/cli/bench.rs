@@ -14,13 +14,17 @@
 //! | `worker`, `raw` | the worker and bare lapin, inside their own processes |
 //! | `load` | the clients |
 //! | `clock`, `meter` | time, processors, memory |
-//! | `stats`, `report` | medians; what is printed and written |
+//! | `peers` | other libraries for jobs |
+//! | `stats`, `report`, `page` | medians; what is printed and written |
 
 mod clock;
 mod load;
+mod machine;
 mod measure;
 mod meter;
 mod orders;
+mod page;
+mod peers;
 mod plan;
 mod raw;
 mod report;
@@ -28,13 +32,15 @@ mod stage;
 mod stats;
 mod worker;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
 
 use self::{
+    machine::Machine,
     measure::{Run, Sizes},
+    peers::Peers,
     plan::Measure,
     report::{Report, Settings},
     stage::{Stage, of_its_own},
@@ -75,6 +81,12 @@ pub(super) struct Arguments {
     /// Write the report to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Write it into this folder as a page, `performance.md`, with a chart, `images/performance.svg`.
+    #[arg(long, value_name = "FOLDER")]
+    docs: Option<PathBuf>,
+    /// Measure other libraries for jobs, too, by this program (`bench/peers/run` of the repository).
+    #[arg(long, value_name = "PROGRAM")]
+    peers: Option<PathBuf>,
     /// A process of the benchmark, started by it.
     #[command(subcommand)]
     process: Option<Process>,
@@ -104,6 +116,7 @@ async fn compare(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     ensure!(jobs >= 1 && backlog >= 1 && calls >= 1 && rounds >= 1, "nothing to measure");
     let interrupted = shutdown::requested().context("cannot listen for signals")?;
     let stage = Stage::new(of_its_own(Config::load()?, concurrency, prefetch)?)?;
+    let machine = Machine::of(&stage.config).await;
     let measured = tokio::select! {
         measured = Box::pin(measure(&stage, arguments)) => Some(measured),
         () = interrupted => None,
@@ -115,20 +128,32 @@ async fn compare(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         taken_down?;
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    let samples = measured?;
+    let (samples, said) = measured?;
     let settings = Settings { rounds, jobs, backlog, calls, args: ARGS, concurrency, prefetch, prefix };
-    show(&Report::new(settings, &samples), arguments)?;
+    show(&Report::new(settings, machine, said, &samples), arguments)?;
     taken_down?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(stage: &Stage, arguments: &Arguments) -> anyhow::Result<Samples> {
+/// The numbers, and what other libraries say of their guarantees.
+async fn measure(
+    stage: &Stage,
+    arguments: &Arguments,
+) -> anyhow::Result<(Samples, BTreeMap<String, String>)> {
     let sizes = Sizes { jobs: arguments.jobs, backlog: arguments.backlog, calls: arguments.calls };
     let measures = match arguments.only.as_slice() {
         [] => Measure::value_variants(),
         only => only,
     };
-    let mut run = Run::start(stage, sizes).await?;
+    let peers = match &arguments.peers {
+        Some(program) => Some(Peers::of(program, &stage.config).await?),
+        None => None,
+    };
+    let mut run = Run::start(stage, sizes, peers).await?;
+    if measures.contains(&Measure::Start) {
+        say::error("idling");
+        run.idle().await?;
+    }
     say::error("warming up");
     run.warm_up(measures).await?;
     for round in 1..=arguments.rounds {
@@ -142,6 +167,12 @@ fn show(report: &Report, arguments: &Arguments) -> anyhow::Result<()> {
     say::result_line(&report.text())?;
     if let Some(path) = &arguments.json {
         files::write(path, &serde_json::to_vec_pretty(report)?)?;
+    }
+    if let Some(folder) = &arguments.docs {
+        let images = folder.join("images");
+        std::fs::create_dir_all(&images).with_context(|| format!("cannot make {}", images.display()))?;
+        files::write(&images.join("performance.svg"), page::chart(report).as_bytes())?;
+        files::write(&folder.join("performance.md"), page::page(report).as_bytes())?;
     }
     Ok(())
 }

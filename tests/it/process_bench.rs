@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 /// What a run that is given all measurements has numbers of.
-const NUMBERS: [&str; 25] = [
+const NUMBERS: [&str; 43] = [
     "raw.publish",
     "raw.consume",
     "raw.both",
@@ -36,6 +36,24 @@ const NUMBERS: [&str; 25] = [
     "call-64",
     "call-64.p50",
     "call-64.p99",
+    "call-1000",
+    "call-1000.p50",
+    "call-1000.p99",
+    "read.job.p50",
+    "read.job.p99",
+    "read.list.p50",
+    "read.list.p99",
+    "scale-1",
+    "scale-2",
+    "scale-4",
+    "scale-8",
+    "start.http",
+    "start.worker",
+    "rebuild",
+    "idle.http.memory",
+    "idle.http.cpu",
+    "idle.worker.memory",
+    "idle.worker.cpu",
 ];
 
 const TINY: [&str; 8] = ["--jobs", "300", "--backlog", "700", "--calls", "10", "--rounds", "2"];
@@ -69,7 +87,8 @@ async fn a_run_measures_everything_and_leaves_nothing_behind() {
     let stage = Stage::new();
     let json = stage.dir.join("report.json");
     let mut command = stage.command(&hopline());
-    command.arg("bench").args(TINY).arg("--json").arg(&json);
+    let docs = stage.dir.join("docs");
+    command.arg("bench").args(TINY).arg("--json").arg(&json).arg("--docs").arg(&docs);
     let mut bench = Process::spawn(command, &stage.dir, "bench");
     let status = bench.ended().await;
     assert!(status.success(), "{status}:\n{}", bench.log());
@@ -78,18 +97,23 @@ async fn a_run_measures_everything_and_leaves_nothing_behind() {
     let numbers = report["numbers"].as_array().expect("numbers");
     let names: Vec<&str> = numbers.iter().filter_map(|number| number["name"].as_str()).collect();
     assert_eq!(names, NUMBERS);
-    // A rate once for each measurement that has it as its baseline.
+    // A rate once for each measurement that has it as its baseline; idleness only at the start.
     for number in numbers {
         let rounds: Vec<f64> =
             number["rounds"].as_array().expect("rounds").iter().filter_map(Value::as_f64).collect();
-        let expected =
-            if ["raw.publish", "raw.consume"].contains(&number["name"].as_str().unwrap()) { 6 } else { 2 };
+        let expected = match number["name"].as_str().unwrap() {
+            "raw.publish" | "raw.consume" => 6,
+            name if name.starts_with("idle.") => 1,
+            _ => 2,
+        };
         assert_eq!(rounds.len(), expected, "{number}");
         assert!(
             rounds.iter().all(|value| *value >= 0.0) && number["median"].as_f64().unwrap() >= 0.0,
             "{number}"
         );
     }
+    let page = std::fs::read_to_string(docs.join("performance.md")).expect("a page");
+    assert!(page.contains("RabbitMQ") && docs.join("images/performance.svg").exists(), "{page}");
     let goals = report["goals"].as_array().expect("goals");
     assert!(goals.len() >= 11 && goals.iter().all(|goal| goal["met"].is_boolean()), "{goals:?}");
     let of = |process: &str| {

@@ -37,6 +37,13 @@ fn ticks(stat: &str) -> Option<u64> {
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
+/// Bytes of a process that are in memory.
+pub(super) fn resident(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 /// The process that listens on a port of this machine, if this process may see that.
 pub(super) fn listener(port: u16) -> Option<u32> {
     let tables =
@@ -89,7 +96,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let own = std::process::id();
         assert_eq!(super::listener(listener.local_addr().unwrap().port()), Some(own));
-        assert!(processor_time(own).is_some());
+        assert!(processor_time(own).is_some() && resident(own).is_some_and(|bytes| bytes > 1 << 20));
     }
 
     #[test]

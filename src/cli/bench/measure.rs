@@ -1,6 +1,10 @@
 //! The measurements: each does the same work by bare lapin and by Hopline, one after the other.
+//!
+//! What has no counterpart there is in [`alone`], other libraries in [`super::peers`].
 
-use std::time::Duration;
+mod alone;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, bail};
 use tokio::time::{Instant, sleep};
@@ -10,6 +14,7 @@ use super::{
     load::{self, Asking},
     meter::Meter,
     orders::{Answer, Order},
+    peers::Peers,
     plan::Measure,
     stage::{Front, Stage, Told},
     stats::{Samples, Times},
@@ -42,6 +47,7 @@ impl Sizes {
 pub(super) struct Run<'a> {
     stage: &'a Stage,
     sizes: Sizes,
+    peers: Option<Peers>,
     pub(super) samples: Samples,
     front: Front,
     /// Where there is one.
@@ -54,10 +60,11 @@ pub(super) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    pub(super) async fn start(stage: &'a Stage, sizes: Sizes) -> anyhow::Result<Self> {
+    pub(super) async fn start(stage: &'a Stage, sizes: Sizes, peers: Option<Peers>) -> anyhow::Result<Self> {
         Ok(Self {
             stage,
             sizes,
+            peers,
             samples: Samples::default(),
             front: stage.front().await?,
             worker: None,
@@ -71,9 +78,9 @@ impl<'a> Run<'a> {
     pub(super) async fn warm_up(&mut self, measures: &[Measure]) -> anyhow::Result<()> {
         let sizes = self.sizes;
         self.sizes = sizes.of_warm_up();
+        let idle = std::mem::take(&mut self.samples);
         self.round(measures).await?;
-        self.sizes = sizes;
-        self.samples = Samples::default();
+        (self.sizes, self.samples) = (sizes, idle);
         Ok(())
     }
 
@@ -87,20 +94,33 @@ impl<'a> Run<'a> {
                 Measure::Submit256 => self.submit("submit-256", 256).await,
                 Measure::Drain => self.drain().await,
                 Measure::Call => self.call().await,
-                Measure::Call64 => self.call_64().await,
+                Measure::Call64 => self.many_calls("call-64", 64).await,
+                Measure::Call1000 => self.many_calls("call-1000", 1000).await,
+                Measure::Read => self.read().await,
+                Measure::Scale => self.scale().await,
+                Measure::Start => self.start_again().await,
+                Measure::Rebuild => self.rebuild().await,
+                Measure::Peers => self.peers().await,
             };
             measured.with_context(|| format!("{measure:?}"))?;
         }
         Ok(())
     }
 
-    /// Ends the processes in good order.
-    pub(super) async fn end(mut self) -> anyhow::Result<Samples> {
+    /// Ends the processes in good order. The numbers, and what other libraries say of their guarantees.
+    pub(super) async fn end(mut self) -> anyhow::Result<(Samples, BTreeMap<String, String>)> {
         self.without_worker().await?;
         self.front.child.stop().await?;
         self.producer.end().await?;
         self.consumer.end().await?;
-        Ok(self.samples)
+        Ok((self.samples, self.peers.map(|peers| peers.said()).unwrap_or_default()))
+    }
+
+    async fn peers(&mut self) -> anyhow::Result<()> {
+        match &self.peers {
+            Some(peers) => peers.round(self.sizes.jobs, self.sizes.calls, &mut self.samples).await,
+            None => Ok(()),
+        }
     }
 
     async fn raw(&mut self) -> anyhow::Result<()> {
@@ -194,10 +214,10 @@ impl<'a> Run<'a> {
         self.calls("call", calls, 1).await.map(drop)
     }
 
-    async fn call_64(&mut self) -> anyhow::Result<()> {
+    async fn many_calls(&mut self, name: &'static str, callers: usize) -> anyhow::Result<()> {
         let calls = self.sizes.calls * 10;
-        let took = self.calls("call-64", calls, 64).await?;
-        self.samples.add_rate("call-64", calls, took);
+        let took = self.calls(name, calls, callers).await?;
+        self.samples.add_rate(name, calls, took);
         Ok(())
     }
 

@@ -24,13 +24,32 @@ pub(super) enum Measure {
     /// Calls of 64 callers at once.
     #[value(name = "call-64")]
     Call64,
+    /// Calls of 1,000 callers at once, all waiting.
+    #[value(name = "call-1000")]
+    Call1000,
+    /// Looking at jobs and lists while batches come in.
+    Read,
+    /// Batches, run by 1, 2, 4 and 8 worker processes.
+    Scale,
+    /// Processes that are started: how soon they are ready.
+    Start,
+    /// The record deleted, and read anew from the log.
+    Rebuild,
+    /// Other libraries for jobs, with the same jobs (`--peers`).
+    Peers,
 }
+
+/// Worker processes of the parts of [`Measure::Scale`], and what each is called.
+pub(super) const SCALE: [(usize, &str); 4] = [(1, "scale-1"), (2, "scale-2"), (4, "scale-4"), (8, "scale-8")];
 
 /// What a number counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unit {
     PerSecond,
     Milliseconds,
+    Mebibytes,
+    /// Of one processor.
+    Percent,
 }
 
 impl Unit {
@@ -38,6 +57,8 @@ impl Unit {
         match self {
             Self::PerSecond => "/s",
             Self::Milliseconds => "ms",
+            Self::Mebibytes => "MiB",
+            Self::Percent => "%",
         }
     }
 
@@ -45,13 +66,14 @@ impl Unit {
     pub(super) fn show(self, value: f64) -> String {
         let digits = match self {
             Self::PerSecond => 0,
-            Self::Milliseconds => 2,
+            Self::Milliseconds | Self::Percent => 2,
+            Self::Mebibytes => 1,
         };
         format!("{value:.digits$} {}", self.as_str())
     }
 }
 
-use Unit::{Milliseconds, PerSecond};
+use Unit::{Mebibytes, Milliseconds, PerSecond, Percent};
 
 /// Every number: its name, its unit, and what it is.
 pub(super) const NUMBERS: &[(&str, Unit, &str)] = &[
@@ -80,6 +102,36 @@ pub(super) const NUMBERS: &[(&str, Unit, &str)] = &[
     ("call-64", PerSecond, "Hopline: POST /v1/rpc, 64 callers"),
     ("call-64.p50", Milliseconds, "its p50"),
     ("call-64.p99", Milliseconds, "its p99"),
+    ("call-1000", PerSecond, "Hopline: POST /v1/rpc, 1,000 callers"),
+    ("call-1000.p50", Milliseconds, "its p50"),
+    ("call-1000.p99", Milliseconds, "its p99"),
+    ("read.job.p50", Milliseconds, "Hopline: GET /v1/jobs/{id} under load, p50"),
+    ("read.job.p99", Milliseconds, "its p99"),
+    ("read.list.p50", Milliseconds, "Hopline: GET /v1/jobs, 50 of them, under load, p50"),
+    ("read.list.p99", Milliseconds, "its p99"),
+    ("scale-1", PerSecond, "Hopline: HTTP batches, run by 1 worker process, recorded"),
+    ("scale-2", PerSecond, "Hopline: the same, 2 worker processes"),
+    ("scale-4", PerSecond, "Hopline: the same, 4 worker processes"),
+    ("scale-8", PerSecond, "Hopline: the same, 8 worker processes"),
+    ("start.http", Milliseconds, "Hopline: from the start of `serve` until it is ready"),
+    ("start.worker", Milliseconds, "Hopline: from the start of a worker until it is ready"),
+    ("rebuild", PerSecond, "Hopline: events, the record rebuilt from the log"),
+    ("idle.http.memory", Mebibytes, "Hopline: `serve` with nothing to do, resident"),
+    ("idle.http.cpu", Percent, "Hopline: its processor time"),
+    ("idle.worker.memory", Mebibytes, "Hopline: a worker with nothing to do, resident"),
+    ("idle.worker.cpu", Percent, "Hopline: its processor time"),
+    ("celery.submit", PerSecond, "Celery: one program enqueues"),
+    ("celery.drain", PerSecond, "Celery: drain by one worker"),
+    ("celery.end-to-end", PerSecond, "Celery: enqueued and run"),
+    ("celery.call.p50", Milliseconds, "Celery: call and result, p50"),
+    ("dramatiq.submit", PerSecond, "Dramatiq: one program enqueues"),
+    ("dramatiq.drain", PerSecond, "Dramatiq: drain by one worker"),
+    ("dramatiq.end-to-end", PerSecond, "Dramatiq: enqueued and run"),
+    ("dramatiq.call.p50", Milliseconds, "Dramatiq: call and result, p50"),
+    ("taskiq.submit", PerSecond, "TaskIQ: one program enqueues"),
+    ("taskiq.drain", PerSecond, "TaskIQ: drain by one worker"),
+    ("taskiq.end-to-end", PerSecond, "TaskIQ: enqueued and run"),
+    ("taskiq.call.p50", Milliseconds, "TaskIQ: call and result, p50"),
 ];
 
 /// What a goal demands.
@@ -128,6 +180,21 @@ pub(super) const GOALS: &[Goal] = &[
     ratio("call.p50", "raw.call.p50", Bound::AtMost(2.0)),
     ratio("call.p99", "raw.call.p99", Bound::AtMost(2.5)),
     itself("call-64.p99", Bound::AtMost(30.0)),
+    itself("read.job.p99", Bound::AtMost(5.0)),
+    itself("read.list.p99", Bound::AtMost(50.0)),
+    itself("start.http", Bound::AtMost(300.0)),
+    itself("start.worker", Bound::AtMost(300.0)),
+    itself("rebuild", Bound::AtLeast(100_000.0)),
+    itself("idle.http.memory", Bound::AtMost(30.0)),
+    itself("idle.http.cpu", Bound::AtMost(0.5)),
+    itself("idle.worker.memory", Bound::AtMost(30.0)),
+    itself("idle.worker.cpu", Bound::AtMost(0.5)),
+    ratio("submit-64", "celery.submit", Bound::AtLeast(10.0)),
+    ratio("end-to-end", "celery.end-to-end", Bound::AtLeast(10.0)),
+    ratio("submit-64", "dramatiq.submit", Bound::AtLeast(5.0)),
+    ratio("end-to-end", "dramatiq.end-to-end", Bound::AtLeast(5.0)),
+    ratio("submit-64", "taskiq.submit", Bound::AtLeast(5.0)),
+    ratio("end-to-end", "taskiq.end-to-end", Bound::AtLeast(5.0)),
 ];
 
 impl Goal {
@@ -165,6 +232,11 @@ mod tests {
                 goal.of.is_none() || of.map(|(unit, _)| unit) == number(goal.number).map(|(unit, _)| unit)
             );
         }
+    }
+
+    #[test]
+    fn every_part_of_the_scale_is_a_number() {
+        assert!(SCALE.iter().all(|(_, name)| number(name).is_some()));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The report of a run: what was measured, under which circumstances, and which goals are met; as text and as JSON.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
 
@@ -9,6 +9,7 @@ use super::{
         say::Look,
         table::{Column, Table},
     },
+    machine::Machine,
     meter::CPU,
     plan::{Bound, GOALS, NUMBERS, number},
     stats::{Samples, median},
@@ -19,10 +20,14 @@ use super::{
 pub(super) struct Report {
     /// How it was measured.
     pub(super) settings: Settings,
+    /// On what.
+    pub(super) machine: Machine,
     pub(super) numbers: Vec<Number>,
     pub(super) goals: Vec<Judged>,
     /// Seconds of processor time per 1,000 jobs.
     pub(super) cpu: Vec<Used>,
+    /// Under which guarantees other libraries worked.
+    pub(super) peers: BTreeMap<String, String>,
 }
 
 /// How it was measured.
@@ -71,7 +76,12 @@ pub(super) struct Used {
 }
 
 impl Report {
-    pub(super) fn new(settings: Settings, samples: &Samples) -> Self {
+    pub(super) fn new(
+        settings: Settings,
+        machine: Machine,
+        peers: BTreeMap<String, String>,
+        samples: &Samples,
+    ) -> Self {
         let numbers = NUMBERS.iter().filter_map(|(name, unit, title)| {
             let (median, rounds) = (samples.median(name)?, samples.of(name).to_vec());
             Some(Number { name, title, unit: unit.as_str(), median, rounds })
@@ -89,7 +99,14 @@ impl Report {
             let seconds = median(values)?;
             Some(Used { measurement: measurement.to_owned(), process: process.to_owned(), seconds })
         });
-        Self { numbers: numbers.collect(), goals: goals.collect(), cpu: cpu.collect(), settings }
+        Self {
+            numbers: numbers.collect(),
+            goals: goals.collect(),
+            cpu: cpu.collect(),
+            settings,
+            machine,
+            peers,
+        }
     }
 
     /// As people read it in a terminal.
@@ -134,7 +151,7 @@ impl Report {
 }
 
 impl Number {
-    fn row(&self) -> Option<Vec<String>> {
+    pub(super) fn row(&self) -> Option<Vec<String>> {
         let (unit, _) = number(self.name)?;
         let least = self.rounds.iter().copied().fold(f64::INFINITY, f64::min);
         let most = self.rounds.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -143,7 +160,7 @@ impl Number {
 }
 
 impl Judged {
-    fn row(&self) -> Option<Vec<String>> {
+    pub(super) fn row(&self) -> Option<Vec<String>> {
         let (unit, _) = number(self.number)?;
         let what = match self.of {
             Some(of) => format!("{} ÷ {of}", self.number),
@@ -185,7 +202,7 @@ mod tests {
             samples.add("raw.drain", 2.5 * value);
             samples.add("cpu/drain/http", 0.25);
         }
-        let report = Report::new(settings(), &samples);
+        let report = Report::new(settings(), Machine::default(), BTreeMap::new(), &samples);
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["numbers"][1]["name"], "drain");
         assert_eq!(json["numbers"][1]["median"], 1000.0);
