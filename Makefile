@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(HERE)/target)
 CARGO ?= cargo
 DIR := $(HERE)/var
 
-.PHONY: help setup build up down test check faults webhook-reference mail-reference examples manifests fuzz schemathesis dashboard bench bench-peers
+.PHONY: help setup build up down test check faults webhook-reference mail-reference examples manifests fuzz schemathesis dashboard bench performance
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -73,6 +73,6 @@ bench: setup ## compare Hopline with the bare broker, on a broker of its own; AR
 	$(CARGO) build --release --workspace --bins --features server
 	scripts/with-broker "$(TARGET)/release/hopline" sh -c 'HOPLINE_AMQP_URL=$$HOPLINE_TEST_AMQP_URL exec "$$0" bench "$$@"' "$(TARGET)/release/hopline" $(ARGS)
 
-bench-peers: setup ## what Celery, Dramatiq and TaskIQ (from PyPI) do with the same jobs, as JSON lines, on a broker of its own
+performance: setup ## measure all, Celery, Dramatiq and TaskIQ (from PyPI) beside it, and write docs/performance.md: an hour
 	$(CARGO) build --release --workspace --bins --features server
-	CARGO_TARGET_DIR="$(TARGET)" scripts/with-broker "$(TARGET)/release/hopline" sh -c 'export HOPLINE_AMQP_URL=$$HOPLINE_TEST_AMQP_URL; for peer in $$("$$0" --list); do "$$0" "$$peer" "$$@" || exit; done' "$(HERE)/bench/peers/run" $(ARGS)
+	CARGO_TARGET_DIR="$(TARGET)" scripts/with-broker "$(TARGET)/release/hopline" sh -c 'HOPLINE_AMQP_URL=$$HOPLINE_TEST_AMQP_URL exec "$$0" bench --peers "$$@"' "$(TARGET)/release/hopline" "$(HERE)/bench/peers/run" --docs "$(HERE)/docs" $(ARGS)
