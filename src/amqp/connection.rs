@@ -6,7 +6,7 @@
 //! rebuild them when they fail; after a channel error they ask for [`Link::repair`], because the usual cause is
 //! an object that someone deleted.
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use async_rs::Runtime;
 use futures_util::StreamExt;
@@ -90,7 +90,7 @@ pub(crate) struct LinkDown(pub(crate) String);
 pub(crate) enum LinkState {
     /// Not connected; why, in words that may be told to anyone: callers of the HTTP interface get them. What names the
     /// broker's address or a user is in the log alone.
-    Down(&'static str),
+    Down(Cow<'static, str>),
     /// Connected, and the topology is declared.
     Up(Up),
     /// Closed for good.
@@ -183,7 +183,7 @@ impl Link {
             shown: config.url.clone(),
             config: config.clone(),
             plan,
-            state: watch::Sender::new(LinkState::Down("connecting")),
+            state: watch::Sender::new(LinkState::Down("connecting".into())),
             runtime: Arc::clone(runtime),
             kick: watch::Sender::new((0, "")),
             closing: CancellationToken::new(),
@@ -212,7 +212,7 @@ impl Link {
         match &*self.0.state.borrow() {
             LinkState::Up(up) if up.is_alive() => Ok(up.clone()),
             LinkState::Up(_) => Err(LinkDown(LOST.to_owned())),
-            LinkState::Down(why) => Err(LinkDown((*why).to_owned())),
+            LinkState::Down(why) => Err(LinkDown(why.to_string())),
             LinkState::Closed => Err(LinkDown("closed".to_owned())),
         }
     }
@@ -342,15 +342,16 @@ async fn supervise(inner: Arc<Inner>) {
                     break;
                 }
                 warn!(link = inner.name, epoch, reason = why, "connection lost");
-                inner.state.send_replace(LinkState::Down(LOST));
+                inner.state.send_replace(LinkState::Down(LOST.into()));
             }
-            Err(LinkDown(why)) => {
+            Err(failed) => {
+                let (LinkDown(why), told) = failed.told();
                 // Once per cause: a broker that is away for an hour is one line, not a thousand.
                 if why != last_error {
                     warn!(link = inner.name, reason = why, "cannot connect, trying again");
                     last_error = why;
                 }
-                inner.state.send_replace(LinkState::Down(AWAY));
+                inner.state.send_replace(LinkState::Down(told));
             }
         }
         let pause = pauses.next();
@@ -359,7 +360,35 @@ async fn supervise(inner: Arc<Inner>) {
     inner.state.send_replace(LinkState::Closed);
 }
 
-async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
+/// Why there is no connection that can be used.
+enum Failed {
+    /// There is none. Why names the broker's address, or a user.
+    Connecting(LinkDown),
+    /// The broker does not have what this process needs. Why names queues and exchanges, and says what to do.
+    Declaring(LinkDown),
+}
+
+impl Failed {
+    /// Why, and what may be told of it to anyone.
+    fn told(self) -> (LinkDown, Cow<'static, str>) {
+        match self {
+            Self::Connecting(why) => (why, AWAY.into()),
+            Self::Declaring(why) => {
+                let told = why.0.clone().into();
+                (why, told)
+            }
+        }
+    }
+}
+
+async fn establish(inner: &Inner, epoch: u64) -> Result<Up, Failed> {
+    let (up, version) = connect(inner, epoch).await.map_err(Failed::Connecting)?;
+    declare(&up, &inner.plan).await.map_err(Failed::Declaring)?;
+    info!(link = inner.name, epoch, broker = version.map(|broker| broker.version), "connected");
+    Ok(up)
+}
+
+async fn connect(inner: &Inner, epoch: u64) -> Result<(Up, Option<BrokerVersion>), LinkDown> {
     let version = check_version(inner).await?;
     let properties = ConnectionProperties::default()
         .with_connection_name(inner.name.as_str().into())
@@ -378,10 +407,7 @@ async fn establish(inner: &Inner, epoch: u64) -> Result<Up, LinkDown> {
             )));
         }
     };
-    let up = Up { connection, epoch };
-    declare(&up, &inner.plan).await?;
-    info!(link = inner.name, epoch, broker = version.map(|broker| broker.version), "connected");
-    Ok(up)
+    Ok((Up { connection, epoch }, version))
 }
 
 /// Why the broker did not take the connection, and what to do about it.

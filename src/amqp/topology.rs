@@ -84,7 +84,11 @@ impl TopologyError {
         let detail = amqp.get_message().to_string();
         match amqp.kind() {
             AMQPErrorKind::Soft(_) if detail.starts_with("PRECONDITION_FAILED") => Self::Differs { detail },
-            AMQPErrorKind::Soft(_) if detail.starts_with("ACCESS_REFUSED") => Self::Forbidden { detail },
+            AMQPErrorKind::Soft(_) if detail.starts_with("ACCESS_REFUSED") => {
+                // Callers of the HTTP interface get these words, and it is not for them who logs in to the broker.
+                let detail = detail.split(" for user ").next().unwrap_or_default().to_owned();
+                Self::Forbidden { detail }
+            }
             AMQPErrorKind::Soft(_) if detail.starts_with("NOT_FOUND - no ") => Self::Missing { detail },
             _ => Self::Other(text),
         }
