@@ -82,8 +82,10 @@ async fn one(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response, P
         Opened::Repeat(answer) => return Ok(answer),
     };
     let job = inbound.caller.visible(app, app.look_up(id).await?)?;
-    order.check_set(Some(&job.summary.queue), job.summary.kind.as_ref())?;
+    let (queue, kind) = (Some(&job.summary.queue), job.summary.kind.as_ref());
+    order.check_set(queue, kind)?;
     check_dead(&job)?;
+    order.check_args(app, queue, kind).await?;
     let filter = Filter { queue: Some(job.summary.queue), ..Filter::default() };
     let act = Replay { filter, ids: Some(vec![id]), expected: Some(1), ..order.into_replay() };
     start(app, &act, ticket).await
@@ -118,7 +120,9 @@ pub(super) async fn replay_order(app: &App, caller: &Caller, order: Order) -> Re
         Opened::Repeat(answer) => return Ok(answer),
     };
     order.check_set(order.filter.queue.as_ref(), order.filter.kind.as_ref())?;
-    check_group(app, &order.filter).await?;
+    let kind_of_group = check_group(app, &order.filter).await?;
+    let kind = order.filter.kind.as_ref().or(kind_of_group.as_ref());
+    order.check_args(app, order.filter.queue.as_ref(), kind).await?;
     // What "all" is about does not include acts and callbacks.
     let all = order.filter.queue.is_none() && order.ids.is_none();
     let fit = |job: &Summary| is_replayable(job) && !(all && is_own_queue(&job.queue));
@@ -135,9 +139,9 @@ pub(super) fn is_replayable(job: &Summary) -> bool {
     job.status == JobStatus::Dead && !job.purged
 }
 
-/// Checks that a group of dead jobs that is asked for is there.
-pub(super) async fn check_group(app: &App, filter: &Filter) -> Result<(), Problem> {
-    let Some(fingerprint) = &filter.fingerprint else { return Ok(()) };
+/// Checks that a group of dead jobs that is asked for is there; its kind, as far as that is known.
+pub(super) async fn check_group(app: &App, filter: &Filter) -> Result<Option<Kind>, Problem> {
+    let Some(fingerprint) = &filter.fingerprint else { return Ok(None) };
     let failed = |error| Problem::record(&error);
     app.catch_up().await?;
     let queues = match &filter.queue {
@@ -145,10 +149,12 @@ pub(super) async fn check_group(app: &App, filter: &Filter) -> Result<(), Proble
         None => app.record.queues().await.map_err(failed)?.into_keys().collect(),
     };
     for queue in queues {
-        let groups = app.record.groups(queue).await.map_err(failed)?;
+        let mut groups = app.record.groups(queue).await.map_err(failed)?.into_iter();
         // Where there are as many as are told, there may be more.
-        if groups.len() >= GROUPS_MAX || groups.iter().any(|group| group.fingerprint == *fingerprint) {
-            return Ok(());
+        let is_cut = groups.len() >= GROUPS_MAX;
+        let group = groups.find(|group| group.fingerprint == *fingerprint);
+        if group.is_some() || is_cut {
+            return Ok(group.and_then(|group| group.kind));
         }
     }
     Err(Problem::new(Code::UnknownGroup, "no dead job that can be replayed has this fingerprint"))
@@ -357,6 +363,19 @@ impl Order {
             );
         }
         errors.none_or(Some(()))
+    }
+
+    /// Refuses args that do not fit what the workers of the kind say of them, as a submit's are refused. Without a kind
+    /// the jobs may be of any.
+    async fn check_args(
+        &self,
+        app: &App,
+        queue: Option<&QueueName>,
+        kind: Option<&Kind>,
+    ) -> Result<(), Problem> {
+        let (Some(args), Some(kind)) = (&self.set, kind) else { return Ok(()) };
+        let queue = queue.cloned().unwrap_or_else(|| app.client.queue_of(kind));
+        app.checking().check_args((kind, &queue), args.get().as_bytes(), "/set/args", ERRORS_MAX).await
     }
 
     fn into_replay(self) -> Replay {

@@ -377,12 +377,25 @@ impl Checking<'_> {
     /// # Errors
     /// The problem, when they fit nothing that a worker takes that may be there.
     pub(super) async fn check(&mut self, job: &Envelope, at: &str, told: usize) -> Result<(), Problem> {
+        self.check_args((&job.kind, &job.queue), &job.args, at, told).await
+    }
+
+    /// As [`Checking::check`], of args that a job of this kind, in this queue, is to have.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn check_args(
+        &mut self,
+        (kind, queue): (&Kind, &QueueName),
+        args: &[u8],
+        at: &str,
+        told: usize,
+    ) -> Result<(), Problem> {
         let Self { app, until, wanted } = self;
-        let (kind, queue) = (&job.kind, &job.queue);
         let wanted = wanted.entry((kind.clone(), queue.clone()));
         let wanted = wanted.or_insert_with(|| app.client.args_schemas(kind, queue));
         let Some(wanted) = wanted else { return Ok(()) };
-        let Err(wrong) = app.checks.check(wanted, &job.args, *until).await else { return Ok(()) };
+        let Err(wrong) = app.checks.check(wanted, args, *until).await else { return Ok(()) };
         let mut errors = Errors::new(told);
         for error in wrong {
             errors.at(format!("{at}{}", error.pointer.unwrap_or_default()), error.detail);

@@ -169,6 +169,49 @@ async fn args_are_checked_by_what_the_worker_says() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_args_of_a_replay_are_checked_where_its_kind_is_known() {
+    stage(async |stage| {
+        let front = stage.front().await;
+        let _acting = stage.act(&front, &stage.config);
+        // Before its kind is announced anything is taken.
+        let job = json!({ "kind": Resize::KIND, "queue": stage.queue, "args": { "width": "wide" } });
+        let id = front.submit(job.to_string()).await;
+        let _worker = first(stage);
+        wait_schemas(&front, 1).await;
+        assert_eq!(front.settled(&id).await["status"], "dead");
+        let groups = front.get(&format!("/v1/queues/{}/dead/groups", stage.queue)).await.json();
+        let fingerprint = &groups["items"][0]["fingerprint"];
+        let (one, many) =
+            (format!("/v1/jobs/{id}/replay"), format!("/v1/queues/{}/dead/replay", stage.queue));
+        let order = |more: Value, width: u32| {
+            let mut order = json!({ "set": { "args": { "width": width } } });
+            order.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            order.to_string()
+        };
+        for (path, more) in [
+            (one.as_str(), json!({})),
+            (&many, json!({ "kind": Resize::KIND })),
+            (&many, json!({ "fingerprint": fingerprint, "dry_run": true })),
+            ("/v1/jobs/replay", json!({ "filter": { "kind": Resize::KIND } })),
+            ("/v1/jobs/replay", json!({ "filter": { "fingerprint": fingerprint } })),
+        ] {
+            let problem = front.post(path, order(more, 0)).await.problem(422, "invalid_request");
+            let told = json!([{ "pointer": "/set/args/width", "detail": "is less than the minimum of 1" }]);
+            assert_eq!(problem["errors"], told, "{path}");
+        }
+        // Jobs that are named by id may be of any kind.
+        let named = front.post("/v1/jobs/replay", order(json!({ "ids": [id], "dry_run": true }), 0)).await;
+        assert_eq!((named.status, named.json()), (200, json!({ "matched": 1 })));
+        let job = front.get(&format!("/v1/jobs/{id}")).await.json();
+        assert_eq!((&job["status"], &job["run"]), (&json!("dead"), &json!(1)), "nothing was ordered");
+        let done = front.acted(front.post(&one, order(json!({}), 5)).await).await;
+        assert_eq!(done["done"], 1, "{done}");
+        assert_eq!(front.settled(&id).await["run"], 2);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn while_two_versions_run_what_either_takes_is_accepted() {
     stage(async |stage| {

@@ -252,9 +252,11 @@ pub(super) fn act(members: &[&'static str], required: Value) -> Value {
             "rate" => {
                 json!({ "type": "number", "minimum": 1e-6, "description": "At most so many per second. Default: as fast as it goes." })
             }
-            "set" => {
-                object("What the jobs get instead of theirs.", &[("args", reference("Args"))], &["args"])
-            }
+            "set" => object(
+                "What the jobs get instead of theirs: checked as a submit's where the request says of which kind they are.",
+                &[("args", reference("Args"))],
+                &["args"],
+            ),
             "dry_run" => json!({ "type": "boolean", "description": "Only count the jobs." }),
             "all" => json!({ "type": "boolean", "description": "All of them." }),
             "kind" => reference("Kind"),
