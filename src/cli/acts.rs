@@ -44,7 +44,7 @@ pub(super) struct Following {
     /// A key of your choice (`Idempotency-Key`): asked for again with it, it is the same act.
     #[arg(long, value_parser = input::key)]
     key: Option<String>,
-    /// Print the answer, or with --wait the act's record, as JSON, as it came.
+    /// Print the answer, or with --wait the record of what was waited for, as JSON, as it came.
     #[arg(long)]
     json: bool,
 }
@@ -148,8 +148,9 @@ struct Done {
 }
 
 impl Done {
-    fn line(&self) -> String {
-        let mut line = format!("{} done, {} skipped, {} failed", self.done, self.skipped, self.failed);
+    /// What was done, in the word for it.
+    fn line(&self, word: &str) -> String {
+        let mut line = format!("{} {word}, {} skipped, {} failed", self.done, self.skipped, self.failed);
         if self.missing > 0 {
             line.push_str(&format!(", {} not found", self.missing));
         }
@@ -167,9 +168,31 @@ pub(super) async fn told(
     answer: &Answer,
     following: &Following,
 ) -> anyhow::Result<ExitCode> {
+    tell(server, answer, following, "done", None).await
+}
+
+/// As [`told`], of a replay. Of one job it is its new run that is waited for: the act has ended well as soon as that has
+/// begun, however it ends.
+pub(super) async fn told_of_replay(
+    server: &Server,
+    answer: &Answer,
+    following: &Following,
+    ids: &[JobId],
+) -> anyhow::Result<ExitCode> {
+    let one = if let [id] = ids { Some(*id) } else { None };
+    tell(server, answer, following, "replayed", one).await
+}
+
+async fn tell(
+    server: &Server,
+    answer: &Answer,
+    following: &Following,
+    word: &str,
+    run_of: Option<JobId>,
+) -> anyhow::Result<ExitCode> {
     let taken: Taken = answer.read()?;
     match &taken.id {
-        Some(id) if following.wait => return follow_to_end(server, id, following).await,
+        Some(id) if following.wait => return follow_to_end(server, id, following, word, run_of).await,
         _ if following.json => say::result_line(&answer.text)?,
         _ => say::result_line(&taken.sentence())?,
     }
@@ -195,7 +218,13 @@ pub(super) fn counted(answer: &Answer, what: &str) -> anyhow::Result<String> {
     Ok(answer.read::<Taken>()?.jobs(what))
 }
 
-async fn follow_to_end(server: &Server, id: &str, following: &Following) -> anyhow::Result<ExitCode> {
+async fn follow_to_end(
+    server: &Server,
+    id: &str,
+    following: &Following,
+    word: &str,
+    run_of: Option<JobId>,
+) -> anyhow::Result<ExitCode> {
     say::error(format_args!("Act {}.", one_line(id)));
     let deadline = following.timeout.map(|timeout| Instant::now() + timeout);
     let mut shown = None;
@@ -211,24 +240,25 @@ async fn follow_to_end(server: &Server, id: &str, following: &Following) -> anyh
     })
     .await?;
     drop(bar);
-    if following.json {
-        say::result_line(&answer.text)?;
-    }
     let output = job.output.as_ref().and_then(|output| read_json::<Done>(output.get()).ok());
     match (api::exit_code(&job.status), output) {
         (Some(_), Some(done)) => {
+            let run_of = run_of.filter(|_| done.is_all_well());
             if !following.json {
-                say::result_line(&format!("{}.", done.line()))?;
+                say::result_line(&format!("{}.", done.line(word)))?;
+            } else if run_of.is_none() {
+                say::result_line(&answer.text)?;
             }
             for failure in &done.failures {
                 say::error(one_line(failure));
             }
-            Ok(if done.is_all_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            match run_of {
+                Some(id) => follow::tell_end(server, &id.to_string(), deadline, following.json).await,
+                None => Ok(if done.is_all_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+            }
         }
         (ended, _) => {
-            if !following.json {
-                say::result_line(&job.sentence(At::now()))?;
-            }
+            say::result_line(&if following.json { answer.text } else { job.sentence(At::now()) })?;
             Ok(ended.unwrap_or(ExitCode::from(exit::NOT_FINISHED)))
         }
     }
@@ -272,7 +302,8 @@ mod tests {
         let done: Done =
             read_json(r#"{"matched":6,"done":3,"skipped":1,"failed":1,"missing":1,"failures":["x"]}"#)
                 .unwrap();
-        assert_eq!(done.line(), "3 done, 1 skipped, 1 failed, 1 not found");
+        assert_eq!(done.line("done"), "3 done, 1 skipped, 1 failed, 1 not found");
+        assert_eq!(done.line("replayed"), "3 replayed, 1 skipped, 1 failed, 1 not found");
         assert!(!done.is_all_well() && read_json::<Done>(r#"{"done":3}"#).unwrap().is_all_well());
     }
 }

@@ -25,6 +25,9 @@ pub(super) enum Command {
     /// Show all that is known of a job.
     Show(Show),
     /// Start a new run of dead jobs: all of a queue, a kind, a group, or those named.
+    ///
+    /// Exit codes: 0 done; 1 it failed, or a job was not replayed; with --wait 6: the time is over; of one job its run's
+    /// end: 0 it succeeded, 3 dead, 4 cancelled, 5 expired.
     Replay(Replay),
     /// Remove dead jobs for good: their records stay, and they cannot be replayed any more.
     Purge(Purge),
@@ -217,7 +220,7 @@ impl Replay {
         }
         let request = Request::post(["v1", "queues", queue, "dead", "replay"]).json(&order)?;
         let answer = server.ask_about(queue, &self.trying.following.keyed(request)).await?;
-        acts::told(&server, &answer, &self.trying.following).await
+        acts::told_of_replay(&server, &answer, &self.trying.following, &self.which.ids).await
     }
 
     fn order(&self) -> anyhow::Result<Order> {

@@ -1,18 +1,52 @@
 //! Waiting for the end of a job's run, request after request.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 
 use super::{
-    api::{Answer, Failure, Request, Server, read_json},
+    api::{self, Answer, Failure, Request, Server, exit, read_json},
+    human::At,
+    queues::Queue,
+    say,
     shown::Job,
 };
 
+/// Longest wait of one request: another follows.
+const SLICE: Duration = Duration::from_secs(30);
 /// Between two requests where the first did not wait.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a server may be away in the middle of a wait.
 const ABSENCE: Duration = Duration::from_secs(60);
+
+/// Waits until a job's run has ended, or the deadline, and says how it ended or stands; the exit code that tells it.
+pub(super) async fn tell_end(
+    server: &Server,
+    id: &str,
+    deadline: Option<Instant>,
+    as_json: bool,
+) -> anyhow::Result<ExitCode> {
+    let (answer, job) = await_end(server, id, deadline, SLICE, |_| {}).await?;
+    say::result_line(&if as_json { answer.text } else { job.sentence(At::now()) })?;
+    let ended = api::exit_code(&job.status);
+    if ended.is_none() {
+        tell_hindrance(server, &job).await;
+    }
+    Ok(ended.unwrap_or(ExitCode::from(exit::NOT_FINISHED)))
+}
+
+/// Says on standard error why nobody takes a job that has not ended, if its queue shows that.
+pub(super) async fn tell_hindrance(server: &Server, job: &Job) {
+    // Who may wait for a job need not be allowed to look at its queue: then nothing is said.
+    let asked = server.ask(&Request::get(["v1", "queues", &job.queue])).await.ok();
+    let queue = asked.and_then(|answer| answer.read::<Queue>().ok());
+    if let Some(hindrance) = queue.and_then(|queue| queue.hindrance()) {
+        say::error(format_args!("hopline: {hindrance}"));
+    }
+}
 
 /// Waits until a job's run has ended, or the deadline, in requests that wait for `slice` each; hands over each record
 /// on the way. A server that goes away in the meantime is given time to come back.

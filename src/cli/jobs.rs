@@ -44,7 +44,10 @@ pub(super) enum Command {
     Output(look::Output),
     /// Cancel jobs: those named, or all that a filter finds.
     Cancel(change::Cancel),
-    /// Start a new run of dead jobs.
+    /// Start a new run of dead jobs. Of one job --wait waits for the end of that run.
+    ///
+    /// Exit codes: 0 done; 1 it failed, or a job was not replayed; with --wait 6: the time is over; of one job its run's
+    /// end: 0 it succeeded, 3 dead, 4 cancelled, 5 expired.
     Replay(change::Replay),
 }
 

@@ -147,6 +147,15 @@ impl Queue {
         ]
     }
 
+    /// Why nobody takes its jobs, where nobody does.
+    pub(super) fn hindrance(&self) -> Option<String> {
+        let queue = one_line(&self.queue);
+        if self.paused {
+            return Some(format!("queue {queue} is paused; `hopline queues resume {queue}` ends that"));
+        }
+        self.workers.is_empty().then(|| format!("no worker that is alive takes jobs from queue {queue}"))
+    }
+
     fn block(&self, now: At) -> String {
         let workers = self.workers.iter().map(|worker| one_line(worker)).collect::<Vec<_>>().join("\n");
         let fields = [
@@ -234,6 +243,17 @@ mod tests {
         let bare: Queue = read_json(r#"{"queue":"x","new":{}}"#).unwrap();
         assert_eq!(bare.row(), ["x", "-", "0", "0", "0", "0", "-", "0", "0", "-", "0", ""]);
         assert_eq!(Table::new(COLUMNS, say::Look::default()).page(&[bare.row().to_vec()]).lines().count(), 2);
+    }
+
+    #[test]
+    fn what_keeps_jobs_waiting_is_told() {
+        for (json, hindrance) in [
+            (FULL, Some("queue media is paused; `hopline queues resume media` ends that")),
+            (r#"{"queue":"x"}"#, Some("no worker that is alive takes jobs from queue x")),
+            (r#"{"queue":"x","workers":["w"]}"#, None),
+        ] {
+            assert_eq!(read_json::<Queue>(json).unwrap().hindrance().as_deref(), hindrance, "{json}");
+        }
     }
 
     #[test]

@@ -223,13 +223,27 @@ async fn dead_jobs_are_grouped_replayed_and_purged() {
     for _ in 0..2 {
         // The second time it is the same act, and nothing is dead any more.
         let replay = shell.run(&[&some[..], &["--wait", "--key", "once"]].concat()).await.exits(0);
-        replay.shows("2 done, 0 skipped, 0 failed");
+        replay.shows("2 replayed, 0 skipped, 0 failed");
     }
     for id in &ids[..2] {
         shell.run(&["jobs", "wait", id]).await.exits(0);
     }
     let alone = shell.run(&["jobs", "replay", &ids[0]]).await.exits(1);
     alone.says("[not_dead]");
+
+    // Of one job the new run is waited for.
+    let again = shell.submit(&json!({ "ends": ["fatal"] })).await;
+    shell.run(&["jobs", "wait", &again]).await.exits(3);
+    let set = ["--wait", "--set-args", r#"{"colour":"red"}"#];
+    let replay = shell.run(&[&["jobs", "replay", &again][..], &set].concat()).await.exits(3);
+    replay.shows("1 replayed, 0 skipped, 0 failed.\n");
+    replay.shows(&format!("{again} dead, bad_args: "));
+    let one = ["dead", "replay", queue, "--id", &again, "--wait", "--set-args", "{}", "--json"];
+    let record = shell.run(&one).await.exits(0).json();
+    assert_eq!(
+        (&record["id"], &record["status"], &record["run"]),
+        (&json!(again), &json!("succeeded"), &json!(3))
+    );
 
     let purge = ["dead", "purge", queue, "--fingerprint", fingerprint];
     shell.run(&purge).await.exits(1).says("--yes");

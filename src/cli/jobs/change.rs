@@ -158,7 +158,7 @@ impl Replay {
             return Ok(ExitCode::FAILURE);
         }
         let answer = server.ask(&self.trying.following.keyed(self.request()?)).await?;
-        acts::told(&server, &answer, &self.trying.following).await
+        acts::told_of_replay(&server, &answer, &self.trying.following, &self.chosen.ids).await
     }
 
     fn request(&self) -> anyhow::Result<Request> {

@@ -9,7 +9,7 @@ use super::submit::told;
 use crate::{
     JobId,
     cli::{
-        api::{self, Most, Request, Server, Target, exit, read_json},
+        api::{Most, Request, Server, Target, read_json},
         filter::Filter,
         follow,
         human::{At, indented},
@@ -18,9 +18,6 @@ use crate::{
         table::Table,
     },
 };
-
-/// Longest wait of one request: another follows.
-const SLICE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct List {
@@ -93,10 +90,7 @@ impl Wait {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let server = Server::new(&self.target)?;
         let deadline = self.timeout.map(|timeout| Instant::now() + timeout);
-        let (answer, job) = follow::await_end(&server, &self.id.to_string(), deadline, SLICE, |_| {}).await?;
-        let text = if self.json { answer.text } else { job.sentence(At::now()) };
-        say::result_line(&text)?;
-        Ok(api::exit_code(&job.status).unwrap_or(ExitCode::from(exit::NOT_FINISHED)))
+        follow::tell_end(&server, &self.id.to_string(), deadline, self.json).await
     }
 }
 
