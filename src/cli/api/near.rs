@@ -31,22 +31,25 @@ struct Kinds {
 }
 
 impl Server {
-    /// As [`Server::ask`], a request that makes a job of this kind. Beside it, says on standard error if no worker has
-    /// announced the kind: it is taken all the same, for its first worker may come later.
-    pub(in crate::cli) async fn ask_for_job(&self, kind: &str, request: &Request) -> Result<Answer, Failure> {
-        let (answer, ()) = tokio::join!(self.ask(request), self.warn_of(kind));
+    /// As [`Server::ask`], a request that makes a job of this kind, for this queue if one was named. Beside it, says on
+    /// standard error if no worker has announced the kind: it is taken all the same, for its first worker may come later.
+    pub(in crate::cli) async fn ask_for_job(
+        &self,
+        kind: &str,
+        queue: Option<&str>,
+        request: &Request,
+    ) -> Result<Answer, Failure> {
+        let (answer, ()) = tokio::join!(self.ask(request), self.warn_of(kind, queue));
         answer
     }
 
-    async fn warn_of(&self, kind: &str) {
+    async fn warn_of(&self, kind: &str, queue: Option<&str>) {
         // Who may submit need not be allowed to read: then nothing is said.
         let asked = tokio::time::timeout(PATIENCE, self.ask(&Request::get(["v1", "kinds"]))).await;
         let known = asked.ok().and_then(Result::ok).and_then(|answer| read_json::<Kinds>(&answer.text).ok());
         let kinds = known.map(|known| known.items.into_iter().map(|item| item.kind).collect::<Vec<_>>());
-        if let Some(hint) = kinds.and_then(|kinds| unannounced(kind, &kinds)) {
-            say::error(format_args!(
-                "hopline: no worker has announced kind {kind} yet; its jobs wait for one. {hint}"
-            ));
+        if let Some(warning) = kinds.and_then(|kinds| unannounced(kind, queue, &kinds)) {
+            say::error(format_args!("hopline: {warning}"));
         }
     }
 
@@ -78,13 +81,21 @@ fn hint(queue: &str, names: &[String]) -> Option<String> {
     near::did_you_mean(queue, names.iter().map(String::as_str)).or_else(listed)
 }
 
-/// That nobody has announced this kind, and what may be meant; `None`: somebody has, or the server does not say.
-fn unannounced(kind: &str, kinds: &[String]) -> Option<String> {
+/// That nobody has announced this kind, what that means for a job of it, and what may be meant; `None`: somebody has.
+fn unannounced(kind: &str, queue: Option<&str>, kinds: &[String]) -> Option<String> {
     if kinds.iter().any(|known| known == kind) {
         return None;
     }
     let hint = near::did_you_mean(kind, kinds.iter().map(String::as_str));
-    Some(hint.unwrap_or_else(|| "`hopline kinds ls` lists those that are announced.".to_owned()))
+    let hint = hint.unwrap_or_else(|| "`hopline kinds ls` lists those that are announced.".to_owned());
+    let fate = match queue {
+        Some(queue) => format!("; its jobs wait in queue {queue} for one"),
+        // Which routes the server has is not known here.
+        None => ", so it goes to queue default, or where a route of the server sends it; a worker that takes from \
+                 another queue will not find it there: start the worker first, or name the queue (--queue)"
+            .to_owned(),
+    };
+    Some(format!("no worker has announced kind {kind} yet{fate}. {hint}"))
 }
 
 #[cfg(test)]
@@ -99,8 +110,18 @@ mod tests {
         assert_eq!(hint("media", &[]), None);
 
         let kinds = ["demo.echo", "demo.sleep"].map(str::to_owned);
-        assert_eq!(unannounced("demo.echo", &kinds), None);
-        assert_eq!(unannounced("demo.ehco", &kinds).as_deref(), Some("Did you mean demo.echo?"));
-        assert!(unannounced("x", &[]).is_some_and(|hint| hint.contains("kinds ls")));
+        for (kind, queue, parts) in [
+            (
+                "demo.ehco",
+                Some("media"),
+                ["; its jobs wait in queue media for one.", "Did you mean demo.echo?"],
+            ),
+            ("demo.ehco", None, [", so it goes to queue default,", "(--queue). Did you mean demo.echo?"]),
+            ("x", None, ["kind x yet, so", "kinds ls"]),
+        ] {
+            let warning = unannounced(kind, queue, &kinds).unwrap();
+            assert!(parts.iter().all(|part| warning.contains(part)), "{warning}");
+        }
+        assert_eq!(unannounced("demo.echo", None, &kinds), None);
     }
 }

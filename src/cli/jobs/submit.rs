@@ -122,7 +122,7 @@ impl Submit {
         };
         let request = request.key(self.key.as_deref());
         let request = waiting(request, self.wait).json(&self.body()?)?;
-        let answer = match server.ask_for_job(&self.kind, &request).await {
+        let answer = match server.ask_for_job(&self.kind, self.queue.as_deref(), &request).await {
             Ok(answer) => answer,
             Err(failure) => match &self.queue {
                 Some(queue) => return Err(server.with_names(queue, failure).await),
@@ -167,7 +167,7 @@ impl Call {
             .query("timeout", self.timeout)
             .key(self.key.as_deref());
         let request = waiting(request, self.wait).json(&input::json(&self.args)?)?;
-        match server.ask_for_job(&self.kind, &request).await {
+        match server.ask_for_job(&self.kind, self.queue.as_deref(), &request).await {
             Ok(answer) => {
                 self.how.print(&answer)?;
                 Ok(ExitCode::SUCCESS)
