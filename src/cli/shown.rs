@@ -167,6 +167,14 @@ impl Job {
         format!("{} {}{note}", one_line(&self.id), one_line(&self.status))
     }
 
+    /// The same of one that has not ended, without its id: `retrying 3/5: in 3s; error: not yet`.
+    pub(super) fn standing(&self, now: At) -> String {
+        let attempts = if self.attempt > 0 { format!(" {}", self.attempts_made()) } else { String::new() };
+        let note = self.note(now);
+        let note = if note.is_empty() { note } else { format!(": {note}") };
+        format!("{}{attempts}{note}", one_line(&self.status))
+    }
+
     /// All that is known of it.
     pub(super) fn block(&self, now: At) -> String {
         let when = |at: Option<At>| at.map(|at| moment(at, now));

@@ -176,6 +176,16 @@ async fn exit_codes_tell_how_jobs_ended() {
     shell.run(&cancel).await.exits(1).says("--yes");
     shell.run(&[&cancel[..], &["--dry-run"]].concat()).await.exits(0).shows("about 1 job.");
     shell.run(&[&cancel[..], &["--yes", "--wait"]].concat()).await.exits(0).shows("1 done");
+    let held = ["jobs", "submit", KIND, "--queue", queue, "--wait", "1s", "--json"];
+    let held = shell.run(&held).await.exits(6);
+    held.says(": queued");
+    held.says(&format!("queue {queue} is paused"));
+    assert_eq!(held.json()["run"], 1, "the record, not what was answered at first: {held:?}");
+    let delayed = ["jobs", "submit", KIND, "--queue", queue, "--delay", "1h", "--json"];
+    let delayed = shell.run(&delayed).await.exits(0).json()["id"].as_str().expect("an id").to_owned();
+    for command in ["cancel", "show"] {
+        shell.run(&["jobs", command, &delayed]).await.exits(0).shows("will not run; shown as cancelled when");
+    }
     shell.run(&["queues", "resume", queue]).await.exits(0);
     shell.run(&["jobs", "wait", &late]).await.exits(5).shows("expired");
 

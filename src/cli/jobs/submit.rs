@@ -1,6 +1,9 @@
 //! `hopline jobs submit` and `hopline jobs call`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use reqwest::StatusCode;
 use serde::{Deserialize, de::IgnoredAny};
@@ -10,8 +13,10 @@ use crate::{
     JobId,
     cli::{
         api::{self, Answer, Failure, Request, Server, Target, exit},
-        human::indented,
+        follow,
+        human::{At, age, indented},
         input, say,
+        shown::Job,
     },
 };
 
@@ -122,12 +127,17 @@ impl Submit {
         };
         let request = request.key(self.key.as_deref());
         let request = waiting(request, self.wait).json(&self.body()?)?;
+        let began = Instant::now();
         let answer = match server.ask_for_job(&self.kind, self.queue.as_deref(), &request).await {
             Ok(answer) => answer,
             Err(failure) => match &self.queue {
                 Some(queue) => return Err(server.with_names(queue, failure).await),
                 None => return Err(failure.into()),
             },
+        };
+        let answer = match self.wait {
+            Some(_) => latest(&server, answer, began).await,
+            None => answer,
         };
         self.how.print(&answer)?;
         Ok(self.exit(&answer))
@@ -184,6 +194,22 @@ impl Call {
 fn end_code(answer: &Answer) -> ExitCode {
     let ended = answer.read::<Standing>().ok().and_then(|job| api::exit_code(&job.status));
     ended.filter(|_| answer.status != StatusCode::ACCEPTED).unwrap_or(ExitCode::from(exit::NOT_FINISHED))
+}
+
+/// The answer to a wait; of one that ended before the job, the job's record now, for the answer tells how the job stood
+/// when it was accepted. What it waits for goes to standard error.
+async fn latest(server: &Server, answer: Answer, began: Instant) -> Answer {
+    let Some(job) = answer.read::<Job>().ok().filter(|job| !job.is_final()) else { return answer };
+    let waited = age(began.elapsed());
+    // Who may submit need not be allowed to read: then there is nothing newer.
+    let record = server.ask(&Request::get(["v1", "jobs", &job.id])).await.ok();
+    let record = record.and_then(|answer| answer.read::<Job>().ok().map(|job| (answer, job)));
+    let (answer, job) = record.unwrap_or((answer, job));
+    if !job.is_final() {
+        say::error(format_args!("hopline: not ended after {waited}: {}", job.standing(At::now())));
+        follow::tell_hindrance(server, &job).await;
+    }
+    answer
 }
 
 /// The exit code of the job's end where the problem is one; else the failure.
