@@ -123,11 +123,10 @@ impl Job {
     pub(super) fn note(&self, now: At) -> String {
         let mut parts = Vec::new();
         if !self.is_final() {
-            if self.cancel_requested_at.is_some() {
-                parts.push("cancel requested".to_owned());
-            }
-            if let Some(at) = self.run_at.filter(|at| *at > now) {
-                parts.push(format!("in {}", age(between(now, at))));
+            match (self.cancelled_in(now), self.delay(now)) {
+                (Some(cancelled), _) => parts.push(cancelled),
+                _ if self.cancel_requested_at.is_some() => parts.push("cancel requested".to_owned()),
+                (None, delay) => parts.extend(delay.map(|delay| format!("in {delay}"))),
             }
             if let Some(progress) = &self.progress {
                 parts.push(progress.line());
@@ -145,7 +144,19 @@ impl Job {
         parts.join("; ")
     }
 
-    /// How long its last attempt ran.
+    /// How long it is delayed yet.
+    fn delay(&self, now: At) -> Option<String> {
+        self.run_at.filter(|at| *at > now).map(|at| age(between(now, at)))
+    }
+
+    /// What becomes of a job whose cancellation was asked for while it is delayed: its message lies with the broker, where
+    /// nobody looks at it before, so that its status stays what it is.
+    fn cancelled_in(&self, now: At) -> Option<String> {
+        let left = self.delay(now).filter(|_| self.cancel_requested_at.is_some() && !self.is_final())?;
+        let again = if self.attempt > 0 { " again" } else { "" };
+        Some(format!("will not run{again}; shown as cancelled when its delay is over, in {left}"))
+    }
+
     /// When an attempt failed last, as far as is known.
     pub(super) fn failed_at(&self) -> Option<At> {
         self.finished_at.or(self.started_at)
@@ -156,6 +167,7 @@ impl Job {
         self.error.as_ref().map(|error| one_line(&error.line())).unwrap_or_default()
     }
 
+    /// How long its last attempt ran.
     fn ran(&self) -> Option<Duration> {
         Some(between(self.started_at?, self.finished_at?))
     }
@@ -220,7 +232,8 @@ impl Job {
         let by = self.cancel_requested_by.as_deref().map(|by| format!("by {}", one_line(by)));
         let reason = self.cancel_reason.as_deref().map(one_line);
         let parts: Vec<String> = [asked, by, reason].into_iter().flatten().collect();
-        Some(parts.join(", ")).filter(|text| !text.is_empty())
+        let parts = [Some(parts.join(", ")), self.cancelled_in(now)].into_iter().flatten();
+        Some(parts.collect::<Vec<_>>().join("; ")).filter(|text| !text.is_empty())
     }
 
     /// A line for each attempt; its error below.
@@ -305,6 +318,18 @@ mod tests {
                 r#""kind":"a.b","status":"running","cancel_requested_at":"2030-01-01T00:09:00Z","progress":{"percent":5,"message":"reading"}"#,
                 ["j", "a.b", "q", "running", "1", "10m", "cancel requested; 5 % reading"],
             ),
+            (
+                r#""status":"retrying","run_at":"2030-01-01T00:13:00Z","cancel_requested_at":"2030-01-01T00:09:00Z","error":{"code":"c"}"#,
+                [
+                    "j",
+                    "-",
+                    "q",
+                    "retrying",
+                    "1",
+                    "10m",
+                    "will not run again; shown as cancelled when its delay is over, in 3m; c",
+                ],
+            ),
             (r#""kind":"a.b","status":"queued""#, ["j", "a.b", "q", "queued", "1", "10m", ""]),
         ] {
             assert_eq!(job(&format!("{{{base},{members}}}")).row(now()), row, "{members}");
@@ -351,6 +376,33 @@ args      {
 output    (not recorded)
 ";
         assert_eq!(shown.block(now()), expected);
+    }
+
+    #[test]
+    fn a_cancelled_job_that_is_delayed_does_not_look_as_if_it_would_run() {
+        let will_not = "will not run; shown as cancelled when its delay is over, in 59m";
+        let delayed = job(r#"{"id":"j","queue":"q","status":"scheduled","run_at":"2030-01-01T01:09:59Z",
+            "cancel_requested_at":"2030-01-01T00:09:00Z","cancel_requested_by":"eve"}"#);
+        assert_eq!(delayed.sentence(now()), format!("j scheduled, {will_not}"));
+        let asked = "asked for 2030-01-01T00:09:00.000Z (1m ago), by eve";
+        let block = delayed.block(now());
+        assert!(block.contains(&format!("{asked}; {will_not}\n")), "{block}");
+        let due = Job { run_at: None, ..delayed };
+        assert_eq!(due.sentence(now()), "j scheduled, cancel requested");
+    }
+
+    #[test]
+    fn one_that_has_not_ended_is_told_with_its_attempts() {
+        for (members, standing) in [
+            (r#""status":"queued""#, "queued"),
+            (r#""status":"scheduled","run_at":"2030-01-01T00:13:00Z""#, "scheduled: in 3m"),
+            (
+                r#""status":"retrying","attempt":3,"max_attempts":5,"error":{"code":"error","message":"not yet"}"#,
+                "retrying 3/5: error: not yet",
+            ),
+        ] {
+            assert_eq!(job(&format!(r#"{{"id":"j","queue":"q",{members}}}"#)).standing(now()), standing);
+        }
     }
 
     #[test]
