@@ -108,11 +108,62 @@ impl Since {
         if read.is_ok() { String::from_utf8_lossy(&bytes).into_owned() } else { String::new() }
     }
 
-    /// Its last lines, none of them longer than 300 characters.
+    /// Its last lines, from the error on that ended a program if there is one; none of them longer than 300 characters.
     pub(crate) fn tail(&self, lines: usize) -> String {
         let text = self.read();
-        let all: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-        let last = all[all.len().saturating_sub(lines)..].iter();
+        let last = last_words(&text, lines).into_iter();
         last.map(|line| line.chars().take(300).collect::<String>()).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// The last lines that say something, without backtraces: these are long, and come after what they are about.
+fn last_words(text: &str, most: usize) -> Vec<&str> {
+    let mut in_backtrace = false;
+    let mut lines = Vec::new();
+    for line in text.lines().filter(|line| !line.trim().is_empty()) {
+        in_backtrace = line.eq_ignore_ascii_case("stack backtrace:") || in_backtrace && is_frame(line);
+        if !in_backtrace {
+            lines.push(line);
+        }
+    }
+    // As `main` writes it.
+    let start = match lines.iter().rposition(|line| line.starts_with("Error: ")) {
+        Some(error) => error,
+        None => lines.len().saturating_sub(most),
+    };
+    lines.into_iter().skip(start).take(most).collect()
+}
+
+/// `   3: main` or `             at src/main.rs:7:5`.
+fn is_frame(line: &str) -> bool {
+    let line = line.trim_start();
+    let number = line.trim_start_matches(|c: char| c.is_ascii_digit());
+    line.starts_with("at ") || number.len() < line.len() && number.starts_with(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAMES: &str =
+        "   0: anyhow::error::new\n   1: main\n             at ./src/main.rs:7:5\n  10: _start\n";
+
+    #[test]
+    fn the_cause_is_told_and_not_its_backtrace() {
+        let died = format!("Error: no folder\n\nCaused by:\n    0: gone\n\nStack backtrace:\n{FRAMES}");
+        let panicked =
+            format!("thread 'main' panicked at a.rs:1:2:\nno way\nstack backtrace:\n{FRAMES}note: more\n");
+        let cause = ["Error: no folder", "Caused by:", "    0: gone"];
+        for (text, lines) in [
+            (format!("began\n{died}"), cause.to_vec()),
+            (format!("{died}began\n{died}"), cause.to_vec()),
+            (format!("{died}began\n"), [&cause[..], &["began"]].concat()),
+            ("Error: x\nb\nc\nd\ne".to_owned(), vec!["Error: x", "b", "c", "d"]),
+            (panicked, vec!["thread 'main' panicked at a.rs:1:2:", "no way", "note: more"]),
+            ("a\n\nb\nc\nd\n 1: e\n".to_owned(), vec!["b", "c", "d", " 1: e"]),
+            (String::new(), vec![]),
+        ] {
+            assert_eq!(last_words(&text, 4), lines, "{text}");
+        }
     }
 }
