@@ -186,6 +186,11 @@ mod tests {
         let manifest = fs::read_to_string(dir.join("Cargo.toml")).unwrap();
         assert!(manifest.contains(&format!("hopline = {{ path = {SOURCES:?} }}")), "{manifest}");
         assert!(fs::read_to_string(dir.join("src/main.rs")).unwrap().contains("\"greet.save\""));
+        // Of a `hopline up` in it: data, logs and secrets.
+        for (file, var) in [(".gitignore", "/var"), (".dockerignore", "var")] {
+            let ignored = fs::read_to_string(dir.join(file)).unwrap();
+            assert!(ignored.lines().any(|line| line == var), "{file}");
+        }
         // A sample that stops the worker at its start would be no sample.
         crate::Config::load_from(Some(&dir.join("hopline.toml")), []).unwrap();
 

@@ -36,7 +36,7 @@ use self::{
     state::{Asked, Layout, Phase, State, Wish},
     supervisor::{Signals, Supervisor, end_left_overs, grace, is_broker_named, of_the_front},
 };
-use super::say;
+use super::{Usage, say};
 use crate::Config;
 
 /// Longest time for a running supervisor to get ready or to carry out a wish.
@@ -67,14 +67,18 @@ pub(super) struct Arguments {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Place {
-    /// The folder of the broker's data, the logs and the state; one Hopline at a time uses it.
-    #[arg(long, default_value = "var")]
-    dir: PathBuf,
+    /// The folder of the broker's data, the logs and the state; one Hopline at a time uses it. Default: var.
+    #[arg(long)]
+    dir: Option<PathBuf>,
 }
+
+/// The folder where none is named.
+const USUAL: &str = "var";
 
 impl Place {
     fn layout(&self) -> anyhow::Result<Layout> {
-        let dir = std::path::absolute(&self.dir).context("--dir is no path")?;
+        let dir = self.dir.as_deref().unwrap_or(Path::new(USUAL));
+        let dir = std::path::absolute(dir).context("--dir is no path")?;
         Ok(Layout { dir })
     }
 }
@@ -82,6 +86,15 @@ impl Place {
 /// `hopline up`.
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let layout = arguments.place.layout()?;
+    if arguments.place.dir.is_none()
+        && let Some(above) = up_above(&layout)
+    {
+        let above = above.display();
+        return Err(Usage(format!(
+            "a Hopline is up in {above}: did you mean --dir {above}? (--dir {USUAL} starts another one here)"
+        ))
+        .into());
+    }
     let scale = arguments.scale.iter().cloned().collect();
     if !arguments.supervise {
         check(&Config::load()?.http)?;
@@ -99,6 +112,20 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     say::line("Starting; Ctrl-C ends all of it.");
     let was_ready = supervise(layout, asked, lock).await?;
     Ok(if was_ready { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
+}
+
+/// The usual folder of a folder above the working one, as it is named from here, where a Hopline is up in it; `None`: in
+/// none, or one is up here.
+fn up_above(layout: &Layout) -> Option<PathBuf> {
+    if living(layout).is_some() {
+        return None;
+    }
+    let mut named = PathBuf::new();
+    // The first two are the folder itself, and the working one.
+    layout.dir.ancestors().skip(2).find_map(|parent| {
+        named.push("..");
+        living(&Layout { dir: parent.join(USUAL) }).map(|_| named.join(USUAL))
+    })
 }
 
 /// Checks that the front can be asked whether it is ready.
@@ -284,7 +311,39 @@ async fn wait_for_lock(layout: &Layout, patience: Duration) -> anyhow::Result<Op
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
+
+    use super::{process::Process, state::Board, *};
+
+    #[test]
+    fn one_that_is_up_in_a_folder_above_is_found() {
+        let dir = std::env::temp_dir().join(format!("hopline-above-{}", crate::JobId::new()));
+        let layout = |folder: &str| Layout { dir: dir.join(folder) };
+        let state = |supervisor: Process| State {
+            supervisor,
+            phase: Phase::Ready,
+            scale: state::Scale::new(),
+            answered: None,
+            broker: None,
+            settings: serde_json::Value::Null,
+            processes: BTreeMap::new(),
+        };
+        let up = |folder: &str| {
+            let own = Process::own().unwrap();
+            layout(folder).make_dirs().unwrap();
+            Board::new(layout(folder), state(own)).unwrap();
+        };
+        assert_eq!(up_above(&layout("a/b/var")), None);
+        up("var");
+        for (folder, above) in
+            [("var", None), ("a/var", Some("../var")), ("a/b/var", Some("../../var")), ("other", None)]
+        {
+            assert_eq!(up_above(&layout(folder)), above.map(PathBuf::from), "{folder}");
+        }
+        up("a/b/var");
+        assert_eq!(up_above(&layout("a/b/var")), None, "this one is meant");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn a_front_that_speaks_tls_is_refused() {

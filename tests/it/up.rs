@@ -96,6 +96,12 @@ async fn a_crate_of_ones_own_is_built_supervised_and_started_again_after_a_chang
     assert!(told.contains("with the workers asked for") && told.contains("tiny ×2"), "{told}");
     assert_eq!(up.answer().await, "TWO");
 
+    // From within the crate's folder it would be another Hopline, with another broker.
+    let inside =
+        up.command(&["up", "--worker", "."]).current_dir(up.stage.dir.join("tiny")).output().unwrap();
+    let told = String::from_utf8(inside.stderr).unwrap();
+    assert!(inside.status.code() == Some(2) && told.contains("did you mean --dir ../var?"), "{told}");
+
     up.write(&SOURCE.replace("ONE", "\""));
     let (output, told) = up.run(&["up", "--worker", "tiny"]);
     assert_eq!(output.status.code(), Some(1), "{told}");
