@@ -4,7 +4,10 @@ use std::{fmt::Write, time::Duration};
 
 use serde::Deserialize;
 
-use super::state::{Layout, Management, State};
+use super::{
+    state::{Layout, Management, Scale, State},
+    workers,
+};
 
 const MOST_QUEUES: usize = 12;
 
@@ -33,6 +36,10 @@ pub(super) async fn up(layout: &Layout, state: &State, prefix: &str) -> String {
     let workers: Vec<_> = running.map(|(name, count)| format!("{name} ×{count}")).collect();
     let none = "none: no hopline-worker-* lies beside hopline";
     line("workers", &if workers.is_empty() { none.to_owned() } else { workers.join(", ") });
+    let left_out = left_out(&state.scale, workers::off);
+    if !left_out.is_empty() {
+        line("left out", &left_out);
+    }
     line("logs", &layout.logs().display().to_string());
     let dir = layout.dir.display();
     line(
@@ -44,6 +51,13 @@ pub(super) async fn up(layout: &Layout, state: &State, prefix: &str) -> String {
     );
     text.truncate(text.trim_end().len());
     text
+}
+
+/// The workers that are not started because they lack something, and what.
+fn left_out(scale: &Scale, off: impl Fn(&str) -> Option<String>) -> String {
+    let none = scale.iter().filter(|(_, count)| **count == 0);
+    let told = none.filter_map(|(name, _)| Some(format!("{name} ({})", off(name)?)));
+    told.collect::<Vec<_>>().join("; ")
 }
 
 /// The queues that jobs wait or lie dead in; their pattern where they cannot be asked for.
@@ -71,4 +85,18 @@ async fn ask(management: &Management) -> reqwest::Result<Vec<String>> {
     let request = client.get(url).basic_auth(&management.user, Some(&management.password));
     let queues: Vec<Queue> = request.send().await?.error_for_status()?.json().await?;
     Ok(queues.into_iter().map(|queue| queue.name).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_for_a_lack_is_told() {
+        let scale = [("demo", 0), ("exec", 0), ("mail", 1), ("media", 0)];
+        let scale: Scale = scale.map(|(name, count)| (name.to_owned(), count)).into();
+        let off = |name: &str| (name != "demo").then(|| format!("no {name}.toml"));
+        assert_eq!(left_out(&scale, off), "exec (no exec.toml); media (no media.toml)");
+        assert_eq!(left_out(&Scale::new(), off), "");
+    }
 }

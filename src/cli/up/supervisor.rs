@@ -112,11 +112,10 @@ impl Supervisor {
         let hopline = std::env::current_exe().context("cannot find the running program")?;
         let found = workers::beside(&hopline)?;
         let all = workers::with_own(found.clone(), &asked.own)?;
-        let is_set = |variable: &str| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
         let state = State {
             supervisor: Process::own().context("cannot read this process's start time")?,
             phase: Phase::Starting,
-            scale: workers::initial(&all, &asked.scale, is_set)?,
+            scale: workers::initial(&all, &asked.scale, |name| workers::off(name).is_some())?,
             answered: None,
             broker: None,
             settings: settings::of(&config),

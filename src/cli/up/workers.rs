@@ -53,18 +53,38 @@ pub(super) fn parse(text: &str) -> Result<(String, u32), String> {
     if count > MOST { Err(format!("at most {MOST}")) } else { Ok((name.to_owned(), count)) }
 }
 
-/// Workers that are off until a variable names their settings.
-const OFF_WITHOUT: [(&str, &str); 2] = [("exec", "EXEC_CONFIG"), ("mail", "MAIL_CONFIG")];
+/// Workers that are off until there is what they cannot start without: a variable that names it, or one of the folders
+/// where they look by themselves.
+const OFF_WITHOUT: [(&str, &str, &[&str]); 3] = [
+    ("exec", "EXEC_CONFIG", &[]),
+    ("mail", "MAIL_CONFIG", &[]),
+    ("media", "MEDIA_ROOT", &["pictures", "workers/media/pictures"]),
+];
+
+/// Why a worker is off in this process's environment and working folder; `None`: it is not.
+pub(super) fn off(name: &str) -> Option<String> {
+    let is_set = |variable: &str| std::env::var_os(variable).is_some_and(|value| !value.is_empty());
+    off_where(name, is_set, |folder| Path::new(folder).is_dir())
+}
+
+fn off_where(name: &str, is_set: impl Fn(&str) -> bool, is_folder: impl Fn(&str) -> bool) -> Option<String> {
+    let (_, variable, folders) = OFF_WITHOUT.iter().find(|(worker, ..)| *worker == name)?;
+    if is_set(variable) || folders.iter().any(|folder| is_folder(folder)) {
+        return None;
+    }
+    let none =
+        if folders.is_empty() { String::new() } else { format!(", no folder {} here", folders.join(" or ")) };
+    Some(format!("{variable} is not set{none}"))
+}
 
 /// One of each that is not off, where nothing else is asked for.
 pub(super) fn initial(
     found: &Programs,
     asked: &Scale,
-    is_set: impl Fn(&str) -> bool,
+    is_off: impl Fn(&str) -> bool,
 ) -> anyhow::Result<Scale> {
     check(found, asked)?;
-    let off = |name: &str| OFF_WITHOUT.iter().any(|(worker, variable)| *worker == name && !is_set(variable));
-    let usual = |name: &str| u32::from(!off(name));
+    let usual = |name: &str| u32::from(!is_off(name));
     Ok(found
         .keys()
         .map(|name| (name.clone(), asked.get(name).copied().unwrap_or_else(|| usual(name))))
@@ -103,7 +123,7 @@ mod tests {
         assert_eq!(found.keys().collect::<Vec<_>>(), ["demo", "exec", "media"]);
         let scale = |asked: &[(&str, u32)], set: bool| {
             let asked = asked.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
-            let scale = initial(&found, &asked, |variable| set && variable == "EXEC_CONFIG");
+            let scale = initial(&found, &asked, |name| name == "exec" && !set);
             scale.map(|scale| scale.into_values().collect::<Vec<_>>()).map_err(|error| error.to_string())
         };
         assert_eq!(scale(&[("media", 4)], false), Ok(vec![1, 0, 4]));
@@ -116,6 +136,28 @@ mod tests {
         assert_eq!(with_own(found.clone(), &own("greet")).unwrap().len(), 4);
         let error = with_own(found, &own("media")).unwrap_err().to_string();
         assert!(error.contains("and /x/media would both be worker `media`"), "{error}");
+    }
+
+    #[test]
+    fn workers_are_off_without_what_they_need() {
+        let exec = "EXEC_CONFIG is not set";
+        let media = "MEDIA_ROOT is not set, no folder pictures or workers/media/pictures here";
+        for (name, set, folder, why) in [
+            ("exec", "", "", Some(exec)),
+            ("exec", "EXEC_CONFIG", "", None),
+            ("exec", "MEDIA_ROOT", "pictures", Some(exec)),
+            ("media", "", "", Some(media)),
+            ("media", "MEDIA_ROOT", "", None),
+            ("media", "", "pictures", None),
+            ("media", "", "workers/media/pictures", None),
+            ("demo", "", "", None),
+        ] {
+            let off = off_where(name, |variable| variable == set, |path| path == folder);
+            assert_eq!(off.as_deref(), why, "{name} {set} {folder}");
+        }
+        // Where the worker looks is written there.
+        let source = include_str!("../../../workers/media/src/media.rs");
+        assert!(source.contains(&format!("{:?}", OFF_WITHOUT[2].2)), "another list of folders");
     }
 
     #[test]
