@@ -43,14 +43,19 @@ const CHART: &[(&str, &[(&str, &str)])] = &[
     ),
 ];
 
+/// What the page begins with.
+const HEAD: &str = concat!(
+    "# Performance\n\n",
+    "<!-- Written by `hopline bench --docs docs`: do not edit. -->\n\n",
+    "What counts here are ratios: broker, clients and all processes share one machine, and numbers of one run are of the\n",
+    "same minutes. Each number of Hopline stands beside what bare lapin does with the same work on the same broker, right\n",
+    "before it.\n\n",
+    "![Jobs a second](images/performance.svg)\n\n",
+);
+
 /// The page.
 pub(super) fn page(report: &Report) -> String {
-    let mut page = String::from(
-        "# Performance\n\n<!-- Written by `hopline bench --docs docs`: do not edit. -->\n\n\
-         What counts here are ratios: broker, clients and all processes share one machine, and numbers of one run are of \
-         the same minutes. Each number of Hopline stands beside what bare lapin does with the same work on the same \
-         broker, right before it.\n\n![Jobs a second](images/performance.svg)\n\n",
-    );
+    let mut page = HEAD.to_owned();
     circumstances(&mut page, report);
     goals(&mut page, report);
     numbers(&mut page, report);
@@ -65,10 +70,10 @@ fn circumstances(page: &mut String, report: &Report) {
     let memory = machine.memory_gib;
     let _ = write!(
         page,
-        "Measured on {} × {} ({memory} GiB, {}), {}, Hopline {}. Medians of {rounds} rounds after a warm-up; {jobs} jobs of \
-         {args} bytes, {backlog} waiting where a worker drains, {calls} calls (of many callers ten times as many), \
-         {concurrency} attempts at once and a prefetch of {prefetch} in each worker. Everything is durable and confirmed, \
-         and the full record is on. `hopline bench` does it again.\n\n",
+        "Measured on {} × {} ({memory} GiB, {}), {}, Hopline {}. Medians of {rounds} rounds after a warm-up; {jobs} jobs of\n\
+         {args} bytes, {backlog} waiting where a worker drains, {calls} calls (of many callers ten times as many),\n\
+         {concurrency} attempts at once and a prefetch of {prefetch} in each worker. Everything is durable and confirmed, and\n\
+         the full record is on. `make performance` does it again.\n\n",
         machine.processors, machine.processor, machine.system, machine.broker, machine.hopline
     );
 }

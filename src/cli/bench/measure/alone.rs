@@ -123,7 +123,7 @@ async fn look(address: SocketAddr, each: &mut Times, lists: &mut Times) -> anyho
         let began = Instant::now();
         let page = asking.get(&list).await?;
         lists.add(began.elapsed());
-        let ids: Vec<String> = page["jobs"]
+        let ids: Vec<String> = page["items"]
             .as_array()
             .context("a list of jobs")?
             .iter()
