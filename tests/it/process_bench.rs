@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 /// What a run that is given all measurements has numbers of.
-const NUMBERS: [&str; 43] = [
+const NUMBERS: [&str; 44] = [
     "raw.publish",
     "raw.consume",
     "raw.both",
@@ -25,6 +25,7 @@ const NUMBERS: [&str; 43] = [
     "submit-256.p50",
     "submit-256.p99",
     "raw.drain",
+    "submit-batch",
     "drain",
     "drain.run",
     "raw.call.p50",

@@ -189,7 +189,8 @@ impl<'a> Run<'a> {
         self.samples.add_rate("raw.drain", backlog, took);
 
         self.without_worker().await?;
-        load::batches(self.front.address, item(), backlog).await?;
+        let sent = load::batches(self.front.address, item(), backlog).await?;
+        self.samples.add_rate("submit-batch", backlog, sent.took());
         self.submitted += backlog as u64;
         until_known(self.front.address, self.submitted).await?;
         let worker = self.stage.worker_that_expects(backlog).await?;

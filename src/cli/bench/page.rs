@@ -21,9 +21,10 @@ const CHART: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
-        "Submitted one by one",
+        "Submitted and confirmed",
         &[
             ("raw.publish", "bare lapin, publish + confirm"),
+            ("submit-batch", "Hopline, HTTP batches"),
             ("submit-256", "Hopline, 256 HTTP connections"),
             ("submit-64", "Hopline, 64 HTTP connections"),
             ("celery.submit", "Celery"),

@@ -91,6 +91,7 @@ pub(super) const NUMBERS: &[(&str, Unit, &str)] = &[
     ("submit-256.p50", Milliseconds, "its p50"),
     ("submit-256.p99", Milliseconds, "its p99"),
     ("raw.drain", PerSecond, "bare lapin: consume + batched event + ack, all waiting"),
+    ("submit-batch", PerSecond, "Hopline: POST /v1/jobs/batch, 500 jobs each, no worker"),
     ("drain", PerSecond, "Hopline: drain by one worker, recorded"),
     ("drain.run", PerSecond, "Hopline: drain by one worker, run"),
     ("raw.call.p50", Milliseconds, "bare lapin: call and reply, p50"),
@@ -189,11 +190,11 @@ pub(super) const GOALS: &[Goal] = &[
     itself("idle.http.cpu", Bound::AtMost(0.5)),
     itself("idle.worker.memory", Bound::AtMost(30.0)),
     itself("idle.worker.cpu", Bound::AtMost(0.5)),
-    ratio("submit-64", "celery.submit", Bound::AtLeast(10.0)),
+    ratio("submit-batch", "celery.submit", Bound::AtLeast(10.0)),
     ratio("end-to-end", "celery.end-to-end", Bound::AtLeast(10.0)),
-    ratio("submit-64", "dramatiq.submit", Bound::AtLeast(5.0)),
+    ratio("submit-batch", "dramatiq.submit", Bound::AtLeast(5.0)),
     ratio("end-to-end", "dramatiq.end-to-end", Bound::AtLeast(5.0)),
-    ratio("submit-64", "taskiq.submit", Bound::AtLeast(5.0)),
+    ratio("submit-batch", "taskiq.submit", Bound::AtLeast(5.0)),
     ratio("end-to-end", "taskiq.end-to-end", Bound::AtLeast(5.0)),
 ];
 
