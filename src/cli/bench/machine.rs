@@ -32,7 +32,12 @@ impl Machine {
             processor: value(&cpu, "model name").to_owned(),
             processors: std::thread::available_parallelism().map_or(0, usize::from),
             memory_gib: kib >> 20,
-            system: format!("{} {}", std::env::consts::OS, kernel.trim()),
+            // Without what a distribution or a host calls its own build.
+            system: format!(
+                "{} {}",
+                std::env::consts::OS,
+                kernel.trim().split('-').next().unwrap_or_default()
+            ),
             broker: broker
                 .map_or_else(String::new, |broker| format!("{} {}", broker.product, broker.version)),
             hopline: env!("CARGO_PKG_VERSION"),
