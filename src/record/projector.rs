@@ -41,8 +41,9 @@ const PREFETCH: u16 = 64;
 const RECORDS_MAX: usize = 512;
 const BYTES_MAX: usize = 4 << 20;
 /// From one transaction to the next, while little comes with each and nobody waits for it: a transaction has a price of
-/// its own, and what two events of a job say in one is written once.
-const MOMENT: Duration = Duration::from_millis(20);
+/// its own, and what two events of a job say in one is written once. Not longer: lists and counts do not wait, and who has
+/// just submitted looks for the job there.
+const MOMENT: Duration = Duration::from_millis(5);
 /// Records of a transaction that is small.
 const FEW_RECORDS: usize = 32;
 /// Pause before a record is begun anew that cannot even be begun.
