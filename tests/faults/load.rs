@@ -352,6 +352,7 @@ async fn named(shared: &Shared, http: &reqwest::Client, turn: usize) -> bool {
             Answer::Accepted(_) | Answer::Undocumented => return true,
             // A repeat may be refused although the first one is there.
             _ if shared.stop.is_cancelled() => return false,
+            // As a client would, which was told to come again.
             _ => sleep(AGAIN).await,
         }
     }

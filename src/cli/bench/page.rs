@@ -176,19 +176,9 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::cli::bench::{machine::Machine, stats::Samples};
+    use crate::cli::bench::{machine::Machine, report::tests::settings, stats::Samples};
 
     fn report() -> Report {
-        let settings = Settings {
-            rounds: 3,
-            jobs: 10,
-            backlog: 20,
-            calls: 5,
-            args: 256,
-            concurrency: 100,
-            prefetch: 500,
-            prefix: "bench-1".to_owned(),
-        };
         let machine = Machine { processor: "A CPU".to_owned(), processors: 2, ..Machine::default() };
         let mut samples = Samples::default();
         for (name, value) in
@@ -197,7 +187,7 @@ mod tests {
             samples.add(name, value);
         }
         let said = BTreeMap::from([("celery".to_owned(), "durable | confirmed".to_owned())]);
-        Report::new(settings, machine, said, &samples)
+        Report::new(settings(), machine, said, &samples)
     }
 
     #[test]

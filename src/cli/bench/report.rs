@@ -177,10 +177,10 @@ impl Judged {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn settings() -> Settings {
+    pub(in super::super) fn settings() -> Settings {
         let prefix = "bench-1".to_owned();
         Settings {
             rounds: 3,
