@@ -352,7 +352,7 @@ fn share(
         fence,
         lookups,
         names: live.names.clone(),
-        jobs: live.names.jobs(),
+        entrances: [live.names.direct(), live.names.jobs()],
         cancel_grace: config.cancel.grace,
         executor: Executor::new(registry, client.clone(), cpu, config.limits.output),
         worker: live.instance.clone(),

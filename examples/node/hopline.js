@@ -39,7 +39,7 @@ export class Snooze extends Error {
 export function route(queue, kind, delay = 0, prefix = 'hopline') {
   const address = `${queue}.normal.${kind}`;
   const ticks = Math.ceil(delay / 100);
-  if (ticks <= 0) return [`${prefix}.jobs`, address];
+  if (ticks <= 0) return [`${prefix}.direct`, `${queue}.normal`];
   if (ticks >= 2 ** 28) throw new RangeError('longer than the ladder');
   const level = ticks.toString(2).length - 1;
   const bits = ticks.toString(2).padStart(28, '0').split('').join('.');
@@ -87,6 +87,7 @@ export async function declare(channel, prefix, queue) {
       'x-dead-letter-strategy': 'at-least-once',
     },
   });
+  await channel.bindQueue(work, `${prefix}.direct`, `${queue}.normal`);
   await channel.bindQueue(work, `${prefix}.jobs`, `${queue}.normal.#`);
   await channel.bindQueue(work, `${prefix}.delay.ready`, `${'*.'.repeat(28)}${queue}.normal.#`);
 }

@@ -191,7 +191,7 @@ export class Worker {
     if (job.unfit) return this.#notKnown(job, job.unfit, job.unfit.reason === 'unsupported_version');
     // It comes back as a job with an id: each delivery would make another one.
     if (adopted) return this.#publish(job, route(this.queue, job.kind, 0, this.prefix), job.copy());
-    const doubtful = fields.redelivered || fields.exchange !== `${this.prefix}.jobs` || job.unsure || (job.createdAt ?? 0) <= this.blindUntil;
+    const doubtful = fields.redelivered || ![`${this.prefix}.direct`, `${this.prefix}.jobs`].includes(fields.exchange) || job.unsure || (job.createdAt ?? 0) <= this.blindUntil;
     if (doubtful && (await this.#hasEnded(job))) return undefined;
     job.order ??= this.orders.get(`${job.id} ${job.run}`);
     if (job.order) return this.#cancelled(job);

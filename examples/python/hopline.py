@@ -44,7 +44,7 @@ def route(job_queue, kind, delay_ms=0, prefix="hopline"):
     """Exchange and routing key of a job that is to run after `delay_ms`; at most 310 days (the delay ladder)."""
     address, ticks = f"{job_queue}.normal.{kind}", -(-int(delay_ms) // 100)
     if ticks <= 0:
-        return f"{prefix}.jobs", address
+        return f"{prefix}.direct", f"{job_queue}.normal"
     if ticks >= 1 << 28:
         raise ValueError("longer than the ladder")
     return f"{prefix}.delay.{ticks.bit_length() - 1:02}", ".".join(f"{ticks:028b}") + "." + address
@@ -82,6 +82,7 @@ def declare(channel, prefix, job_queue):
         "x-queue-type": "quorum", "x-delivery-limit": 1000, "x-overflow": "reject-publish",
         "x-dead-letter-exchange": f"{prefix}.strays", "x-dead-letter-routing-key": job_queue,
         "x-dead-letter-strategy": "at-least-once"})
+    channel.queue_bind(work, f"{prefix}.direct", f"{job_queue}.normal")
     channel.queue_bind(work, f"{prefix}.jobs", f"{job_queue}.normal.#")
     channel.queue_bind(work, f"{prefix}.delay.ready", "*." * 28 + f"{job_queue}.normal.#")
 

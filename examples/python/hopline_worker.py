@@ -213,8 +213,8 @@ class Worker(Settling):
             return self._not_known(job, *job.unfit, patience=job.unfit[0] == "unsupported_version")
         if adopted:  # it comes back as a job with an id: each delivery would make another one
             return self._publish(route(self.queue, job.kind, 0, self.prefix), job, job.copy())
-        doubtful = (method.redelivered or method.exchange != f"{self.prefix}.jobs" or job.unsure
-                    or (job.created_at or 0) <= self.blind_until)
+        direct = method.exchange in (f"{self.prefix}.direct", f"{self.prefix}.jobs")
+        doubtful = method.redelivered or not direct or job.unsure or (job.created_at or 0) <= self.blind_until
         if doubtful and self._has_ended(job):
             return
         job.order = job.order or self.orders.get((job.id, job.run))

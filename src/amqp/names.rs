@@ -47,7 +47,14 @@ impl Names {
         QueueName::parse(name).expect("a name within the rule")
     }
 
-    /// Topic exchange: jobs to be run now.
+    /// Direct exchange: jobs to be run now, of Hopline's own processes. A topic exchange costs the broker half as much
+    /// again for each job (`docs/design.md`).
+    #[must_use]
+    pub fn direct(&self) -> String {
+        format!("{}.direct", self.prefix)
+    }
+
+    /// Topic exchange: jobs to be run now, of anybody.
     #[must_use]
     pub fn jobs(&self) -> String {
         format!("{}.jobs", self.prefix)
@@ -205,6 +212,13 @@ impl Names {
         format!("{queue}.{}", kind.map_or("unknown", Kind::as_str))
     }
 
+    /// Binding of a work queue at [`Names::direct`], and the routing key there. [`Names::jobs_binding`] matches it as
+    /// well.
+    #[must_use]
+    pub fn direct_key(queue: &QueueName) -> String {
+        format!("{queue}.{LANE}")
+    }
+
     /// Binding of a work queue at [`Names::jobs`].
     #[must_use]
     pub fn jobs_binding(queue: &QueueName) -> String {
@@ -227,10 +241,9 @@ impl Names {
     /// Where a job is published that is to run after `ticks` of the ladder: exchange and routing key.
     #[must_use]
     pub fn route(&self, queue: &QueueName, kind: &str, ticks: u32) -> (String, String) {
-        let address = Self::address(queue, kind);
         match delay::entry_level(ticks) {
-            None => (self.jobs(), address),
-            Some(level) => (self.delay(level), delay::key(ticks, &address)),
+            None => (self.direct(), Self::direct_key(queue)),
+            Some(level) => (self.delay(level), delay::key(ticks, &Self::address(queue, kind))),
         }
     }
 }
@@ -250,8 +263,11 @@ mod tests {
         assert_eq!(names.reply_queue("web-1", 7), "hopline.replies.web-1.7");
         assert_eq!(
             names.route(&media, "image.thumbnail", 0),
-            ("hopline.jobs".into(), "media.normal.image.thumbnail".into())
+            ("hopline.direct".into(), "media.normal".into())
         );
+        let (exchange, key) = names.route(&media, "image.thumbnail", 1);
+        assert_eq!(exchange, "hopline.delay.00");
+        assert!(key.ends_with(".media.normal.image.thumbnail"), "{key}");
         assert_eq!(Names::jobs_binding(&media), "media.normal.#");
         assert_eq!(Names::ready_binding(&media).matches("*.").count(), 28);
         assert_eq!(Names::new("a", "b").delay(0), "b.delay.00");

@@ -174,7 +174,7 @@ impl Plan {
     /// What shows a process that somebody has made the topology: of all that it uses what every kind of process does.
     fn needed(&self) -> Vec<Object> {
         let uses = |object: &Object| match object {
-            Object::Exchange { name, .. } => *name == self.names.jobs(),
+            Object::Exchange { name, .. } => *name == self.names.direct(),
             Object::Queue { name, .. } => self.queues.iter().any(|queue| *name == self.names.queue(queue)),
             Object::Bound { .. } | Object::Passes { .. } => false,
         };
@@ -195,6 +195,9 @@ impl Plan {
         if names.ladder_strays() != names.strays() {
             all.push(exchange(names.ladder_strays(), Routing::Fanout));
         }
+        // A queue that an older version declared is not bound to it, but to `jobs`, which is then tried with the same key.
+        let tried_next = vec![("alternate-exchange", Value::Text(names.jobs()))];
+        all.push(Object::Exchange { name: names.direct(), routing: Routing::Direct, arguments: tried_next });
         // Without an alternate, one message for a queue that is gone would hold one of the level's 32
         // dead-lettering slots for ever.
         let parked = vec![("alternate-exchange", Value::Text(names.ladder_strays()))];
@@ -286,6 +289,7 @@ impl Plan {
         let mut all = Vec::from(self.dead_queue(name));
         all.extend([
             queue(names.queue(name), quorum(DELIVERY_LIMIT, last_net)),
+            bound(names.queue(name), names.direct(), Names::direct_key(name)),
             bound(names.queue(name), names.jobs(), Names::jobs_binding(name)),
             bound(names.queue(name), names.ready(), Names::ready_binding(name)),
         ]);

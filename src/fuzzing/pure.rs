@@ -44,9 +44,11 @@ pub(super) fn routing_key(data: &[u8]) {
     let (exchange, key) = names.route(&queue, kind.as_str(), ticks);
     assert!(exchange.len() <= 255 && key.len() <= 255);
     assert!(!names.is_reply_queue(&exchange));
-    let address = if ticks > 0 { key.splitn(29, '.').nth(28) } else { Some(key.as_str()) };
-    assert_eq!(address, Some(Names::address(&queue, kind.as_str()).as_str()));
-    if ticks > 0 {
+    if ticks == 0 {
+        assert_eq!(key, Names::direct_key(&queue));
+    } else {
+        let address = key.splitn(29, '.').nth(28);
+        assert_eq!(address, Some(Names::address(&queue, kind.as_str()).as_str()));
         let bits = key.split('.').take(28).fold(0, |bits, bit| bits << 1 | u32::from(bit == "1"));
         assert_eq!(bits, ticks);
         crate::acts::fuzzing::key_leads_to(&key, &queue);

@@ -212,7 +212,7 @@ fn effect(binding: &Binding, names: &Names) -> &'static str {
         "gets replies, as a caller's own queue may"
     } else if source == names.record() {
         "if it refuses or is slow, submits and acknowledgements wait: bind it to the events exchange instead"
-    } else if source == names.jobs() {
+    } else if source == names.jobs() || source == names.direct() {
         "gets copies of jobs; if it refuses one, the submit is refused"
     } else {
         "gets copies of what is not meant for it; if it refuses, ours is held up"

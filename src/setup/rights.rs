@@ -53,7 +53,7 @@ pub(crate) struct Login {
 /// Nothing at all.
 const NOTHING: &str = "^$";
 /// Exchanges that every process publishes to.
-const PUBLISHED: [&str; 6] = ["jobs", "dead", "control", "record", "events", "replies"];
+const PUBLISHED: [&str; 7] = ["direct", "jobs", "dead", "control", "record", "events", "replies"];
 
 /// The logins of a prefix.
 pub(crate) fn logins(names: &Names, declares: bool) -> Vec<Login> {
@@ -128,6 +128,7 @@ pub(crate) fn needed(names: &Names, queues: &[QueueName], role: Role, declares: 
     acts.push(Act::Configure(reply.clone()));
     acts.push(Act::Bind { own: reply.clone(), exchange: names.replies() });
     let published = [
+        names.direct(),
         names.jobs(),
         names.dead(),
         names.control(),
@@ -172,7 +173,7 @@ mod tests {
         assert_eq!(worker.configure, "^hopline\\.(replies\\..+)$");
         assert_eq!(
             worker.write,
-            "^hopline\\.(jobs|dead|control|record|events|replies|replies\\..+|delay\\.[0-9]+)$"
+            "^hopline\\.(direct|jobs|dead|control|record|events|replies|replies\\..+|delay\\.[0-9]+)$"
         );
         assert_eq!(worker.read, "^hopline\\.(q\\.[^.]+|control\\.log|replies(\\..+)?)$");
         assert!(http.read.contains("log|") && http.read.contains("strays"), "{http:?}");

@@ -237,7 +237,7 @@ impl Dispatcher {
     /// is not known here any more.
     fn is_suspicious(&self, incoming: &Incoming, envelope: &Envelope) -> bool {
         incoming.redelivered
-            || incoming.exchange != self.shared.jobs
+            || !self.shared.entrances.contains(&incoming.exchange)
             || envelope.unsure
             || self.shared.control.is_blind(envelope.created_at)
     }

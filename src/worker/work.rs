@@ -58,8 +58,8 @@ pub(super) struct Shared {
     pub(super) lookups: Lookups,
     pub(super) worker: String,
     pub(super) names: Names,
-    /// The exchange that deliveries come from which nobody has seen before.
-    pub(super) jobs: String,
+    /// The exchanges that deliveries come from which nobody has seen before.
+    pub(super) entrances: [String; 2],
     pub(super) limits: config::Limits,
     pub(super) settings: config::Worker,
     pub(super) cancel_grace: Duration,

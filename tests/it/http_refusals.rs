@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lapin::types::FieldTable;
 use reqwest::Method;
 use serde_json::json;
 
@@ -246,7 +247,7 @@ async fn what_someone_deleted_comes_back() {
         stage.rabbit.wait_count(&stage.work_queue(), 1).await;
 
         // The exchange: a documented answer, then healed.
-        let path = format!("exchanges/{{vhost}}/{}", stage.names.jobs());
+        let path = format!("exchanges/{{vhost}}/{}", stage.names.direct());
         stage.rabbit.done(Method::DELETE, &path, None).await;
         let answer = front.post("/v1/jobs", r#"{"kind":"test.probe"}"#).await;
         let problem = answer.problem(503, "broker_unavailable");
@@ -258,6 +259,22 @@ async fn what_someone_deleted_comes_back() {
         })
         .await;
         stage.rabbit.wait_count(&stage.work_queue(), 2).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_queue_that_an_older_version_declared_gets_its_jobs() {
+    stage(async |stage| {
+        let front = stage.front().await;
+        let (queue, key) = (stage.work_queue(), format!("{}.normal", stage.queue));
+        let (exchange, none) = (stage.names.direct(), FieldTable::default());
+        let channel = stage.rabbit.channel().await;
+        let unbound = channel.queue_unbind(queue.as_str().into(), exchange.as_str().into(), key.into(), none);
+        unbound.await.expect("unbound");
+        front.submit(r#"{"kind":"test.probe"}"#).await;
+        let (_worker, mut log) = stage.probes();
+        assert_eq!(log.next().await.attempt, 1);
     })
     .await;
 }

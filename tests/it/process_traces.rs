@@ -170,8 +170,7 @@ async fn one_trace_goes_from_http_through_two_chained_jobs() {
     assert_eq!((request.says("http.request.method"), request.says("url.scheme")), ("POST", "http"));
     assert_eq!((request.says("http.response.status_code"), request.says("url.path")), ("202", "/v1/jobs"));
     assert_eq!(request.says("hopline.job.id"), answer.id());
-    let (exchange, key) =
-        (format!("{}.jobs", stage.prefix), format!("{}.normal.{}", stage.queue, First::KIND));
+    let (exchange, key) = (format!("{}.direct", stage.prefix), format!("{}.normal", stage.queue));
     for (span, destination, operation) in [
         (&publish, format!("{exchange}:{key}"), ["publish", "send"]),
         (failed, format!("{exchange}:{key}:{}", stage.work_queue()), ["process", "process"]),

@@ -386,13 +386,11 @@ async fn a_queue_that_is_not_bound_holds_up_no_other() {
     .await;
     let connection = stage.broker.connect().await;
     let channel = connection.create_channel().await.expect("a channel");
-    let unbound = channel.queue_unbind(
-        "hltest.q.media".into(),
-        "hltest.jobs".into(),
-        "media.normal.#".into(),
-        lapin::types::FieldTable::default(),
-    );
-    unbound.await.expect("unbound");
+    for (exchange, key) in [("hltest.direct", "media.normal"), ("hltest.jobs", "media.normal.#")] {
+        let none = lapin::types::FieldTable::default();
+        let unbound = channel.queue_unbind("hltest.q.media".into(), exchange.into(), key.into(), none);
+        unbound.await.expect("unbound");
+    }
     let submit =
         async |queue: &str| front.post("/v1/jobs", &json!({ "kind": "ledger.do", "queue": queue })).await;
     let refused = submit("media").await;

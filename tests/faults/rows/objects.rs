@@ -87,20 +87,23 @@ pub(crate) async fn queues(site: Site, scale: Scale) -> Played {
     scene.end(times, &Expected::default()).await
 }
 
-/// The work queue's way from the exchange of jobs, and from the foot of the delay ladder.
+/// The work queue's way from the exchanges of jobs, and from the foot of the delay ladder.
 pub(crate) async fn bindings(site: Site, scale: Scale) -> Played {
     let scene = Scene::set(site, scale, OWN_LADDER).await;
     let times = scale.of(30, 4);
     let (_connection, channel) = scene.channel().await;
     let (queue, key) = (scene.stage.work_queue(), format!("{}.normal.#", scene.stage.queue));
     for time in 0..times {
-        let (exchange, key) = if time % 2 == 0 {
-            (format!("{}.jobs", scene.stage.prefix), key.clone())
+        let gone = if time % 2 == 0 {
+            vec![("direct", format!("{}.normal", scene.stage.queue)), ("jobs", key.clone())]
         } else {
-            (format!("{}.delay.ready", scene.stage.prefix), format!("{}{key}", "*.".repeat(28)))
+            vec![("delay.ready", format!("{}{key}", "*.".repeat(28)))]
         };
-        let (queue, none) = (queue.as_str().into(), FieldTable::default());
-        channel.queue_unbind(queue, exchange.into(), key.into(), none).await.expect("unbound");
+        for (exchange, key) in gone {
+            let exchange = format!("{}.{exchange}", scene.stage.prefix);
+            let (queue, none) = (queue.as_str().into(), FieldTable::default());
+            channel.queue_unbind(queue, exchange.into(), key.into(), none).await.expect("unbound");
+        }
         // The rhythm of the fault.
         sleep(Duration::from_secs(1)).await;
     }
