@@ -208,7 +208,7 @@ impl Acts {
 
     /// Writes events, and waits until the log has them.
     async fn write(&self, events: Vec<Event>) -> Result<(), Failure> {
-        let written = self.events.write(events, Instant::now() + CONFIRM).await;
+        let written = self.events.write(&events, Instant::now() + CONFIRM).await;
         written.map_err(|error| Failure::Broker(error.to_string()))
     }
 

@@ -43,6 +43,7 @@ pub(crate) mod publisher;
 pub(crate) mod replies;
 pub(crate) mod stream;
 mod tls;
+pub(crate) mod together;
 pub mod topology;
 pub(crate) mod version;
 

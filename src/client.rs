@@ -10,6 +10,7 @@ mod callbacks;
 mod control;
 mod error;
 mod live;
+mod many;
 mod recording;
 mod traced;
 mod untold;
@@ -20,7 +21,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tracing::debug;
@@ -269,13 +269,22 @@ impl Client {
         jobs: impl IntoIterator<Item = &'a J>,
     ) -> Vec<Result<JobId, EnqueueError>> {
         let prepared = jobs.into_iter().map(|job| submission(job, EnqueueOptions::default()));
-        let each = prepared.map(|submission| async move {
-            let submission = submission?;
-            let id = submission.envelope.id;
-            self.submit_with(submission, true).await?;
-            Ok(id)
-        });
-        join_all(each).await
+        let mut answers: Vec<Result<JobId, EnqueueError>> = Vec::new();
+        let mut fit = Vec::new();
+        for submission in prepared {
+            answers.push(submission.map(|submission| {
+                let id = submission.envelope.id;
+                fit.push(submission);
+                id
+            }));
+        }
+        let mut submitted = self.submit_all(fit).await.into_iter();
+        for answer in answers.iter_mut().filter(|answer| answer.is_ok()) {
+            if let Some(Err(error)) = submitted.next() {
+                *answer = Err(error.into());
+            }
+        }
+        answers
     }
 
     /// Runs a job and returns its output, waiting at most `wait`. The job gets one attempt unless `options` say
@@ -314,8 +323,10 @@ impl Client {
     }
 
     /// Submits many jobs: one answer for each, in order.
-    pub async fn submit_all(&self, jobs: Vec<Submission>) -> Vec<Result<(), SubmitError>> {
-        join_all(jobs.into_iter().map(|job| self.submit_with(job, true))).await
+    pub async fn submit_all(&self, mut jobs: Vec<Submission>) -> Vec<Result<(), SubmitError>> {
+        let give_up = Instant::now() + self.inner.config.amqp.confirm_timeout;
+        let submitted = self.submit_together(&mut jobs, give_up).await;
+        submitted.into_iter().map(|result| result.map(drop)).collect()
     }
 
     /// A place to wait for the reply of job `id`; to be taken before the job is submitted.
@@ -379,6 +390,14 @@ impl Client {
         }
     }
 
+    /// Waits until all events of what was submitted so far are in the log, or `deadline`.
+    #[cfg(feature = "server")]
+    pub(crate) async fn until_told(&self, deadline: Instant) {
+        if let Ok(live) = self.live() {
+            self.tell(live, &[], deadline).await;
+        }
+    }
+
     /// Whether this client has submitted the job and its event may not be in the log yet.
     #[cfg(feature = "server")]
     pub(crate) fn is_untold(&self, id: JobId) -> bool {
@@ -394,53 +413,83 @@ impl Client {
 
     async fn submit_with(&self, job: Submission, wait_for_room: bool) -> Result<(), SubmitError> {
         let give_up = Instant::now() + self.inner.config.amqp.confirm_timeout;
-        self.submit_watched(job, wait_for_room, give_up, || {}).await
+        self.submit_watched(job, wait_for_room, give_up, || {}).await.map(drop)
     }
 
     /// Submits a job, and goes on waiting for the confirm until `give_up`: who would publish the job again must know
     /// what became of it. Nothing else takes longer than it does otherwise. `confirmed` is told when the broker has the
-    /// job; its event is written after that.
+    /// job; its event, which is returned, is written after that: when it returns, or, if the job has a caller that waits
+    /// for its reply, soon ([`Client::until_told`]).
     pub(crate) async fn submit_watched(
         &self,
         mut job: Submission,
         wait_for_room: bool,
         give_up: Instant,
         confirmed: impl FnOnce() + Send,
-    ) -> Result<(), SubmitError> {
-        if job.routed {
-            self.route(&mut job)?;
-        }
-        trace::inherit(&mut job.envelope, self.cause.as_deref());
-        let (envelope, delay) = (&job.envelope, job.delay);
-        let limits = &self.inner.config.limits;
-        if envelope.args.len() > limits.args {
-            return Err(SubmitError::TooLarge { len: envelope.args.len(), limit: limits.args });
-        }
-        let ticks =
-            delay::ticks(delay).filter(|_| delay <= limits.max_delay).ok_or(SubmitError::DelayTooLong)?;
+    ) -> Result<Event, SubmitError> {
+        let ticks = self.check(&mut job)?;
         if let Some(recording) = &self.inner.recording {
-            recording.add(job.envelope, delay);
-            return Ok(());
+            let event = job.event(APP_ID, usize::MAX, false);
+            recording.add(job.envelope, job.delay);
+            return Ok(event);
         }
-        job.envelope.due_at = job.run_at(Timestamp::now());
-        let envelope = &job.envelope;
         let live = self.live().map_err(SubmitError::Unavailable)?;
         let deadline = Instant::now() + self.inner.config.amqp.confirm_timeout;
+        let room = (wait_for_room || self.inner.role != Role::Http).then_some(deadline);
+        self.look_ahead(live, &mut job, ticks, room).await?;
+        let patience = Patience { room, confirm: give_up };
+        live.publish_job(&live.publisher, &job.envelope, ticks, patience).await?;
+        let telling = live.untold.begin(vec![job.envelope.id], &live.events);
+        confirmed();
+        let event = self.event_of(live, &job);
+        let soon = job.envelope.reply_to.as_ref().and_then(|_| live.events.write_soon(&event));
+        match soon {
+            // Its caller waits for the reply, and not for the record.
+            Some(written) => drop(tokio::spawn(async move {
+                if written.await.is_ok() {
+                    telling.done();
+                }
+            })),
+            None => {
+                if self.tell(live, std::slice::from_ref(&event), deadline).await {
+                    telling.done();
+                }
+            }
+        }
+        Ok(event)
+    }
+
+    /// What can be said of a job without the broker; its way there, in ticks of the ladder.
+    fn check(&self, job: &mut Submission) -> Result<u32, SubmitError> {
+        if job.routed {
+            self.route(job)?;
+        }
+        trace::inherit(&mut job.envelope, self.cause.as_deref());
+        let (limits, len) = (&self.inner.config.limits, job.envelope.args.len());
+        if len > limits.args {
+            return Err(SubmitError::TooLarge { len, limit: limits.args });
+        }
+        delay::ticks(job.delay).filter(|_| job.delay <= limits.max_delay).ok_or(SubmitError::DelayTooLong)
+    }
+
+    /// Looks whether a job can be published: `room` is until when it waits for what is not there.
+    async fn look_ahead(
+        &self,
+        live: &Live,
+        job: &mut Submission,
+        ticks: u32,
+        room: Option<Instant>,
+    ) -> Result<(), SubmitError> {
+        job.envelope.due_at = job.run_at(Timestamp::now());
         if self.inner.role == Role::Http {
             // A batch waits for room, but never for a connection.
             live.publisher.link().up().map_err(|down| SubmitError::Unavailable(down.0))?;
         }
-        let patient = wait_for_room || self.inner.role != Role::Http;
         if ticks > 0 {
             // `mandatory` proves only that the ladder takes the job, not that its queue exists.
-            live.check_queue(&envelope.queue, if patient { deadline } else { Instant::now() }).await?;
-        }
-        let patience = Patience { room: patient.then_some(deadline), confirm: give_up };
-        live.publish_job(&live.publisher, envelope, ticks, patience).await?;
-        let telling = live.untold.begin(envelope.id, &live.events);
-        confirmed();
-        if self.tell(live, &job, deadline).await {
-            telling.done();
+            let checked = live.check_queue(&job.envelope.queue, room.unwrap_or_else(Instant::now));
+            // Boxed: jobs that are due at once need no room for it.
+            Box::pin(checked).await?;
         }
         Ok(())
     }
@@ -511,23 +560,25 @@ impl Client {
             }
             other => other?,
         }
-        let telling = live.untold.begin(job.envelope.id, &live.events);
-        if self.tell(live, &job, deadline).await {
+        let telling = live.untold.begin(vec![job.envelope.id], &live.events);
+        if self.tell(live, &[self.event_of(live, &job)], deadline).await {
             telling.done();
         }
         Ok(())
     }
 
-    /// Writes that the job was submitted. It is accepted whatever becomes of that: an event that is not confirmed in
-    /// time is written later, and a worker's own events make a record too.
-    /// Whether the log has it now.
-    async fn tell(&self, live: &Live, job: &Submission, deadline: Instant) -> bool {
-        let max_inline = self.inner.config.record.max_inline;
+    /// The event that says that a job was submitted.
+    fn event_of(&self, live: &Live, job: &Submission) -> Event {
         let private = live.known.get().is_some_and(|known| known.is_private(&job.envelope.kind));
-        let event = job.event(&live.instance, max_inline, private);
-        let written = live.events.write(vec![event], deadline).await;
+        job.event(&live.instance, self.inner.config.record.max_inline, private)
+    }
+
+    /// Writes that jobs were submitted. They are accepted whatever becomes of that: events that are not confirmed in
+    /// time are written later, and a worker's own events make a record too. Whether the log has them now.
+    async fn tell(&self, live: &Live, events: &[Event], deadline: Instant) -> bool {
+        let written = live.events.write(events, deadline).await;
         if let Err(error) = &written {
-            debug!(job.id = %job.envelope.id, %error, "submitted, but that is not in the log yet");
+            debug!(jobs = events.len(), %error, "submitted, but that is not in the log yet");
         }
         written.is_ok()
     }

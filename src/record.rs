@@ -25,6 +25,8 @@ mod fold;
 pub(crate) mod fuzzing;
 #[cfg(feature = "server")]
 pub mod keys;
+#[cfg(feature = "server")]
+mod looks;
 pub(crate) mod lookup;
 pub mod model;
 #[cfg(feature = "server")]

@@ -31,7 +31,7 @@ use lapin::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
@@ -223,11 +223,12 @@ async fn acknowledge(
                     drop(timeout(REQUEST_TIMEOUT, last).await);
                     break;
                 }
-                if !moment.is_zero() && count < AT_MOST_ALONE {
-                    // Nobody else waits for these: they are credit for more, of which there is some left.
-                    sleep(moment).await;
-                    while let Ok(settle) = requests.try_recv() {
-                        batch.push(settle);
+                // Nobody else waits for these: they are credit for more, of which there is some left.
+                let until = Instant::now() + moment;
+                while !moment.is_zero() && batch.len() < AT_MOST_ALONE {
+                    match timeout_at(until, requests.recv_many(&mut batch, 1024)).await {
+                        Ok(more) if more > 0 => {}
+                        _ => break,
                     }
                 }
             }

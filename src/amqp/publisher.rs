@@ -26,6 +26,7 @@ use super::{
     connection::{Link, LinkState, Up},
     message::{properties, short},
     pause::Pauses,
+    together::{Part, Together},
     topology::TopologyError,
 };
 use crate::{
@@ -96,6 +97,8 @@ struct Request {
 pub(crate) enum Done {
     /// A caller that waits.
     Caller(oneshot::Sender<Result<(), PublishError>>),
+    /// A caller that waits for many.
+    Part(Part),
     /// Nobody: it is only counted as being on its way.
     Counted(TaskTrackerToken),
 }
@@ -103,13 +106,18 @@ pub(crate) enum Done {
 impl Done {
     /// Whether the caller has given up.
     fn is_abandoned(&self) -> bool {
-        matches!(self, Self::Caller(caller) if caller.is_closed())
+        match self {
+            Self::Caller(caller) => caller.is_closed(),
+            Self::Part(part) => part.is_abandoned(),
+            Self::Counted(_) => false,
+        }
     }
 
     fn tell(self, result: Result<(), PublishError>) {
         match self {
             // The caller may have given up.
             Self::Caller(caller) => drop(caller.send(result)),
+            Self::Part(part) => part.tell(result),
             Self::Counted(token) => {
                 drop(token);
                 if let Err(error) = result {
@@ -171,12 +179,49 @@ impl Publisher {
         room: Instant,
         deadline: Instant,
     ) -> Result<(), PublishError> {
-        let up = self.link.wait_up(room).await;
-        up.map_err(|down| PublishError::Unavailable(down.0))?;
+        let place = self.place(room).await?;
         let (done, answer) = oneshot::channel();
-        let request = Request { target, message, deadline, done: Done::Caller(done), since: Instant::now() };
-        match timeout_at(room, self.requests.send(request)).await {
-            Ok(Ok(())) => await_answer(answer, deadline).await,
+        let (done, since) = (Done::Caller(done), Instant::now());
+        place.send(Request { target, message, deadline, done, since });
+        await_answer(answer, deadline).await
+    }
+
+    /// Hands messages over in order, waiting for a connection and for room until `room`; what becomes of them is told
+    /// together.
+    pub(crate) async fn hand_over_all(
+        &self,
+        messages: impl ExactSizeIterator<Item = (Target, Message)>,
+        room: Instant,
+        deadline: Instant,
+    ) -> Together {
+        let (together, parts) = Together::of(messages.len(), deadline);
+        for ((target, message), part) in messages.zip(parts) {
+            match self.place(room).await {
+                Ok(place) => {
+                    let (done, since) = (Done::Part(part), Instant::now());
+                    place.send(Request { target, message, deadline, done, since });
+                }
+                Err(error) => part.tell(Err(error)),
+            }
+        }
+        together
+    }
+
+    /// A place among what waits to be published.
+    async fn place(&self, room: Instant) -> Result<mpsc::Permit<'_, Request>, PublishError> {
+        if self.link.up().is_err() {
+            let up = self.link.wait_up(room).await;
+            up.map_err(|down| PublishError::Unavailable(down.0))?;
+        }
+        match self.requests.try_reserve() {
+            Ok(place) => return Ok(place),
+            Err(mpsc::error::TrySendError::Closed(())) => {
+                return Err(PublishError::Unavailable("closed".to_owned()));
+            }
+            Err(mpsc::error::TrySendError::Full(())) => {}
+        }
+        match timeout_at(room, self.requests.reserve()).await {
+            Ok(Ok(place)) => Ok(place),
             Ok(Err(_)) => Err(PublishError::Unavailable("closed".to_owned())),
             Err(_) => Err(PublishError::Full),
         }

@@ -133,11 +133,11 @@ impl Client {
             let orders: Vec<CancelOrder> = chunk.iter().map(|target| target.order(at)).collect();
             self.write_order(live, Written::cancel(&orders)).await?;
             let events = chunk.iter().zip(&orders).map(|(target, order)| target.event(order, &live.instance));
-            let events = events.collect();
+            let events: Vec<_> = events.collect();
             if let Some(known) = live.known.get() {
                 known.learn_orders(orders);
             }
-            live.events.write(events, self.deadline()).await?;
+            live.events.write(&events, self.deadline()).await?;
         }
         Ok(())
     }
@@ -282,7 +282,7 @@ impl Client {
     /// # Errors
     /// [`SubmitError`]; after `Timeout` they will still be written, unless the process ends.
     pub async fn write_events(&self, events: Vec<Event>, deadline: Instant) -> Result<(), SubmitError> {
-        Ok(self.ordering()?.events.write(events, deadline).await?)
+        Ok(self.ordering()?.events.write(&events, deadline).await?)
     }
 
     /// The connections, for what a recording client cannot do.

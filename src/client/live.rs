@@ -19,6 +19,7 @@ use crate::{
         outlet::Outlet,
         publisher::{Publisher, Target},
         replies::Replies,
+        together::Together,
         topology::Plan,
         version,
     },
@@ -26,6 +27,7 @@ use crate::{
     job::{Envelope, JobId, QueueName},
     metrics::Metrics,
     record::writer::EventWriter,
+    trace::Span,
 };
 
 /// How long events that are not confirmed yet are waited for when the process ends.
@@ -281,6 +283,36 @@ impl Live {
         published
     }
 
+    /// Hands jobs over to be published, each to arrive after so many ticks, in order.
+    pub(super) async fn hand_over(
+        &self,
+        jobs: impl Iterator<Item = (&Envelope, u32)>,
+        patience: Patience,
+    ) -> Handed {
+        let (mut spans, mut messages) = (Vec::new(), Vec::new());
+        for (envelope, ticks) in jobs {
+            let span = traced::begin(&self.names, envelope);
+            let message = match span.context().filter(|_| span.is_live()) {
+                Some(context) => {
+                    let mut envelope = envelope.clone();
+                    context.put_on(&mut envelope.extra);
+                    envelope.encode()
+                }
+                None => envelope.encode(),
+            };
+            spans.push(span);
+            messages.push((self.target(envelope, ticks), message));
+        }
+        let Patience { room, confirm } = patience;
+        let room = room.unwrap_or_else(Instant::now);
+        Handed { together: self.publisher.hand_over_all(messages.into_iter(), room, confirm).await, spans }
+    }
+
+    fn target(&self, envelope: &Envelope, ticks: u32) -> Target {
+        let (exchange, key) = self.names.route(&envelope.queue, envelope.kind.as_str(), ticks);
+        Target { exchange, key, mandatory: true }
+    }
+
     async fn publish_as_it_is(
         &self,
         publisher: &Publisher,
@@ -288,24 +320,28 @@ impl Live {
         ticks: u32,
         patience: Patience,
     ) -> Result<(), SubmitError> {
-        let (exchange, key) = self.names.route(&envelope.queue, envelope.kind.as_str(), ticks);
-        let target = Target { exchange, key, mandatory: true };
-        match publish(publisher, target.clone(), envelope, patience).await {
-            Err(PublishError::Unroutable) if self.publisher.link().declares(&envelope.queue) => {
-                // One of our own queues: someone deleted it or its binding.
-                self.publisher.link().repair().await.map_err(|down| SubmitError::Unavailable(down.0))?;
-                Ok(publish(publisher, target, envelope, patience).await?)
-            }
+        match publish(publisher, self.target(envelope, ticks), envelope, patience).await {
             Err(PublishError::Unroutable) => {
-                // Another process's queue: it is unknown only if it does not exist. If it does, its binding is gone.
-                let restored = self.admin.restore(&self.names, &envelope.queue).await;
-                if !restored.map_err(|down| SubmitError::Unavailable(down.0))? {
-                    return Err(SubmitError::UnknownQueue(envelope.queue.clone()));
-                }
-                Ok(publish(publisher, target, envelope, patience).await?)
+                // Boxed: each publish would have room for it, several KiB.
+                Box::pin(self.make_way(&envelope.queue)).await?;
+                Ok(publish(publisher, self.target(envelope, ticks), envelope, patience).await?)
             }
             other => Ok(other?),
         }
+    }
+
+    /// Makes what is missing between the exchange of jobs and a queue.
+    async fn make_way(&self, queue: &QueueName) -> Result<(), SubmitError> {
+        if self.publisher.link().declares(queue) {
+            // One of our own queues: someone deleted it or its binding.
+            return self.publisher.link().repair().await.map_err(|down| SubmitError::Unavailable(down.0));
+        }
+        // Another process's queue: it is unknown only if it does not exist. If it does, its binding is gone.
+        let restored = self.admin.restore(&self.names, queue).await;
+        if restored.map_err(|down| SubmitError::Unavailable(down.0))? {
+            return Ok(());
+        }
+        Err(SubmitError::UnknownQueue(queue.clone()))
     }
 
     /// Stops what uses the connections.
@@ -339,6 +375,25 @@ async fn publish(
     match patience.room {
         Some(room) => publisher.publish_within(target, message, room, patience.confirm).await,
         None => publisher.publish(target, message, patience.confirm).await,
+    }
+}
+
+/// Jobs that were handed over, each with its span.
+pub(super) struct Handed {
+    together: Together,
+    spans: Vec<Span>,
+}
+
+impl Handed {
+    /// What became of each, in order.
+    pub(super) async fn results(self) -> Vec<Result<(), PublishError>> {
+        let results = self.together.results().await;
+        for (span, result) in self.spans.iter().zip(&results) {
+            if let Err(error) = result {
+                span.fail(SubmitError::from(error.clone()).word());
+            }
+        }
+        results
     }
 }
 

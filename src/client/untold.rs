@@ -37,11 +37,11 @@ struct Ids {
 }
 
 impl Untold {
-    /// The broker has this job: it is untold until the end of [`Telling`].
-    pub(super) fn begin(&self, id: JobId, writer: &EventWriter) -> Telling {
+    /// The broker has these jobs: they are untold until the end of [`Telling`].
+    pub(super) fn begin(&self, mut these: Vec<JobId>, writer: &EventWriter) -> Telling {
         let mut ids = self.ids();
-        let is_kept = ids.all.len() < MOST && ids.all.insert(id);
-        Telling { id, untold: self.clone(), writer: writer.clone(), is_open: is_kept }
+        these.retain(|id| ids.all.len() < MOST && ids.all.insert(*id));
+        Telling { ids: these, untold: self.clone(), writer: writer.clone() }
     }
 
     /// Whether the job's event may not be in the log yet.
@@ -51,9 +51,9 @@ impl Untold {
     }
 
     /// Not in time; true: somebody has to wait for it, and nobody does.
-    fn put_off(&self, id: JobId) -> bool {
+    fn put_off(&self, these: &[JobId]) -> bool {
         let mut ids = self.ids();
-        ids.late.push(id);
+        ids.late.extend(these);
         !std::mem::replace(&mut ids.awaited, true)
     }
 
@@ -62,7 +62,7 @@ impl Untold {
     async fn await_late(self, writer: EventWriter) {
         while let Some(late) = self.late() {
             loop {
-                match writer.write(Vec::new(), Instant::now() + LOOK).await {
+                match writer.write(&[], Instant::now() + LOOK).await {
                     Ok(()) => break,
                     // The process ends.
                     Err(PublishError::Unavailable(_)) => return,
@@ -94,36 +94,33 @@ impl Untold {
     }
 }
 
-/// The event of a job is being written. Dropped before [`Telling::done`], it is written later.
+/// The events of jobs are being written. Dropped before [`Telling::done`], they are written later.
 pub(super) struct Telling {
-    id: JobId,
+    ids: Vec<JobId>,
     untold: Untold,
     writer: EventWriter,
-    is_open: bool,
 }
 
 impl Telling {
-    /// The log has the event.
+    /// The log has the events.
     pub(super) fn done(mut self) {
-        if std::mem::take(&mut self.is_open) {
-            self.untold.forget(&[self.id]);
-        }
+        self.untold.forget(&std::mem::take(&mut self.ids));
     }
 }
 
 impl Drop for Telling {
     fn drop(&mut self) {
-        if !self.is_open {
+        if self.ids.is_empty() {
             return;
         }
         match Handle::try_current() {
             Ok(runtime) => {
-                if self.untold.put_off(self.id) {
+                if self.untold.put_off(&self.ids) {
                     runtime.spawn(self.untold.clone().await_late(self.writer.clone()));
                 }
             }
             // Nobody is left to ask.
-            Err(_) => self.untold.forget(&[self.id]),
+            Err(_) => self.untold.forget(&self.ids),
         }
     }
 }
@@ -137,15 +134,15 @@ mod tests {
         let untold = Untold::default();
         let ids: Vec<JobId> = (0..3).map(|_| JobId::new()).collect();
         untold.ids().all.extend(&ids);
-        assert!(untold.put_off(ids[0]), "nobody waits yet");
-        assert!(!untold.put_off(ids[1]), "somebody does");
+        assert!(untold.put_off(&ids[..1]), "nobody waits yet");
+        assert!(!untold.put_off(&ids[1..2]), "somebody does");
         assert_eq!(untold.late(), Some(vec![ids[0], ids[1]]));
-        assert!(!untold.put_off(ids[2]));
+        assert!(!untold.put_off(&ids[2..]));
         untold.forget(&ids[..2]);
         assert_eq!(ids.iter().map(|id| untold.has(*id)).collect::<Vec<_>>(), [false, false, true]);
         assert_eq!(untold.late(), Some(vec![ids[2]]));
         untold.forget(&ids[2..]);
         assert_eq!(untold.late(), None);
-        assert!(untold.put_off(JobId::new()), "the next one needs somebody again");
+        assert!(untold.put_off(&[JobId::new()]), "the next one needs somebody again");
     }
 }

@@ -8,12 +8,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{FutureExt, future::join_all};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::task::coop::unconstrained;
+use tokio::{sync::OwnedSemaphorePermit, task::coop::unconstrained};
 
 use super::{
     App,
@@ -25,7 +25,7 @@ use super::{
     keyed::{self, Begun},
     naming::{self, Choice, Named},
     problem::{Code, Problem},
-    spooling::Taken,
+    spooling::{Refusal, Taken},
     submission::{Draft, ERRORS_MAX, ITEM_ERRORS_MAX, trace_context},
 };
 use crate::{
@@ -236,6 +236,31 @@ pub(super) fn place(problem: Problem, item: &Item<'_>) -> Problem {
     }
 }
 
+/// A job to be submitted: its place, and what is held until that is done.
+type Part = (usize, Submission, Option<Claim>, Option<(Arc<OwnedSemaphorePermit>, Room)>);
+/// What became of it.
+type Done = (usize, Result<Taken, Problem>);
+
+async fn submit_each(app: &App, parts: Vec<Part>) -> Vec<Done> {
+    let each = parts.into_iter().map(|(place, job, claim, held)| {
+        let (id, named) = (job.envelope.id, claim.is_some());
+        let submitted = keyed::submit(app, job, claim, true, held);
+        async move { (place, submitted.await.map_err(|error| keyed::problem(&error, id, named))) }.boxed()
+    });
+    // In the items' order: see `spool::drain`.
+    unconstrained(join_all(each)).await
+}
+
+async fn submit_together(app: &App, parts: Vec<Part>) -> Vec<Done> {
+    let (places, jobs): (Vec<_>, Vec<_>) =
+        parts.into_iter().map(|(place, job, ..)| ((place, job.envelope.id), job)).unzip();
+    let results = keyed::submit_all(app, jobs).await;
+    let done = |((place, id), result): ((usize, JobId), Result<Taken, Refusal>)| {
+        (place, result.map_err(|error| keyed::problem(&error, id, false)))
+    };
+    places.into_iter().zip(results).map(done).collect()
+}
+
 fn written(problem: &Problem) -> Option<Box<RawValue>> {
     RawValue::from_string(problem.to_json()).ok()
 }
@@ -319,7 +344,7 @@ impl Batch {
         let ready = std::mem::take(&mut self.ready);
         if !ready.is_empty() {
             let entered = Arc::new(app.enter()?);
-            let parts: Vec<_> = ready
+            let parts: Vec<Part> = ready
                 .into_iter()
                 .map(|(place, job, claim)| {
                     let held =
@@ -330,13 +355,12 @@ impl Batch {
             let (app, rest) = (app.clone(), room.split(usize::MAX));
             // Goes on when the client goes away, as a single submit does.
             let submitting = tokio::spawn(crate::trace::here(async move {
-                let each = parts.into_iter().map(|(place, job, claim, held)| {
-                    let (id, named) = (job.envelope.id, claim.is_some());
-                    let submitted = keyed::submit(&app, job, claim, true, held);
-                    async move { (place, submitted.await.map_err(|error| keyed::problem(&error, id, named))) }
-                });
-                // In the items' order: see `spool::drain`.
-                let results = unconstrained(join_all(each)).await;
+                let alone = |(_, job, claim, _): &Part| claim.is_some() || app.spools_now(job);
+                let results = if parts.iter().any(alone) {
+                    submit_each(&app, parts).await
+                } else {
+                    submit_together(&app, parts).await
+                };
                 drop(entered);
                 (results, rest)
             }));

@@ -34,6 +34,8 @@ use crate::{
     trace::trace_id_of,
 };
 
+/// How long a submit whose wait is over waits for its event to be in the log.
+const TOLD: Duration = Duration::from_millis(500);
 /// Longest time for the record to catch up with the event log before a call goes on without.
 pub(super) const CATCH_UP: Duration = Duration::from_secs(2);
 /// How long after a change the record is looked at: a reply is faster, and news often come several at a time.
@@ -90,6 +92,10 @@ impl App {
             }
             _ => self.end_of(id, watch, ready(None), deadline).await,
         };
+        if end.is_none() {
+            // Its submitter looks for it in the record now, and may ask another process.
+            self.client.until_told(Instant::now() + TOLD).await;
+        }
         Ok((taken, end))
     }
 
@@ -147,18 +153,31 @@ impl App {
         self.look_up_within(id, CATCH_UP).await
     }
 
+    /// As [`App::look_up`], but does not catch up for a job that has just been accepted here.
+    pub(super) async fn look_at(&self, id: JobId) -> Result<Option<JobRecord>, Problem> {
+        self.known(id, self.record.job_so_far(id, CATCH_UP)).await
+    }
+
     /// As [`App::look_up`], with another patience for catching up.
     pub(super) async fn look_up_within(
         &self,
         id: JobId,
         patience: Duration,
     ) -> Result<Option<JobRecord>, Problem> {
+        self.known(id, self.record.job(id, patience)).await
+    }
+
+    async fn known(
+        &self,
+        id: JobId,
+        asked: impl Future<Output = Result<Option<JobRecord>, RecordError>>,
+    ) -> Result<Option<JobRecord>, Problem> {
         if let Some(job) = self.spooled(id).await? {
             return Ok(Some(job));
         }
         // Before the record is asked: what is told meanwhile may be missing there.
         let is_untold = self.client.is_untold(id);
-        match self.record.job(id, patience).await {
+        match asked.await {
             Ok(None) if is_untold => Err(Problem {
                 job: Some(id),
                 ..Problem::new(

@@ -6,6 +6,8 @@
 mod log;
 mod story;
 
+use std::time::Duration;
+
 use axum::{
     extract::{Request, State},
     response::Response,
@@ -25,6 +27,9 @@ use super::{
     submission::ERRORS_MAX,
 };
 use crate::record::model::Position;
+
+/// How long a stream waits for the record to catch up before it begins.
+const SOON: Duration = Duration::from_millis(500);
 
 /// `GET /v1/jobs/{id}/events`.
 pub(super) async fn of_job(State(app): State<App>, id: IdPath, request: Request) -> Response {
@@ -94,9 +99,15 @@ impl App {
         Ok(Found { last: Some(last), beyond: last > tail, tail })
     }
 
-    /// The end of the log, as far as it is known here; not the past that a starting process reads.
+    /// The end of the log, so that what was confirmed before is not told; what is known here where that takes long, but
+    /// not the past that a starting process reads.
     async fn now(&self) -> Result<Position, Problem> {
-        if self.record.is_caught_up() { Ok(*self.record.tail().borrow()) } else { self.caught_up().await }
+        if !self.record.is_caught_up() {
+            return self.caught_up().await;
+        }
+        // In time or not.
+        let _ = self.record.catch_up(Instant::now() + SOON).await;
+        Ok(*self.record.tail().borrow())
     }
 
     async fn caught_up(&self) -> Result<Position, Problem> {

@@ -52,7 +52,7 @@ async fn show(app: &App, id: IdPath, inbound: &mut Inbound) -> Result<Response, 
     let wait = Wait::choose(wait, preferred, Duration::ZERO, app.http.max_wait);
     let caller = &inbound.caller;
     // Nobody waits for what is not there for him: the time would tell that there is something.
-    let mut known = caller.visible(app, app.look_up(id).await?)?;
+    let mut known = caller.visible(app, app.look_at(id).await?)?;
     if !wait.patience.is_zero() && !known.summary.status.is_final() {
         known = caller.visible(app, app.await_record(id, start + wait.patience).await?)?;
     }

@@ -22,7 +22,10 @@ use axum::{
 };
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    task::coop::unconstrained,
+    time::{Instant, timeout_at},
+};
 
 use super::{
     App,
@@ -220,16 +223,36 @@ pub(super) async fn submit(
     patient: bool,
     held: impl Send + 'static,
 ) -> Result<Taken, Refusal> {
-    let id = job.envelope.id;
     let deadline = Instant::now() + app.confirm_timeout;
-    let result = match claim {
-        Some(claim) => submit_claimed(app, job, claim, patient, held, deadline).await,
+    match claim {
+        // Boxed, as the ways to the spool are: each submit would have room for it, several KiB.
+        Some(claim) => Box::pin(submit_claimed(app, job, claim, patient, held, deadline)).await,
         None => hand_over(app, job, patient, deadline, || {}).await,
-    };
-    if matches!(result, Ok(Taken::Broker)) {
-        app.record.touch(id);
     }
-    result
+}
+
+/// Submits jobs that have no claims, in order; those that the broker does not take go to the spool where that is due.
+pub(super) async fn submit_all(app: &App, mut jobs: Vec<Submission>) -> Vec<Result<Taken, Refusal>> {
+    let give_up = Instant::now() + app.confirm_timeout;
+    let submitted = app.client.submit_together(&mut jobs, give_up).await;
+    let (mut taken, mut failed) = (Vec::with_capacity(jobs.len()), Vec::new());
+    for (index, result) in submitted.into_iter().enumerate() {
+        taken.push(Ok(Taken::Broker));
+        match result {
+            Ok(event) => app.record.submitted(event),
+            Err(error) => failed.push((index, error)),
+        }
+    }
+    let spooled =
+        failed.into_iter().map(async |(index, error)| (index, app.spool_after(error, &jobs[index]).await));
+    // In the jobs' order: see `spool::drain`.
+    for (index, result) in unconstrained(join_all(spooled)).await {
+        taken[index] = result;
+    }
+    for (job, result) in jobs.iter().zip(&taken) {
+        app.count_submit(&job.envelope.kind, result);
+    }
+    taken
 }
 
 /// Hands a job to the broker, or to the spool where that is due, and counts it. `confirmed` is told when the broker has
@@ -255,12 +278,15 @@ async fn take(
     confirmed: impl FnOnce() + Send,
 ) -> Result<Taken, Refusal> {
     if app.spools_now(&job) {
-        return app.spool(&job).await;
+        return Box::pin(app.spool(&job)).await;
     }
     let kept = app.can_spool().then(|| job.clone());
     match (app.client.submit_watched(job, patient, give_up, confirmed).await, kept) {
-        (Ok(()), _) => Ok(Taken::Broker),
-        (Err(error), Some(job)) => app.spool_after(error, &job).await,
+        (Ok(event), _) => {
+            app.record.submitted(event);
+            Ok(Taken::Broker)
+        }
+        (Err(error), Some(job)) => Box::pin(app.spool_after(error, &job)).await,
         (Err(error), None) => Err(error.into()),
     }
 }
@@ -273,7 +299,7 @@ async fn submit_claimed(
     held: impl Send + 'static,
     deadline: Instant,
 ) -> Result<Taken, Refusal> {
-    let app = app.clone();
+    let (app, record, id) = (app.clone(), app.record.clone(), job.envelope.id);
     let confirmed = Arc::new(AtomicBool::new(false));
     let confirm = Arc::clone(&confirmed);
     claim.publishing();
@@ -295,7 +321,10 @@ async fn submit_claimed(
     match timeout_at(deadline, task).await {
         Ok(done) => done.unwrap_or_else(|_| Err(SubmitError::Lost("it broke off here".to_owned()).into())),
         // The broker has the job, and its event is on its way.
-        Err(_) if confirmed.load(Ordering::Acquire) => Ok(Taken::Broker),
+        Err(_) if confirmed.load(Ordering::Acquire) => {
+            record.touch(id);
+            Ok(Taken::Broker)
+        }
         Err(_) => Err(SubmitError::Timeout.into()),
     }
 }

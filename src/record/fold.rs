@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 pub(crate) use self::attempts::attempts;
-use super::model::{CancelRequest, JobStatus, Position, Summary};
+use super::model::{CancelRequest, JobRecord, JobStatus, Position, Summary};
 use crate::{
     event::{AttemptOutcome, Event, EventError, EventType, Progress, Rank},
     job::{JobId, Kind, QueueName, dead, wire::time_of_ms},
@@ -193,6 +193,23 @@ pub(crate) struct Merged {
     pub(crate) args: bool,
     /// The event's output is the job's output now (or that it was left out).
     pub(crate) output: bool,
+}
+
+/// What is known of a job of which this is all that is known.
+pub(crate) fn submitted(event: &Event, now: Timestamp) -> Option<JobRecord> {
+    let mut row = Row::default();
+    row.merge(event);
+    let Event { job, data, .. } = event;
+    Some(JobRecord {
+        summary: row.summary(*job, Position::default(), now)?,
+        args: data.args.clone(),
+        args_omitted: data.args_omitted,
+        output: None,
+        output_omitted: false,
+        attempts: Vec::new(),
+        progress: None,
+        trace_id: data.trace_id.clone(),
+    })
 }
 
 fn is_zero(number: &u32) -> bool {

@@ -8,6 +8,7 @@
 //! What cannot be read is counted and passed over: one bad writer must not stop the record of everybody else.
 
 use std::{
+    future::ready,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -41,9 +42,8 @@ const PREFETCH: u16 = 64;
 const RECORDS_MAX: usize = 512;
 const BYTES_MAX: usize = 4 << 20;
 /// From one transaction to the next, while little comes with each and nobody waits for it: a transaction has a price of
-/// its own, and what two events of a job say in one is written once. Not longer: lists and counts do not wait, and who has
-/// just submitted looks for the job there.
-const MOMENT: Duration = Duration::from_millis(5);
+/// its own, and what two events of a job say in one is written once. Who looks at a list ends the wait ([`Looks`]).
+const MOMENT: Duration = Duration::from_millis(20);
 /// Records of a transaction that is small.
 const FEW_RECORDS: usize = 32;
 /// Pause before a record is begun anew that cannot even be begun.
@@ -81,21 +81,28 @@ impl Projector {
         let shared = Arc::clone(&self.shared);
         loop {
             if let Some(next) = self.next.take() {
+                let _lingers = shared.looks.linger();
                 tokio::select! {
                     () = sleep_until(next) => {}
                     () = shared.barriers.awaited() => {}
+                    () = shared.looks.awaited() => {}
                     () = stop.cancelled() => return,
                 }
             }
             let work = tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = shared.damaged.notified() => self.start_over().boxed(),
                 item = self.reader.next() => self.take(item).boxed(),
+                // There is nothing to be seen.
+                () = shared.looks.awaited() => ready(()).boxed(),
             };
+            let looks = shared.looks.asked();
             // What is not applied yet is read again at the next start.
             if stop.run_until_cancelled(work).await.is_none() {
                 return;
             }
+            shared.looks.answer(looks);
         }
     }
 

@@ -26,6 +26,8 @@ use tracing::warn;
 use super::{
     answers,
     barrier::Barriers,
+    fold,
+    looks::Looks,
     model::{
         Counts, Filter, Group, JobRecord, Moment, Page, Position, QueueRecord, Scope, StoredEvent, Stretch,
         Summary,
@@ -41,6 +43,7 @@ use crate::{
     amqp::{connection::Link, stream::Place},
     client::Client,
     config::{self, Config},
+    event::Event,
     job::{JobId, QueueName},
 };
 
@@ -110,6 +113,7 @@ pub(super) struct Shared {
     path: PathBuf,
     pub(super) barriers: Barriers,
     pub(super) watching: Watching,
+    pub(super) looks: Looks,
     pub(super) tail: watch::Sender<Position>,
     /// Somebody has found that the file is damaged.
     pub(super) damaged: Notify,
@@ -217,6 +221,7 @@ impl Record {
             path: config.record.path.clone(),
             barriers: Barriers::default(),
             watching: Watching::default(),
+            looks: Looks::default(),
             tail: watch::Sender::default(),
             damaged: Notify::new(),
             rates: Mutex::default(),
@@ -344,6 +349,28 @@ impl Record {
         self.0.shared.touched().add(id, barriers.asked());
     }
 
+    /// This process has accepted a job, and wrote this event of it: [`Record::touch`], and what [`Record::job_so_far`] tells
+    /// until the record has it.
+    pub(crate) fn submitted(&self, event: Event) {
+        let Shared { barriers, .. } = &*self.0.shared;
+        self.0.shared.touched().add_submitted(event, barriers.asked());
+    }
+
+    /// A job's record, as [`Record::job`]; but of one that this process has just accepted what is known now, be it only
+    /// that it was submitted. So it takes no longer while much is written.
+    ///
+    /// # Errors
+    /// As [`Record::job`].
+    pub(crate) async fn job_so_far(
+        &self,
+        id: JobId,
+        patience: Duration,
+    ) -> Result<Option<JobRecord>, RecordError> {
+        let Some(event) = self.0.shared.touched().submitted(id) else { return self.job(id, patience).await };
+        let known = self.job(id, Duration::ZERO).await?;
+        Ok(known.or_else(|| fold::submitted(&event, Timestamp::now())))
+    }
+
     /// A job's record. Catches up, for at most `patience`, when the job is unknown or was touched, or has not ended as far
     /// as a record knows that is still being read; without patience, it is what is known now.
     ///
@@ -380,6 +407,7 @@ impl Record {
         limit: usize,
         after: Option<Position>,
     ) -> Result<Page, RecordError> {
+        self.0.shared.looks.look().await;
         self.0.shared.read(move |store| store.jobs(&filter, limit, after, Timestamp::now())).await
     }
 
@@ -388,6 +416,7 @@ impl Record {
     /// # Errors
     /// [`RecordError`].
     pub async fn counts(&self, queue: Option<QueueName>) -> Result<Counts, RecordError> {
+        self.0.shared.looks.look().await;
         self.0.shared.read(move |store| store.counts(queue.as_ref(), Timestamp::now())).await
     }
 
@@ -397,6 +426,7 @@ impl Record {
     /// [`RecordError`].
     pub async fn queues(&self) -> Result<BTreeMap<QueueName, QueueRecord>, RecordError> {
         let now = Timestamp::now();
+        self.0.shared.looks.look().await;
         let mut queues = self.0.shared.read(move |store| store.queues(now)).await?;
         self.0.shared.rates().fill(&mut queues, now);
         Ok(queues)

@@ -53,6 +53,8 @@ const AGAIN: Duration = Duration::from_millis(250);
 const MOMENT: Duration = Duration::from_millis(20);
 /// Events that are kept for them at most so long.
 const TOLD_AT_ONCE: usize = 500;
+/// How long events may wait for others to be written with that nobody needs in the log at once.
+const SOON: Duration = Duration::from_millis(10);
 /// No deadline: a batch is written or the process ends.
 const FOREVER: Duration = Duration::from_secs(100 * 86_400);
 
@@ -78,6 +80,8 @@ impl Item {
 struct Request {
     items: Vec<Item>,
     done: Option<oneshot::Sender<()>>,
+    /// Until when it may wait for others; `None`: not at all.
+    by: Option<Instant>,
     _room: Option<OwnedSemaphorePermit>,
 }
 
@@ -111,12 +115,12 @@ impl EventWriter {
     /// # Errors
     /// [`PublishError::Full`]: they were not handed over. [`PublishError::Timeout`]: they will still be written, unless
     /// the process ends.
-    pub(crate) async fn write(&self, events: Vec<Event>, deadline: Instant) -> Result<(), PublishError> {
+    pub(crate) async fn write(&self, events: &[Event], deadline: Instant) -> Result<(), PublishError> {
         let items: Vec<Item> = events.iter().map(Item::new).collect();
         let room = timeout_at(deadline, Arc::clone(&self.room).acquire_many_owned(kib(&items))).await;
         let Ok(Ok(room)) = room else { return Err(PublishError::Full) };
         let (done, written) = oneshot::channel();
-        let request = Request { items, done: Some(done), _room: Some(room) };
+        let request = Request { items, done: Some(done), by: None, _room: Some(room) };
         match timeout_at(deadline, self.requests.send(request)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(PublishError::Unavailable("closed".to_owned())),
@@ -131,20 +135,40 @@ impl EventWriter {
 
     /// Hands events over without waiting: they are written as soon as that is possible, or dropped where too many wait.
     pub(crate) fn post(&self, events: &[Event]) {
-        let items: Vec<Item> = events.iter().map(Item::new).collect();
-        let room = Arc::clone(&self.room).try_acquire_many_owned(kib(&items)).ok();
-        let request = Request { items, done: None, _room: room };
-        if request._room.is_none() || self.requests.try_send(request).is_err() {
+        if !self.try_send(events, None, None) {
             debug!(events = events.len(), "too many events wait: dropped");
         }
     }
 
+    /// Hands an event over that is to be written soon, with others if any come: what is returned is told when the log has
+    /// it. `None`: too many wait.
+    pub(crate) fn write_soon(&self, event: &Event) -> Option<oneshot::Receiver<()>> {
+        let (done, written) = oneshot::channel();
+        let by = Instant::now() + SOON;
+        self.try_send(std::slice::from_ref(event), Some(done), Some(by)).then_some(written)
+    }
+
+    fn try_send(&self, events: &[Event], done: Option<oneshot::Sender<()>>, by: Option<Instant>) -> bool {
+        let items: Vec<Item> = events.iter().map(Item::new).collect();
+        let room = Arc::clone(&self.room).try_acquire_many_owned(kib(&items)).ok();
+        room.is_some() && self.requests.try_send(Request { items, done, by, _room: room }).is_ok()
+    }
+
     /// Waits until everything handed over so far is written, or `deadline`.
     pub(crate) async fn flush(&self, deadline: Instant) {
-        if self.write(Vec::new(), deadline).await.is_err() {
+        if self.write(&[], deadline).await.is_err() {
             warn!("events that the broker has not confirmed are left behind");
         }
     }
+}
+
+/// Until when these may wait for others to come; `None`: there are none, or not all of them may.
+fn patience(requests: &[Request]) -> Option<Instant> {
+    let all = requests.iter().try_fold(None, |first: Option<Instant>, request| {
+        let by = request.by?;
+        Some(Some(first.map_or(by, |first| first.min(by))))
+    });
+    all.flatten()
 }
 
 /// What these events take of the room; at least one, at most all of it.
@@ -171,11 +195,19 @@ impl Task {
         let mut requests = Vec::new();
         let mut state = self.publisher.link().watch();
         loop {
+            let due = patience(&requests);
             tokio::select! {
-                count = queue.recv_many(&mut requests, WAITING) => if count == 0 {
-                    self.tell_subscribers();
-                    return;
+                count = queue.recv_many(&mut requests, WAITING) => match (count, requests.is_empty()) {
+                    (0, true) => {
+                        self.tell_subscribers();
+                        return;
+                    }
+                    // Nobody else will come.
+                    (0, false) => {}
+                    _ if patience(&requests).is_some() => continue,
+                    _ => {}
                 },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 () = sleep_until(self.told + MOMENT), if !self.untold.is_empty() => {
                     self.tell_subscribers();
                     continue;
@@ -347,6 +379,26 @@ mod tests {
         let copy = again(first.clone());
         assert_ne!(first.message_id, copy.message_id);
         assert_eq!(Message { message_id: first.message_id.clone(), ..copy }, first);
+    }
+
+    #[tokio::test]
+    async fn events_wait_for_others_only_if_all_of_them_may() {
+        let now = Instant::now();
+        let request = |by: Option<u64>| Request {
+            items: Vec::new(),
+            done: None,
+            by: by.map(|by| now + Duration::from_millis(by)),
+            _room: None,
+        };
+        for (all, expected) in [
+            (vec![], None),
+            (vec![Some(9), Some(3), Some(5)], Some(3)),
+            (vec![Some(9), None], None),
+            (vec![None], None),
+        ] {
+            let requests: Vec<Request> = all.into_iter().map(request).collect();
+            assert_eq!(patience(&requests), expected.map(|by| now + Duration::from_millis(by)));
+        }
     }
 
     #[test]

@@ -127,6 +127,8 @@ impl Settler {
     }
 
     /// Settles a job whose attempt has ended. `give_up` ends the waiting for a broker that does not confirm.
+    ///
+    /// What is not the usual end is boxed: each attempt would have room for it, some KiB that are moved and cleared.
     pub(super) async fn settle(
         &self,
         ended: Ended<'_>,
@@ -137,25 +139,25 @@ impl Settler {
             Disposition::Succeed { output, omitted } => self.succeed(ended, output, omitted, give_up).await,
             Disposition::Expire => {
                 let event = self.teller.expired(&ended);
-                self.end(ended, Status::Expired, event, &expired(), give_up).await
+                Box::pin(self.end(ended, Status::Expired, event, &expired(), give_up)).await
             }
             Disposition::Cancel { by, reason } => {
                 let failure = cancelled(by.as_deref(), reason.as_deref());
                 let event = self.teller.cancelled(&ended, by, reason);
-                self.end(ended, Status::Cancelled, event, &failure, give_up).await
+                Box::pin(self.end(ended, Status::Cancelled, event, &failure, give_up)).await
             }
             Disposition::Retry { delay, error } => {
                 warn_failed(&ended.envelope, &error, delay);
                 let event = self.teller.retrying(&ended, delay, &error);
                 let copy = ended.envelope.clone().next_attempt().due_in(delay);
-                self.republish(ended, &copy, delay, event, give_up).await
+                Box::pin(self.republish(ended, &copy, delay, event, give_up)).await
             }
             Disposition::Snooze { delay } => {
                 let event = self.teller.scheduled(&ended, delay);
                 let copy = ended.envelope.clone().next_step().due_in(delay);
-                self.republish(ended, &copy, delay, event, give_up).await
+                Box::pin(self.republish(ended, &copy, delay, event, give_up)).await
             }
-            Disposition::Die { reason, error } => self.bury(ended, reason, error, give_up).await,
+            Disposition::Die { reason, error } => Box::pin(self.bury(ended, reason, error, give_up)).await,
             Disposition::HandBack => {
                 ended.hold.hand_back();
                 Settled::HandedBack
@@ -176,7 +178,7 @@ impl Settler {
         let callback = self.callbacks.of(&event, &ended.envelope.extra);
         let events = self.with_company(&mut ended, event, callback.as_ref());
         tokio::select! {
-            written = self.events.write(events, Instant::now() + FOREVER) => if written.is_err() {
+            written = self.events.write(&events, Instant::now() + FOREVER) => if written.is_err() {
                 // The connection is closed for good.
                 return hand_back(ended.hold);
             },
@@ -395,7 +397,7 @@ impl Settler {
             return Err(Settled::Left);
         }
         tokio::select! {
-            written = self.events.write(events, Instant::now() + FOREVER) => match written {
+            written = self.events.write(&events, Instant::now() + FOREVER) => match written {
                 Ok(()) => Ok(()),
                 // The connection is closed for good.
                 Err(_) => Err(hand_back(hold)),
@@ -410,7 +412,7 @@ impl Settler {
     /// done with even if the process has to end before the confirm; the copy's own events say the same.
     async fn write_fact(&self, events: Vec<Event>, give_up: &CancellationToken) {
         tokio::select! {
-            written = self.events.write(events, Instant::now() + FOREVER) => drop(written),
+            written = self.events.write(&events, Instant::now() + FOREVER) => drop(written),
             () = give_up.cancelled() => {}
         }
     }
@@ -470,7 +472,7 @@ impl Settler {
         give_up: &CancellationToken,
     ) -> Result<(), Settled> {
         let Some(callback) = callback else { return Ok(()) };
-        match give_up.run_until_cancelled(self.callbacks.publish_surely(callback)).await {
+        match give_up.run_until_cancelled(Box::pin(self.callbacks.publish_surely(callback))).await {
             Some(()) => Ok(()),
             // Not acknowledged: the redelivery is known as ended, and its callback published.
             None => Err(hand_back(hold)),

@@ -172,7 +172,8 @@ impl Shared {
     ) -> Outcome {
         if self.is_suspect(returns) {
             warn!(job.id = %envelope.id, kind = %envelope.kind, returns, "came back several times: runs in a child process");
-            match isolate::run(envelope, terms, strings).await {
+            // Boxed, as it is rare and large.
+            match Box::pin(isolate::run(envelope, terms, strings)).await {
                 Ok(outcome) => return outcome,
                 Err(error) => warn!(%error, "no child process; running in this one"),
             }

@@ -182,7 +182,11 @@ async fn a_worker_that_is_told_to_stop_hands_its_suspects_back() {
     assert!(lines.iter().all(|line| line.child && !is_alive(line.pid)), "{lines:?}");
     // What can be asked to stop was asked.
     assert!(lines.iter().any(|line| line.job == ids[0] && line.word == "stopped"), "{lines:?}");
-    assert_eq!(stage.broker.waiting(&stage.work_queue()).await, 2);
+    // A quorum queue counts what came back a moment later.
+    eventually("both are back", async || {
+        (stage.broker.waiting(&stage.work_queue()).await == 2).then_some(())
+    })
+    .await;
     assert_eq!(stage.broker.waiting(&stage.dead_queue()).await, 0);
 }
 
