@@ -32,19 +32,18 @@ mod stage;
 mod stats;
 mod worker;
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
 
 use self::{
     machine::Machine,
-    measure::{Run, Sizes},
+    measure::{Measured, Run, Sizes},
     peers::Peers,
     plan::Measure,
     report::{Report, Settings},
     stage::{Stage, of_its_own},
-    stats::Samples,
 };
 use super::{say, up::files};
 use crate::{Config, shutdown};
@@ -72,6 +71,9 @@ pub(super) struct Arguments {
     /// Measure only these.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Measure>,
+    /// How far backlog, delayed jobs and record grow in `growth`.
+    #[arg(long, default_value_t = 1_000_000)]
+    large: usize,
     /// Attempts at the same time in the worker.
     #[arg(long, default_value_t = 100)]
     concurrency: usize,
@@ -96,7 +98,11 @@ pub(super) struct Arguments {
 enum Process {
     /// The worker.
     #[command(hide = true)]
-    Worker,
+    Worker {
+        /// With jobs of more queues.
+        #[arg(long)]
+        spread: bool,
+    },
     /// Bare lapin.
     #[command(hide = true)]
     Raw,
@@ -105,15 +111,15 @@ enum Process {
 /// Runs the benchmark and prints its tables; or one of its processes.
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.process {
-        Some(Process::Worker) => worker::run().await,
+        Some(Process::Worker { spread }) => worker::run(spread).await,
         Some(Process::Raw) => raw::run().await,
         None => compare(&arguments).await,
     }
 }
 
 async fn compare(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let Arguments { jobs, backlog, calls, rounds, concurrency, prefetch, .. } = *arguments;
-    ensure!(jobs >= 1 && backlog >= 1 && calls >= 1 && rounds >= 1, "nothing to measure");
+    let Arguments { jobs, backlog, calls, large, rounds, concurrency, prefetch, .. } = *arguments;
+    ensure!(jobs >= 1 && backlog >= 1 && calls >= 1 && large >= 1 && rounds >= 1, "nothing to measure");
     let interrupted = shutdown::requested().context("cannot listen for signals")?;
     let stage = Stage::new(of_its_own(Config::load()?, concurrency, prefetch)?)?;
     let machine = Machine::of(&stage.config).await;
@@ -128,19 +134,15 @@ async fn compare(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         taken_down?;
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    let (samples, said) = measured?;
     let settings = Settings { rounds, jobs, backlog, calls, args: ARGS, concurrency, prefetch, prefix };
-    show(&Report::new(settings, machine, said, &samples), arguments)?;
+    show(&Report::new(settings, machine, measured?), arguments)?;
     taken_down?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The numbers, and what other libraries say of their guarantees.
-async fn measure(
-    stage: &Stage,
-    arguments: &Arguments,
-) -> anyhow::Result<(Samples, BTreeMap<String, String>)> {
-    let sizes = Sizes { jobs: arguments.jobs, backlog: arguments.backlog, calls: arguments.calls };
+async fn measure(stage: &Stage, arguments: &Arguments) -> anyhow::Result<Measured> {
+    let Arguments { jobs, backlog, calls, large, .. } = *arguments;
+    let sizes = Sizes { jobs, backlog, calls };
     let measures = match arguments.only.as_slice() {
         [] => Measure::value_variants(),
         only => only,
@@ -159,6 +161,9 @@ async fn measure(
     for round in 1..=arguments.rounds {
         say::error(format_args!("round {round} of {}", arguments.rounds));
         run.round(measures).await?;
+    }
+    if measures.contains(&Measure::Growth) {
+        run.growth(large).await?;
     }
     run.end().await
 }

@@ -78,6 +78,32 @@ impl Connection {
         Ok(body)
     }
 
+    /// Sends a request whose answer has no end, and reads its head.
+    async fn begin(&mut self, request: &[u8]) -> anyhow::Result<()> {
+        self.stream.write_all(request).await?;
+        while !contains(&self.buffer, b"\r\n\r\n") {
+            ensure!(self.buffer.len() < HEAD_MAX, "the head of an answer does not end");
+            self.read().await?;
+        }
+        ensure!(self.buffer.starts_with(b"HTTP/1.1 200 "), "the front opens no stream");
+        Ok(())
+    }
+
+    /// Reads until `mark` has come so many times.
+    async fn count(&mut self, mark: &[u8], mut left: usize) -> anyhow::Result<()> {
+        loop {
+            let found = self.buffer.windows(mark.len()).filter(|window| *window == mark).count();
+            left = left.saturating_sub(found);
+            // What may be the begin of another one stays.
+            let rest = self.buffer.len().saturating_sub(mark.len() - 1);
+            self.buffer.drain(..rest);
+            if left == 0 {
+                return Ok(());
+            }
+            self.read().await?;
+        }
+    }
+
     async fn read(&mut self) -> anyhow::Result<()> {
         let read = self.stream.read_buf(&mut self.buffer).await?;
         ensure!(read > 0, "the front closed a connection");
@@ -107,11 +133,12 @@ pub(super) fn request(method: &str, path: &str, body: &[u8]) -> Vec<u8> {
     request
 }
 
-/// Sends `items` so many times, in batches, as fast as they are taken.
-pub(super) async fn batches(address: SocketAddr, item: Vec<u8>, count: usize) -> anyhow::Result<Sent> {
+/// Sends so many of `items`, which take turns, in batches, as fast as they are taken.
+pub(super) async fn batches(address: SocketAddr, items: Vec<Vec<u8>>, count: usize) -> anyhow::Result<Sent> {
     apart(move || async move {
         let request_of = |size: usize| {
-            let items = vec![item.as_slice(); size].join(&b","[..]);
+            let items: Vec<&[u8]> = items.iter().map(Vec::as_slice).cycle().take(size).collect();
+            let items = items.join(&b","[..]);
             request("POST", "/v1/jobs/batch", &[b"[", items.as_slice(), b"]"].concat())
         };
         let (whole, last) = (request_of(BATCH), request_of(count % BATCH));
@@ -169,6 +196,28 @@ pub(super) async fn each(
         Ok((sent, times.into_inner()))
     })
     .await
+}
+
+/// Streams of events, all open: each counts what comes.
+pub(super) struct Streams {
+    lanes: Vec<Connection>,
+}
+
+impl Streams {
+    /// Opens so many streams of `path`.
+    pub(super) async fn open(address: SocketAddr, path: &str, count: usize) -> anyhow::Result<Self> {
+        let (mut lanes, request) = (open(address, count).await?, request("GET", path, b""));
+        let begin = lanes.iter_mut().map(|lane| lane.begin(&request));
+        timeout(LONGEST_REQUEST, try_join_all(begin)).await.context("the front opens no streams")??;
+        Ok(Self { lanes })
+    }
+
+    /// Waits until each has had so many events more; when that was.
+    pub(super) async fn until(&mut self, events: usize) -> anyhow::Result<u64> {
+        let counting = try_join_all(self.lanes.iter_mut().map(|lane| lane.count(b"\ndata:", events)));
+        timeout(LONGEST, counting).await.context("the events do not all come")??;
+        Ok(clock::now())
+    }
 }
 
 async fn open(address: SocketAddr, count: usize) -> anyhow::Result<Vec<Connection>> {

@@ -1,14 +1,16 @@
 //! The measurements: each does the same work by bare lapin and by Hopline, one after the other.
 //!
-//! What has no counterpart there is in [`alone`], other libraries in [`super::peers`].
+//! What has no counterpart there is in [`alone`], how cost grows in [`growth`], other libraries in [`super::peers`].
 
 mod alone;
+mod growth;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, bail};
 use tokio::time::{Instant, sleep};
 
+pub(super) use self::growth::Grown;
 use super::{
     clock,
     load::{self, Asking},
@@ -43,12 +45,25 @@ impl Sizes {
     }
 }
 
+/// What was measured.
+#[derive(Debug, Default)]
+pub(super) struct Measured {
+    pub(super) samples: Samples,
+    /// All times of each measurement that has some, of all rounds.
+    pub(super) times: BTreeMap<&'static str, Times>,
+    pub(super) grown: Vec<Grown>,
+    /// Under which guarantees other libraries worked.
+    pub(super) peers: BTreeMap<String, String>,
+}
+
 /// The processes, and what was measured of them.
 pub(super) struct Run<'a> {
     stage: &'a Stage,
     sizes: Sizes,
     peers: Option<Peers>,
-    pub(super) samples: Samples,
+    samples: Samples,
+    times: BTreeMap<&'static str, Times>,
+    grown: Vec<Grown>,
     front: Front,
     /// Where there is one.
     worker: Option<Told>,
@@ -66,6 +81,8 @@ impl<'a> Run<'a> {
             sizes,
             peers,
             samples: Samples::default(),
+            times: BTreeMap::new(),
+            grown: Vec::new(),
             front: stage.front().await?,
             worker: None,
             producer: stage.raw("raw-producer").await?,
@@ -81,6 +98,7 @@ impl<'a> Run<'a> {
         let idle = std::mem::take(&mut self.samples);
         self.round(measures).await?;
         (self.sizes, self.samples) = (sizes, idle);
+        self.times.clear();
         Ok(())
     }
 
@@ -101,19 +119,22 @@ impl<'a> Run<'a> {
                 Measure::Start => self.start_again().await,
                 Measure::Rebuild => self.rebuild().await,
                 Measure::Peers => self.peers().await,
+                // By itself: once is enough, and it takes minutes.
+                Measure::Growth => Ok(()),
             };
             measured.with_context(|| format!("{measure:?}"))?;
         }
         Ok(())
     }
 
-    /// Ends the processes in good order. The numbers, and what other libraries say of their guarantees.
-    pub(super) async fn end(mut self) -> anyhow::Result<(Samples, BTreeMap<String, String>)> {
+    /// Ends the processes in good order.
+    pub(super) async fn end(mut self) -> anyhow::Result<Measured> {
         self.without_worker().await?;
         self.front.child.stop().await?;
         self.producer.end().await?;
         self.consumer.end().await?;
-        Ok((self.samples, self.peers.map(|peers| peers.said()).unwrap_or_default()))
+        let Self { samples, times, grown, peers, .. } = self;
+        Ok(Measured { samples, times, grown, peers: peers.map(|peers| peers.said()).unwrap_or_default() })
     }
 
     async fn peers(&mut self) -> anyhow::Result<()> {
@@ -149,7 +170,7 @@ impl<'a> Run<'a> {
         let meter = self.meter("end-to-end");
         let address = self.front.address;
         let (sent, recorded) = tokio::try_join!(
-            load::batches(address, item(), jobs),
+            load::batches(address, vec![item()], jobs),
             until_recorded(address, self.submitted + jobs as u64)
         )?;
         meter.stop(jobs, &mut self.samples);
@@ -189,7 +210,7 @@ impl<'a> Run<'a> {
         self.samples.add_rate("raw.drain", backlog, took);
 
         self.without_worker().await?;
-        let sent = load::batches(self.front.address, item(), backlog).await?;
+        let sent = load::batches(self.front.address, vec![item()], backlog).await?;
         self.samples.add_rate("submit-batch", backlog, sent.took());
         self.submitted += backlog as u64;
         until_known(self.front.address, self.submitted).await?;
@@ -236,7 +257,8 @@ impl<'a> Run<'a> {
         Ok(sent.took())
     }
 
-    fn add_times(&mut self, name: &str, times: &Times) {
+    fn add_times(&mut self, name: &'static str, times: &Times) {
+        self.times.entry(name).or_insert_with(Times::new).join(times);
         self.samples.add(format!("{name}.p50"), times.at(0.5));
         self.samples.add(format!("{name}.p99"), times.at(0.99));
     }
@@ -317,28 +339,33 @@ impl<'a> Run<'a> {
 
 /// A job of a batch, and the body of a single submit.
 fn item() -> Vec<u8> {
-    let args = args();
-    let head = format!(r#"{{"kind":"{}","queue":"{}","args":"#, Noop::KIND, Noop::QUEUE);
-    [head.as_bytes(), &args, b"}"].concat()
+    item_of(Noop::KIND, Noop::QUEUE, "")
+}
+
+/// A job of that kind in that queue; `more` are members with a comma behind each.
+fn item_of(kind: &str, queue: &str, more: &str) -> Vec<u8> {
+    let head = format!(r#"{{"kind":"{kind}","queue":"{queue}",{more}"args":"#);
+    [head.as_bytes(), &args(), b"}"].concat()
 }
 
 /// Waits until so many jobs are recorded as succeeded; when that was.
 async fn until_recorded(address: std::net::SocketAddr, count: u64) -> anyhow::Result<u64> {
-    until_counted(address, count, |counts| counts["counts"]["succeeded"].as_u64()).await
+    until_counted(address, Noop::QUEUE, count, |counts| counts["counts"]["succeeded"].as_u64()).await
 }
 
 /// Waits until so many jobs are recorded at all.
 async fn until_known(address: std::net::SocketAddr, count: u64) -> anyhow::Result<u64> {
-    until_counted(address, count, |counts| counts["total"].as_u64()).await
+    until_counted(address, Noop::QUEUE, count, |counts| counts["total"].as_u64()).await
 }
 
 async fn until_counted(
     address: std::net::SocketAddr,
+    queue: &str,
     count: u64,
     read: impl Fn(&serde_json::Value) -> Option<u64>,
 ) -> anyhow::Result<u64> {
     let mut asking = Asking::new(address);
-    let path = format!("/v1/jobs/counts?queue={}", Noop::QUEUE);
+    let path = format!("/v1/jobs/counts?queue={queue}");
     let (mut before, mut since) = (0, Instant::now());
     loop {
         let now = read(&asking.get(&path).await?).context("the front does not count")?;

@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 
 use super::{
+    measure::Grown,
     plan::number,
-    report::{Report, Settings},
+    report::{QUANTILES, Report, Settings, Spread},
 };
 
 /// What the chart shows: rates that can be compared, in groups of what is alike.
@@ -18,6 +19,7 @@ const CHART: &[(&str, &[(&str, &str)])] = &[
             ("celery.end-to-end", "Celery (no record)"),
             ("dramatiq.end-to-end", "Dramatiq (no record)"),
             ("taskiq.end-to-end", "TaskIQ (no record)"),
+            ("apalis.end-to-end", "Apalis (no record)"),
         ],
     ),
     (
@@ -30,6 +32,7 @@ const CHART: &[(&str, &[(&str, &str)])] = &[
             ("celery.submit", "Celery"),
             ("dramatiq.submit", "Dramatiq"),
             ("taskiq.submit", "TaskIQ"),
+            ("apalis.submit", "Apalis (unconfirmed)"),
         ],
     ),
     (
@@ -40,6 +43,7 @@ const CHART: &[(&str, &[(&str, &str)])] = &[
             ("celery.drain", "Celery"),
             ("dramatiq.drain", "Dramatiq"),
             ("taskiq.drain", "TaskIQ"),
+            ("apalis.drain", "Apalis"),
         ],
     ),
 ];
@@ -60,6 +64,8 @@ pub(super) fn page(report: &Report) -> String {
     circumstances(&mut page, report);
     goals(&mut page, report);
     numbers(&mut page, report);
+    times(&mut page, report);
+    growth(&mut page, report);
     processors(&mut page, report);
     peers(&mut page, report);
     page
@@ -88,6 +94,28 @@ fn numbers(page: &mut String, report: &Report) {
     page.push_str("## All numbers\n\n");
     let header = ["measured", "median", "from", "to"];
     table(page, &header, report.numbers.iter().filter_map(|number| number.row()));
+}
+
+fn times(page: &mut String, report: &Report) {
+    if report.times.is_empty() {
+        return;
+    }
+    page.push_str("## How times are spread\n\nIn milliseconds, over all rounds.\n\n");
+    let header: Vec<&str> =
+        ["measured", "times"].into_iter().chain(QUANTILES.map(|(name, _)| name)).collect();
+    table(page, &header, report.times.iter().map(Spread::row));
+}
+
+fn growth(page: &mut String, report: &Report) {
+    if report.growth.is_empty() {
+        return;
+    }
+    page.push_str(
+        "## How cost grows\n\nOnce, after the rounds. Each line is of so many queues, streams, or jobs; what is measured beside\n\
+         them is the same work as above.\n\n",
+    );
+    let header = ["of", "so many", "measured", ""];
+    table(page, &header, report.growth.iter().map(Grown::row));
 }
 
 fn processors(page: &mut String, report: &Report) {
@@ -168,7 +196,7 @@ pub(super) fn chart(report: &Report) -> String {
 }
 
 fn is_ours(name: &str) -> bool {
-    !["raw.", "celery.", "dramatiq.", "taskiq."].iter().any(|other| name.starts_with(other))
+    !["raw.", "celery.", "dramatiq.", "taskiq.", "apalis."].iter().any(|other| name.starts_with(other))
 }
 
 #[cfg(test)]
@@ -176,7 +204,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::cli::bench::{machine::Machine, report::tests::settings, stats::Samples};
+    use crate::cli::bench::{
+        machine::Machine,
+        measure::Measured,
+        report::tests::{measured, settings},
+        stats::Samples,
+    };
 
     fn report() -> Report {
         let machine = Machine { processor: "A CPU".to_owned(), processors: 2, ..Machine::default() };
@@ -187,7 +220,7 @@ mod tests {
             samples.add(name, value);
         }
         let said = BTreeMap::from([("celery".to_owned(), "durable | confirmed".to_owned())]);
-        Report::new(settings(), machine, said, &samples)
+        Report::new(settings(), machine, Measured { peers: said, ..measured(samples) })
     }
 
     #[test]
@@ -198,6 +231,9 @@ mod tests {
             "| drain ÷ raw.drain | 0.50 × | ≥ 0.50 × | met |",
             "| Hopline: drain by one worker, recorded | 1000 /s | 1000 /s | 1000 /s |",
             "| drain | http | 250 |",
+            "| measured | times | p50 | p75 | p90 | p95 | p99 | p99.9 | longest |",
+            "| call | 4 | 2.00 | ",
+            "| queues | 4 | run | 1234 /s |",
             "| celery | durable \\| confirmed |",
         ] {
             assert!(page.contains(part), "`{part}` is not in:\n{page}");

@@ -37,6 +37,8 @@ pub(super) enum Measure {
     Rebuild,
     /// Other libraries for jobs, with the same jobs (`--peers`).
     Peers,
+    /// How cost grows with queues, backlog, delayed jobs, streams of events and the record; once, up to `--large` jobs.
+    Growth,
 }
 
 /// Worker processes of the parts of [`Measure::Scale`], and what each is called.
@@ -133,6 +135,9 @@ pub(super) const NUMBERS: &[(&str, Unit, &str)] = &[
     ("taskiq.drain", PerSecond, "TaskIQ: drain by one worker"),
     ("taskiq.end-to-end", PerSecond, "TaskIQ: enqueued and run"),
     ("taskiq.call.p50", Milliseconds, "TaskIQ: call and result, p50"),
+    ("apalis.submit", PerSecond, "Apalis: one program enqueues, unconfirmed"),
+    ("apalis.drain", PerSecond, "Apalis: drain by one worker"),
+    ("apalis.end-to-end", PerSecond, "Apalis: enqueued and run"),
 ];
 
 /// What a goal demands.

@@ -10,9 +10,10 @@ use super::{
         table::{Column, Table},
     },
     machine::Machine,
+    measure::{Grown, Measured},
     meter::CPU,
     plan::{Bound, GOALS, NUMBERS, number},
-    stats::{Samples, median},
+    stats::median,
 };
 
 /// All of it. The JSON output is this.
@@ -26,9 +27,31 @@ pub(super) struct Report {
     pub(super) goals: Vec<Judged>,
     /// Seconds of processor time per 1,000 jobs.
     pub(super) cpu: Vec<Used>,
+    pub(super) times: Vec<Spread>,
+    pub(super) growth: Vec<Grown>,
     /// Under which guarantees other libraries worked.
     pub(super) peers: BTreeMap<String, String>,
 }
+
+/// How the times of a measurement are spread, over all rounds, in milliseconds.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Spread {
+    pub(super) measurement: &'static str,
+    pub(super) count: u64,
+    /// At each of [`QUANTILES`].
+    pub(super) at: [f64; QUANTILES.len()],
+}
+
+/// What is told of a histogram: so many of all times are shorter.
+pub(super) const QUANTILES: [(&str, f64); 7] = [
+    ("p50", 0.5),
+    ("p75", 0.75),
+    ("p90", 0.9),
+    ("p95", 0.95),
+    ("p99", 0.99),
+    ("p99.9", 0.999),
+    ("longest", 1.0),
+];
 
 /// How it was measured.
 #[derive(Debug, Clone, Serialize)]
@@ -76,12 +99,14 @@ pub(super) struct Used {
 }
 
 impl Report {
-    pub(super) fn new(
-        settings: Settings,
-        machine: Machine,
-        peers: BTreeMap<String, String>,
-        samples: &Samples,
-    ) -> Self {
+    pub(super) fn new(settings: Settings, machine: Machine, measured: Measured) -> Self {
+        let Measured { samples, times, grown, peers } = measured;
+        let samples = &samples;
+        let times = times.iter().map(|(name, times)| Spread {
+            measurement: name,
+            count: times.count(),
+            at: QUANTILES.map(|(_, quantile)| times.at(quantile)),
+        });
         let numbers = NUMBERS.iter().filter_map(|(name, unit, title)| {
             let (median, rounds) = (samples.median(name)?, samples.of(name).to_vec());
             Some(Number { name, title, unit: unit.as_str(), median, rounds })
@@ -103,6 +128,8 @@ impl Report {
             numbers: numbers.collect(),
             goals: goals.collect(),
             cpu: cpu.collect(),
+            times: times.collect(),
+            growth: grown,
             settings,
             machine,
             peers,
@@ -122,6 +149,9 @@ impl Report {
         if !self.cpu.is_empty() {
             let _ = write!(text, "\n{}", self.cpu_table());
         }
+        if !self.growth.is_empty() {
+            let _ = write!(text, "\n{}", self.growth_table());
+        }
         text
     }
 
@@ -136,6 +166,13 @@ impl Report {
         const COLUMNS: &[Column] =
             &[Column::Left("GOAL"), Column::Right("MEASURED"), Column::Right("WANTED"), Column::Left("")];
         let rows: Vec<Vec<String>> = self.goals.iter().filter_map(Judged::row).collect();
+        Table::new(COLUMNS, Look::default()).page(&rows)
+    }
+
+    fn growth_table(&self) -> String {
+        const COLUMNS: &[Column] =
+            &[Column::Left("OF"), Column::Right("SO MANY"), Column::Left("MEASURED"), Column::Right("")];
+        let rows: Vec<Vec<String>> = self.growth.iter().map(Grown::row).collect();
         Table::new(COLUMNS, Look::default()).page(&rows)
     }
 
@@ -159,6 +196,20 @@ impl Number {
     }
 }
 
+impl Grown {
+    pub(super) fn row(&self) -> Vec<String> {
+        let Self { what, size, number, value, unit } = self;
+        vec![(*what).to_owned(), size.to_string(), (*number).to_owned(), unit.show(*value)]
+    }
+}
+
+impl Spread {
+    pub(super) fn row(&self) -> Vec<String> {
+        let times = self.at.iter().map(|ms| format!("{ms:.2}"));
+        [self.measurement.to_owned(), self.count.to_string()].into_iter().chain(times).collect()
+    }
+}
+
 impl Judged {
     pub(super) fn row(&self) -> Option<Vec<String>> {
         let (unit, _) = number(self.number)?;
@@ -178,7 +229,13 @@ impl Judged {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::cli::bench::{
+        plan::Unit,
+        stats::{Samples, Times},
+    };
 
     pub(in super::super) fn settings() -> Settings {
         let prefix = "bench-1".to_owned();
@@ -194,6 +251,15 @@ pub(super) mod tests {
         }
     }
 
+    /// What was measured, with something that grew, and times.
+    pub(in super::super) fn measured(samples: Samples) -> Measured {
+        let mut times = Times::new();
+        [1, 2, 3, 90].into_iter().for_each(|ms| times.add(Duration::from_millis(ms)));
+        let (what, number, unit) = ("queues", "run", Unit::PerSecond);
+        let grown = vec![Grown { what, size: 4, number, value: 1234.0, unit }];
+        Measured { samples, times: BTreeMap::from([("call", times)]), grown, ..Measured::default() }
+    }
+
     #[test]
     fn a_report_has_what_was_measured_and_nothing_else() {
         let mut samples = Samples::default();
@@ -202,7 +268,7 @@ pub(super) mod tests {
             samples.add("raw.drain", 2.5 * value);
             samples.add("cpu/drain/http", 0.25);
         }
-        let report = Report::new(settings(), Machine::default(), BTreeMap::new(), &samples);
+        let report = Report::new(settings(), Machine::default(), measured(samples));
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["numbers"][1]["name"], "drain");
         assert_eq!(json["numbers"][1]["median"], 1000.0);
@@ -210,6 +276,8 @@ pub(super) mod tests {
         assert_eq!(json["goals"][0]["met"], false);
         let cpu = &json["cpu"][0];
         assert_eq!((&cpu["measurement"], &cpu["process"]), (&"drain".into(), &"http".into()));
+        assert_eq!((&json["times"][0]["count"], &json["growth"][0]["unit"]), (&4.into(), &"/s".into()));
+        assert!(json["times"][0]["at"][6].as_f64().unwrap() >= 90.0, "{json}");
         let text = report.text();
         for part in ["drain ÷ raw.drain", "0.40 ×", "≥ 0.50 ×", "missed", "1000 /s", "900 /s", "0.2500"]
         {

@@ -31,7 +31,7 @@ use super::{
     clock,
     load::Connection,
     orders::{self, Answer, Order},
-    worker::Noop,
+    worker::{Noop, SPREAD},
 };
 use crate::{Config, Job, JobId, QueueName, amqp::baseline};
 
@@ -70,7 +70,9 @@ impl Stage {
     /// Deletes what the processes declared and wrote. They must have ended.
     pub(super) async fn take_down(self) -> anyhow::Result<()> {
         let removed = std::fs::remove_dir_all(&self.dir);
-        baseline::take_down(&self.config.amqp).await?;
+        let mut declared = self.config.amqp.clone();
+        declared.queues.extend(SPREAD.iter().filter_map(|(_, queue)| QueueName::parse(*queue).ok()));
+        baseline::take_down(&declared).await?;
         removed.with_context(|| format!("cannot remove {}", self.dir.display()))
     }
 
@@ -100,8 +102,12 @@ impl Stage {
 
     /// A worker, ready: it consumes.
     pub(super) async fn worker(&self) -> anyhow::Result<Told> {
+        self.ready_worker(&["bench", "worker"]).await
+    }
+
+    async fn ready_worker(&self, arguments: &[&str]) -> anyhow::Result<Told> {
         let health = SocketAddr::from(([127, 0, 0, 1], ports::any(&[])?));
-        let mut command = self.command(&["bench", "worker"]);
+        let mut command = self.command(arguments);
         command.env("HOPLINE_WORKER_HEALTH", health.to_string());
         let mut worker = self.told("worker", command)?;
         let ready = timeout(READY, until_ready(health, "/healthz")).await;
@@ -110,6 +116,11 @@ impl Stage {
             return Err(worker.child.failed("was not ready in time"));
         }
         Ok(worker)
+    }
+
+    /// A worker, ready, with jobs of more queues.
+    pub(super) async fn spread_worker(&self) -> anyhow::Result<Told> {
+        self.ready_worker(&["bench", "worker", "--spread"]).await
     }
 
     /// A worker that has not begun to consume, and counts from its first job on.

@@ -21,6 +21,17 @@ impl Times {
         self.0.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1));
     }
 
+    /// Takes the other ones in.
+    pub(super) fn join(&mut self, other: &Self) {
+        // Both have the same bounds, so it is never an error.
+        self.0.add(&other.0).expect("histograms of the same bounds");
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u64 {
+        self.0.len()
+    }
+
     /// In milliseconds; NaN where there is none.
     pub(super) fn at(&self, quantile: f64) -> f64 {
         if self.0.is_empty() {

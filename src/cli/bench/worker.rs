@@ -29,6 +29,38 @@ impl Job for Noop {
     type Output = ();
 }
 
+/// As [`Noop`], in other queues.
+macro_rules! spread {
+    ($($name:ident $kind:literal $queue:literal),*) => {
+        $(
+            #[derive(Serialize, Deserialize)]
+            struct $name {
+                filler: String,
+            }
+
+            impl Job for $name {
+                const KIND: &'static str = $kind;
+                const QUEUE: &'static str = $queue;
+                type Output = ();
+            }
+        )*
+
+        /// Kind and queue of each.
+        pub(super) const SPREAD: &[(&str, &str)] = &[$(($kind, $queue)),*];
+
+        fn register_spread(worker: Worker<Arc<Ran>>) -> Worker<Arc<Ran>> {
+            worker$(.register_with(async |_: $name, cx: Context<Arc<Ran>>| { cx.state().one(); Ok(()) }, Options::new()))*
+        }
+    };
+}
+
+spread!(
+    Noop0 "bench.noop0" "bench-0",
+    Noop1 "bench.noop1" "bench-1",
+    Noop2 "bench.noop2" "bench-2",
+    Noop3 "bench.noop3" "bench-3"
+);
+
 /// Returns its args.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Echo {
@@ -85,13 +117,14 @@ async fn echo(job: Echo, cx: Context<Arc<Ran>>) -> JobResult<Echo> {
     Ok(job)
 }
 
-/// Runs the process until SIGTERM.
-pub(super) async fn run() -> anyhow::Result<ExitCode> {
+/// Runs the process until SIGTERM; `spread`: with the jobs of other queues.
+pub(super) async fn run(spread: bool) -> anyhow::Result<ExitCode> {
     let ran = Arc::new(Ran::default());
     let worker = Worker::new(Config::load()?)
         .state(Arc::clone(&ran))
         .register_with(noop, Options::new())
         .register_with(echo, Options::new());
+    let worker = if spread { register_spread(worker) } else { worker };
     let listening = tokio::spawn(listen(ran));
     worker.run().await?;
     listening.abort();

@@ -62,6 +62,13 @@ impl Run<'_> {
 
     /// Deletes the record, and waits until the front has read all of the log again.
     pub(super) async fn rebuild(&mut self) -> anyhow::Result<()> {
+        let missing = usize::try_from((self.sizes.backlog as u64).saturating_sub(self.submitted))?;
+        if missing > 0 {
+            self.with_worker(None).await?;
+            load::batches(self.front.address, vec![item()], missing).await?;
+            self.submitted += missing as u64;
+            until_recorded(self.front.address, self.submitted).await?;
+        }
         self.without_worker().await?;
         self.front.child.stop().await?;
         std::fs::remove_dir_all(self.stage.record()).context("cannot delete the record")?;
@@ -76,11 +83,19 @@ impl Run<'_> {
 
     /// Looks at jobs and at lists of them, one after the other, while batches come in and are run.
     pub(super) async fn read(&mut self) -> anyhow::Result<()> {
+        let (each, lists) = self.read_times().await?;
+        self.add_times("read.job", &each);
+        self.add_times("read.list", &lists);
+        Ok(())
+    }
+
+    /// How long it took to look at each job, and at each list.
+    pub(super) async fn read_times(&mut self) -> anyhow::Result<(Times, Times)> {
         self.with_worker(None).await?;
         let (address, jobs) = (self.front.address, self.sizes.jobs);
         let expected = self.submitted + jobs as u64;
         let load = async {
-            load::batches(address, item(), jobs).await?;
+            load::batches(address, vec![item()], jobs).await?;
             until_recorded(address, expected).await
         };
         let (mut each, mut lists) = (Times::new(), Times::new());
@@ -89,9 +104,7 @@ impl Run<'_> {
             failed = look(address, &mut each, &mut lists) => { failed?; }
         }
         self.submitted = expected;
-        self.add_times("read.job", &each);
-        self.add_times("read.list", &lists);
-        Ok(())
+        Ok((each, lists))
     }
 
     /// The same load with ever more worker processes.
@@ -103,7 +116,7 @@ impl Run<'_> {
             while workers.len() < count {
                 workers.push(self.stage.worker().await?);
             }
-            let sent = load::batches(self.front.address, item(), jobs).await?;
+            let sent = load::batches(self.front.address, vec![item()], jobs).await?;
             self.submitted += jobs as u64;
             let recorded = until_recorded(self.front.address, self.submitted).await?;
             self.samples.add_rate(name, jobs, clock::between(sent.began, recorded));
