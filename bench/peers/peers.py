@@ -26,7 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PEERS = ["celery", "dramatiq", "taskiq"]
+PEERS = ["celery", "dramatiq", "taskiq", "apalis"]
 # Bytes of a job's args, as with Hopline: {"filler":"xxx…"}.
 FILLER = "x" * (256 - len('{"filler":""}'))
 # Longest time for anything.
@@ -110,7 +110,8 @@ def seconds(began, ended):
 def worker(peer):
     """The peer's own worker, as its own command starts it."""
     program, *arguments = peer.WORKER
-    program = Path(sys.executable).with_name(program)
+    # Beside Python, unless it names a program elsewhere by an absolute path.
+    program = Path(sys.executable).parent / program
     log = Path(os.environ["BENCH_PEER_FOLDER"]) / "worker.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
