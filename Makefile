@@ -75,4 +75,4 @@ bench: setup ## compare Hopline with the bare broker, on a broker of its own; AR
 
 performance: setup ## measure all, Celery, Dramatiq, TaskIQ (PyPI) and Apalis (crates.io) beside it, and write docs/performance.md: an hour
 	$(CARGO) build --release --workspace --bins --features server
-	CARGO_TARGET_DIR="$(TARGET)" scripts/with-broker "$(TARGET)/release/hopline" sh -c 'HOPLINE_AMQP_URL=$$HOPLINE_TEST_AMQP_URL exec "$$0" bench --peers "$$@"' "$(TARGET)/release/hopline" "$(HERE)/bench/peers/run" --docs "$(HERE)/docs" $(ARGS)
+	CARGO_TARGET_DIR="$(TARGET)" scripts/with-broker "$(TARGET)/release/hopline" sh -c 'HOPLINE_AMQP_URL=$$HOPLINE_TEST_AMQP_URL exec "$$0" bench --large 1000000 --peers "$$@"' "$(TARGET)/release/hopline" "$(HERE)/bench/peers/run" --docs "$(HERE)/docs" $(ARGS)

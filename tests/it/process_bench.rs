@@ -57,7 +57,8 @@ const NUMBERS: [&str; 44] = [
     "idle.worker.cpu",
 ];
 
-const TINY: [&str; 8] = ["--jobs", "300", "--backlog", "700", "--calls", "10", "--rounds", "2"];
+const TINY: [&str; 10] =
+    ["--jobs", "300", "--backlog", "700", "--calls", "10", "--rounds", "2", "--large", "300"];
 
 /// The names of the broker's queues and exchanges that begin like this; `None`: RabbitMQ 3.10 answers 500 while queues of
 /// its list are being deleted.
@@ -113,6 +114,13 @@ async fn a_run_measures_everything_and_leaves_nothing_behind() {
             "{number}"
         );
     }
+    let grown = report["growth"].as_array().expect("what grew");
+    for what in ["queues", "streams of events", "jobs waiting", "jobs in the record", "jobs delayed"] {
+        let of = grown.iter().filter(|one| one["what"] == what);
+        assert!(of.clone().count() > 0 && of.clone().all(|one| one["value"].is_f64()), "{what}: {grown:?}");
+    }
+    let times = report["times"].as_array().expect("times");
+    assert!(times.iter().any(|one| one["measurement"] == "call" && one["count"] == 20), "{times:?}");
     let page = std::fs::read_to_string(docs.join("performance.md")).expect("a page");
     assert!(page.contains("RabbitMQ") && docs.join("images/performance.svg").exists(), "{page}");
     let goals = report["goals"].as_array().expect("goals");

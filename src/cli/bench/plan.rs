@@ -37,7 +37,8 @@ pub(super) enum Measure {
     Rebuild,
     /// Other libraries for jobs, with the same jobs (`--peers`).
     Peers,
-    /// How cost grows with queues, backlog, delayed jobs, streams of events and the record; once, up to `--large` jobs.
+    /// How cost grows with queues, backlog, delayed jobs, streams of events and the record; once, and only if asked for
+    /// (`--large`).
     Growth,
 }
 

@@ -94,11 +94,12 @@ impl Run<'_> {
         for count in STREAMS {
             let mut streams = Streams::open(address, &path, count).await?;
             let before = clock::processor_time(front);
-            let sent = load::batches(address, vec![item()], STREAMED).await?;
+            // Read all the while: whoever does not read is hung up on.
+            let sent = load::batches(address, vec![item()], STREAMED);
+            let (sent, told) = tokio::try_join!(sent, streams.until(STREAMED * EVENTS))?;
             self.submitted += STREAMED as u64;
             let recorded = until_recorded(address, self.submitted).await?;
-            let told = streams.until(STREAMED * EVENTS).await?.max(recorded);
-            let took = clock::between(sent.began, told);
+            let took = clock::between(sent.began, told.max(recorded));
             let mut numbers = vec![("from the first submit to the last event", ms(took), Unit::Milliseconds)];
             if count > 0 {
                 numbers.push(("events told", rate(count * STREAMED * EVENTS, took), Unit::PerSecond));
