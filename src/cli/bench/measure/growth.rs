@@ -18,9 +18,10 @@ use crate::{
 
 /// Queues that jobs are spread over.
 const QUEUES: [usize; 3] = [1, 2, 4];
-/// Streams of events that are open, and the jobs that they tell of.
+/// Streams of events that are open.
 const STREAMS: [usize; 3] = [0, 100, 1000];
-const STREAMED: usize = 1000;
+/// Of so many jobs one is told to all streams, but no more than the second number: each is told a thousand times.
+const STREAMED: (usize, usize) = (20, 1000);
 /// Events of a job: submitted, succeeded.
 const EVENTS: usize = 2;
 /// Reads of a job, and of a list, of each size.
@@ -91,18 +92,19 @@ impl Run<'_> {
         self.with_worker(None).await?;
         let (address, front) = (self.front.address, self.front.child.pid);
         let path = format!("/v1/events?queue={}", Noop::QUEUE);
+        let jobs = (self.sizes.jobs / STREAMED.0).clamp(1, STREAMED.1);
         for count in STREAMS {
             let mut streams = Streams::open(address, &path, count).await?;
             let before = clock::processor_time(front);
             // Read all the while: whoever does not read is hung up on.
-            let sent = load::batches(address, vec![item()], STREAMED);
-            let (sent, told) = tokio::try_join!(sent, streams.until(STREAMED * EVENTS))?;
-            self.submitted += STREAMED as u64;
+            let sent = load::batches(address, vec![item()], jobs);
+            let (sent, told) = tokio::try_join!(sent, streams.until(jobs * EVENTS))?;
+            self.submitted += jobs as u64;
             let recorded = until_recorded(address, self.submitted).await?;
             let took = clock::between(sent.began, told.max(recorded));
             let mut numbers = vec![("from the first submit to the last event", ms(took), Unit::Milliseconds)];
             if count > 0 {
-                numbers.push(("events told", rate(count * STREAMED * EVENTS, took), Unit::PerSecond));
+                numbers.push(("events told", rate(count * jobs * EVENTS, took), Unit::PerSecond));
             }
             if let Some((before, now)) = before.zip(clock::processor_time(front)) {
                 let used = ms(now.saturating_sub(before));
