@@ -1,4 +1,4 @@
-//! Whoever looks at lists ends the projector's wait for company: what has come from the log is applied first.
+//! Whoever looks at a job or a list ends the projector's wait for company: what has come from the log is applied first.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

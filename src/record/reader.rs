@@ -382,6 +382,7 @@ impl Record {
         if patience.is_zero() {
             return fetch().await;
         }
+        shared.looks.look().await;
         let wanted = shared.touched().of(id);
         if wanted.is_none_or(|asked| shared.barriers.answered() > asked)
             && let Some(job) = fetch().await?

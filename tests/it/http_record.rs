@@ -63,8 +63,12 @@ async fn an_output_is_the_bytes_that_came() {
         let output = there.get(&format!("/v1/jobs/{id}/output")).await;
         assert_eq!((output.status, output.text.as_str()), (200, ODD));
         assert_eq!(output.header("content-type"), "application/json");
-        let record = there.get(&format!("/v1/jobs/{id}")).await;
-        assert!(record.text.contains(&format!("\"args\":{ODD}")), "{record:?}");
+        // The worker may have told of the end before the log had the submit.
+        eventually("the record has the args", async || {
+            let record = there.get(&format!("/v1/jobs/{id}")).await;
+            record.text.contains(&format!("\"args\":{ODD}")).then_some(())
+        })
+        .await;
 
         // Too long to be recorded, but not for the one who waits for it.
         let long = r#"{"kind":"test.probe","args":{"script":[{"long":100000}]}}"#;
