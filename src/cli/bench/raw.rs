@@ -22,8 +22,7 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
         let done = match order {
             Order::Submit { count, events } => baseline.submit(count, events).await.map(done),
             Order::Work { count, events } => {
-                let working = baseline.work(count, events, tell_ready());
-                working.await.map(done)
+                told_ready(|ready| baseline.work(count, events, ready)).await.map(done)
             }
             Order::Call { count, events } => {
                 let times = baseline.call(count, events).await;
@@ -37,7 +36,7 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
                     drop(stop);
                     Ok::<(), BaselineError>(())
                 };
-                let serving = baseline.serve(events, tell_ready(), stopped);
+                let serving = told_ready(|ready| baseline.serve(events, ready, stopped));
                 tokio::try_join!(serving, stopping).map(|_| Answer::Ready)
             }
             Order::Stop | Order::Expect { .. } => Ok(Answer::Ready),
@@ -48,15 +47,15 @@ pub(super) async fn run() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Answers that the order has been taken as soon as it has.
-fn tell_ready() -> oneshot::Sender<()> {
+/// Does some work, and answers that the order has been taken as soon as it says so: before it is done, however short it is.
+async fn told_ready<T, W: Future<Output = T>>(work: impl FnOnce(oneshot::Sender<()>) -> W) -> T {
     let (ready, told) = oneshot::channel();
-    tokio::spawn(async move {
+    let telling = async {
         if told.await.is_ok() {
             orders::answer(&Answer::Ready);
         }
-    });
-    ready
+    };
+    tokio::join!(work(ready), telling).0
 }
 
 fn done(span: Span) -> Answer {
