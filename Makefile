@@ -73,6 +73,6 @@ bench: setup ## compare Hopline with the bare broker, on a broker of its own; AR
 	$(CARGO) build --release --workspace --bins --features server
 	scripts/with-broker "$(TARGET)/release/hopline" sh -c 'HOPLINE_AMQP_URL=$$HOPLINE_TEST_AMQP_URL exec "$$0" bench "$$@"' "$(TARGET)/release/hopline" $(ARGS)
 
-performance: setup ## measure all, Celery, Dramatiq, TaskIQ (PyPI) and Apalis (crates.io) beside it, and write docs/performance.md: an hour
+performance: setup ## measure all, Celery, FastAPI, Dramatiq, TaskIQ (PyPI) and Apalis (crates.io) beside it, and write docs/performance.md: an hour
 	$(CARGO) build --release --workspace --bins --features server
 	CARGO_TARGET_DIR="$(TARGET)" scripts/with-broker "$(TARGET)/release/hopline" sh -c 'HOPLINE_AMQP_URL=$$HOPLINE_TEST_AMQP_URL exec "$$0" bench --large 1000000 --peers "$$@"' "$(TARGET)/release/hopline" "$(HERE)/bench/peers/run" --docs "$(HERE)/docs" $(ARGS)

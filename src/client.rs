@@ -9,6 +9,8 @@
 mod callbacks;
 mod control;
 mod error;
+#[cfg(feature = "server")]
+mod gather;
 mod live;
 mod many;
 mod recording;

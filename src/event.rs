@@ -8,7 +8,7 @@
 
 pub mod batch;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -197,6 +197,8 @@ pub struct Progress {
 }
 
 /// The `data` of an event: one shape for all types; `docs/wire.md` has the table of who carries what.
+///
+/// Args and output are its last members, in this order: what subscribers get is cut before them ([`batch`]).
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Data {
     /// The job's kind; absent where the message had none that can be read.
@@ -232,9 +234,6 @@ pub struct Data {
     /// The trace that the submit was part of, 32 hexadecimal digits: where the args are, if the job says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
-    /// The args as they came: in `submitted`, and in final events of jobs that no Hopline process submitted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub args: Option<Box<RawValue>>,
     /// The args were longer than `record.max_inline`, or the kind is not recorded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub args_omitted: bool,
@@ -259,15 +258,18 @@ pub struct Data {
     /// Who asked (`cancel_requested`, `cancelled`, `purged`, a replay's `submitted`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
-    /// The output (`succeeded`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub output: Option<Box<RawValue>>,
     /// The output was longer than `limits.output` or `record.max_inline`, nested too deep, or the kind is not recorded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub output_omitted: bool,
     /// How far the handler is (`progress`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// The args as they came: in `submitted`, and in final events of jobs that no Hopline process submitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub args: Option<Box<RawValue>>,
+    /// The output (`succeeded`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Box<RawValue>>,
 }
 
 /// Something that happened to a job.
@@ -323,22 +325,13 @@ impl Event {
     /// `<run>:<step>:<type>`, and for what may happen several times in a step, what tells those apart.
     #[must_use]
     pub fn tag(&self) -> String {
-        let Data { run, step, worker, progress, .. } = &self.data;
-        let name = self.event_type.as_str();
-        let worker = worker.as_deref().unwrap_or_default();
-        match (self.event_type, progress) {
-            (EventType::Started, _) => format!("{run}:{step}:{name}:{worker}"),
-            (EventType::Progress, Some(progress)) => format!("{run}:{step}:{name}:{worker}:{}", progress.n),
-            // Told again by whoever asks again, and by processes that do not know of each other.
-            (EventType::CancelRequested, _) => format!("{run}:{name}"),
-            _ => format!("{run}:{step}:{name}"),
-        }
+        Tag(self).to_string()
     }
 
     /// The CloudEvents `id`: `<job>:<tag>`.
     #[must_use]
     pub fn id(&self) -> String {
-        format!("{}:{}", self.job, self.tag())
+        Id(self).to_string()
     }
 
     /// Where it stands in the life of the job.
@@ -380,6 +373,33 @@ impl Event {
     }
 }
 
+/// As [`Event::tag`], for whoever writes it somewhere.
+struct Tag<'a>(&'a Event);
+
+impl fmt::Display for Tag<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Data { run, step, worker, progress, .. } = &self.0.data;
+        let name = self.0.event_type.as_str();
+        let worker = worker.as_deref().unwrap_or_default();
+        match (self.0.event_type, progress) {
+            (EventType::Started, _) => write!(f, "{run}:{step}:{name}:{worker}"),
+            (EventType::Progress, Some(progress)) => write!(f, "{run}:{step}:{name}:{worker}:{}", progress.n),
+            // Told again by whoever asks again, and by processes that do not know of each other.
+            (EventType::CancelRequested, _) => write!(f, "{run}:{name}"),
+            _ => write!(f, "{run}:{step}:{name}"),
+        }
+    }
+}
+
+/// As [`Event::id`], for whoever writes it somewhere.
+struct Id<'a>(&'a Event);
+
+impl fmt::Display for Id<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.0.job, Tag(self.0))
+    }
+}
+
 /// Args or an output as an event carries them: nothing where they are longer than `max` bytes, `private`, or not JSON.
 #[must_use]
 pub fn inline(json: &[u8], max: usize, private: bool) -> Option<Box<RawValue>> {
@@ -410,18 +430,34 @@ pub(crate) fn inline_args(
 /// written with a sign and six digits, and read: some header may say it.
 #[must_use]
 pub fn time_text(at: Timestamp) -> String {
-    format!("{at:.3}")
+    TimeText(at).to_string()
+}
+
+/// As [`time_text`], for whoever writes it somewhere.
+pub(crate) struct TimeText(pub(crate) Timestamp);
+
+impl fmt::Display for TimeText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.3}", self.0)
+    }
 }
 
 /// Optional times as [`time_text`] has them.
 pub(crate) mod time_option {
+    use std::fmt;
+
     use jiff::Timestamp;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use serde::{
+        Deserializer, Serializer,
+        de::{Error, Visitor},
+    };
+
+    use crate::job::name::Text;
 
     #[expect(clippy::ref_option, reason = "serde's `with` hands over a reference to the field")]
     pub(crate) fn serialize<S: Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
         match at {
-            Some(at) => serializer.serialize_str(&super::time_text(*at)),
+            Some(at) => serializer.collect_str(&super::TimeText(*at)),
             None => serializer.serialize_none(),
         }
     }
@@ -429,8 +465,29 @@ pub(crate) mod time_option {
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<Timestamp>, D::Error> {
-        let text = Option::<std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+        deserializer.deserialize_option(Maybe)
+    }
+
+    struct Maybe;
+
+    impl<'de> Visitor<'de> for Maybe {
+        type Value = Option<Timestamp>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a time or null")
+        }
+
+        fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+            deserializer.deserialize_str(Text(|text: &str| text.parse::<Timestamp>())).map(Some)
+        }
     }
 }
 

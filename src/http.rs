@@ -71,12 +71,13 @@ use self::{
     access::{Access, Gate},
     api::Description,
     body::BodyMemory,
+    front::Front,
     guard::{Guard, is_loopback},
     metrics::HttpMetrics,
     overview::Overviews,
     problem::{Code, Problem},
     schemas::Checks,
-    spooling::Taken,
+    spooling::{Refusal, Taken},
     tls::Tls,
 };
 use crate::{
@@ -253,15 +254,23 @@ impl App {
     ) -> Result<Taken, Problem> {
         let (id, named, place) = (job.envelope.id, claim.is_some(), self.enter()?);
         let app = self.clone();
-        let submitting = tokio::spawn(trace::here(async move {
-            let result = keyed::submit(&app, job, claim, false, (place, held)).await;
-            if let (Ok(_), Some(accepted)) = (&result, accepted) {
+        let told = move |result: &Result<Taken, Refusal>| {
+            if let (Ok(_), Some(accepted)) = (result, accepted) {
                 // The client may be gone.
                 let _ = accepted.send(());
             }
-            result
-        }));
-        finished(submitting.await)?.map_err(|error| keyed::problem(&error, id, named))
+        };
+        let submitted = if claim.is_none() && keyed::gathers(self, &job) {
+            keyed::submit_gathered(self, job, (place, held), told).await
+        } else {
+            let submitting = tokio::spawn(trace::here(async move {
+                let result = keyed::submit(&app, job, claim, false, (place, held)).await;
+                told(&result);
+                result
+            }));
+            finished(submitting.await)?
+        };
+        submitted.map_err(|error| keyed::problem(&error, id, named))
     }
 }
 
@@ -415,11 +424,15 @@ fn router(app: App) -> Router {
         Gate { access: app.access.clone(), memory: app.memory.clone(), read_timeout: app.http.read_timeout };
     // Of routes alone: a path or a method that does not exist needs no key.
     let routes = routes.route_layer(from_fn_with_state(gate, access::admit));
-    let scheme = if app.access.secure { "https" } else { "http" };
-    front::wrap(routes, &app.guard, &app.memory, app.http.read_timeout, scheme)
-        // Around all else: what is refused and what panics is counted, too.
-        .layer(from_fn_with_state(app.clone(), metrics::count))
-        .with_state(app)
+    let counting = app.clone();
+    let front = Front {
+        guard: app.guard.clone(),
+        memory: app.memory.clone(),
+        read_timeout: app.http.read_timeout,
+        scheme: if app.access.secure { "https" } else { "http" },
+        count: Box::new(move |answered| counting.metrics.request(answered)),
+    };
+    front::wrap(routes, front).with_state(app)
 }
 
 #[cfg(test)]

@@ -344,7 +344,7 @@ fn share(
         );
     }
     Ok(Shared {
-        settler: Settler::new(live, Arc::clone(&teller), replier),
+        settler: Settler::new(live, Arc::clone(&teller), replier, taken(&config.worker, &registry)),
         events: live.events.clone(),
         teller,
         cancels: Cancels::new(&control),
@@ -471,6 +471,11 @@ fn lookup_patience(config: &Config) -> Duration {
     config.worker.lookup_patience.min(waiting_max(config) / 2)
 }
 
+/// How many deliveries this process has at most at a time.
+fn taken(worker: &crate::config::Worker, registry: &Registry) -> usize {
+    registry.queues().iter().map(|queue| usize::from(worker.prefetch_of(queue))).sum()
+}
+
 /// Checks what relates handlers and configuration.
 fn check_relations(config: &Config, registry: &Registry) -> Result<(), ConfigError> {
     let mut problems = Vec::new();
@@ -493,7 +498,7 @@ fn check_relations(config: &Config, registry: &Registry) -> Result<(), ConfigErr
             problems.push(format!("kind {kind}: concurrency must be at least 1"));
         }
     }
-    let taken: usize = registry.queues().iter().map(|queue| usize::from(worker.prefetch_of(queue))).sum();
+    let taken = taken(worker, registry);
     if taken.saturating_mul(config.limits.args) > PREFETCH_BYTES {
         problems.push(format!(
             "{taken} jobs taken ahead (prefetch) of up to {} bytes each (limits.args) could fill more than {} GiB of memory",

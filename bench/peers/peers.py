@@ -26,7 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
-PEERS = ["celery", "dramatiq", "taskiq", "apalis"]
+PEERS = ["celery", "fastapi", "dramatiq", "taskiq", "apalis"]
 # Bytes of a job's args, as with Hopline: {"filler":"xxx…"}.
 FILLER = "x" * (256 - len('{"filler":""}'))
 # Longest time for anything.

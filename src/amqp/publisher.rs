@@ -26,7 +26,7 @@ use super::{
     connection::{Link, LinkState, Up},
     message::{properties, short},
     pause::Pauses,
-    together::{Part, Together},
+    together::{Mark, Part, Together},
     topology::TopologyError,
 };
 use crate::{
@@ -99,6 +99,8 @@ pub(crate) enum Done {
     Caller(oneshot::Sender<Result<(), PublishError>>),
     /// A caller that waits for many.
     Part(Part),
+    /// A caller that hears of many.
+    Mark(Mark),
     /// Nobody: it is only counted as being on its way.
     Counted(TaskTrackerToken),
 }
@@ -109,7 +111,7 @@ impl Done {
         match self {
             Self::Caller(caller) => caller.is_closed(),
             Self::Part(part) => part.is_abandoned(),
-            Self::Counted(_) => false,
+            Self::Mark(_) | Self::Counted(_) => false,
         }
     }
 
@@ -118,6 +120,7 @@ impl Done {
             // The caller may have given up.
             Self::Caller(caller) => drop(caller.send(result)),
             Self::Part(part) => part.tell(result),
+            Self::Mark(mark) => mark.tell(result),
             Self::Counted(token) => {
                 drop(token);
                 if let Err(error) = result {

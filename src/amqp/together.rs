@@ -1,4 +1,5 @@
-//! What becomes of many publishes, told at once. A channel and a future for each would cost more than the publish.
+//! What becomes of many publishes, told in one place: at once when all are known ([`Together`]), or one by one
+//! ([`Mark`]). A channel and a future for each would cost more than the publish.
 
 use std::sync::{
     Arc, OnceLock,
@@ -6,7 +7,7 @@ use std::sync::{
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Notify, mpsc::UnboundedSender},
     time::{Instant, timeout_at},
 };
 
@@ -97,6 +98,40 @@ impl Drop for Part {
     }
 }
 
+/// A publish's number among those of its caller, and what became of it.
+pub(crate) type Told = (u64, Result<(), PublishError>);
+
+/// One of many publishes whose caller hears of each as soon as it is known; dropped untold, it is lost.
+#[derive(Debug)]
+pub(crate) struct Mark {
+    number: u64,
+    /// Unbounded, but has at most one word for each mark.
+    caller: Option<UnboundedSender<Told>>,
+}
+
+impl Mark {
+    pub(crate) fn new(number: u64, caller: UnboundedSender<Told>) -> Self {
+        Self { number, caller: Some(caller) }
+    }
+
+    pub(super) fn tell(mut self, result: Result<(), PublishError>) {
+        self.say(result);
+    }
+
+    fn say(&mut self, result: Result<(), PublishError>) {
+        if let Some(caller) = self.caller.take() {
+            // Nobody may listen any more.
+            let _ = caller.send((self.number, result));
+        }
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.say(Err(PublishError::Lost("the publisher ended".to_owned())));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -128,5 +163,17 @@ mod tests {
         parts.remove(0).tell(Ok(()));
         let (none, _) = Together::of(0, Instant::now());
         assert!(none.results().await.is_empty());
+    }
+
+    #[tokio::test]
+    async fn each_mark_is_told_once_and_what_is_dropped_is_lost() {
+        let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let [first, second] = [7, 8].map(|number| Mark::new(number, sender.clone()));
+        drop(sender);
+        second.tell(Err(PublishError::Refused));
+        drop(first);
+        assert_eq!(told.recv().await, Some((8, Err(PublishError::Refused))));
+        assert!(matches!(told.recv().await, Some((7, Err(PublishError::Lost(_))))));
+        assert_eq!(told.recv().await, None);
     }
 }

@@ -28,6 +28,7 @@ mod peers;
 mod plan;
 mod raw;
 mod report;
+mod spread;
 mod stage;
 mod stats;
 mod worker;
@@ -86,7 +87,7 @@ pub(super) struct Arguments {
     /// Write the report to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Write it into this folder as a page, `performance.md`, with a chart, `images/performance.svg`.
+    /// Write it into this folder as a page, `performance.md`, with pictures, `images/performance.svg` and `times.svg`.
     #[arg(long, value_name = "FOLDER")]
     docs: Option<PathBuf>,
     /// Measure other libraries for jobs, too, by this program (`bench/peers/run` of the repository).
@@ -181,6 +182,7 @@ fn show(report: &Report, arguments: &Arguments) -> anyhow::Result<()> {
         let images = folder.join("images");
         std::fs::create_dir_all(&images).with_context(|| format!("cannot make {}", images.display()))?;
         files::write(&images.join("performance.svg"), page::chart(report).as_bytes())?;
+        files::write(&images.join("times.svg"), spread::picture(&report.times).as_bytes())?;
         files::write(&folder.join("performance.md"), page::page(report).as_bytes())?;
     }
     Ok(())

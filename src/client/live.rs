@@ -8,6 +8,8 @@ use std::{
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
+#[cfg(feature = "server")]
+use super::gather::Gatherer;
 use super::{Callbacks, SubmitError, traced, untold::Untold};
 use crate::{
     amqp::{
@@ -24,7 +26,7 @@ use crate::{
         version,
     },
     config::{self, Config},
-    job::{Envelope, JobId, QueueName},
+    job::{Envelope, JobId, QueueName, wire::Message},
     metrics::Metrics,
     record::writer::EventWriter,
     trace::Span,
@@ -107,6 +109,9 @@ pub(crate) struct Live {
     pub(crate) events: EventWriter,
     /// Jobs of which it has not written yet that they were submitted.
     pub(super) untold: Untold,
+    /// Hands over what many callers submit at the same time.
+    #[cfg(feature = "server")]
+    gatherer: OnceLock<Gatherer>,
     pub(crate) consume: Link,
     /// For what must hold up neither jobs nor acknowledgements: the control log, heartbeats, events for subscribers.
     pub(crate) control: Link,
@@ -154,6 +159,8 @@ impl Live {
         Ok(Self {
             events: EventWriter::start(&publish, &names, outlet.clone()),
             untold: Untold::default(),
+            #[cfg(feature = "server")]
+            gatherer: OnceLock::new(),
             control,
             outlet,
             publisher: Publisher::start(&publish, "jobs", config.amqp.window, config.amqp.backlog),
@@ -254,6 +261,13 @@ impl Live {
         }
     }
 
+    #[cfg(feature = "server")]
+    pub(super) fn gatherer(&self) -> &Gatherer {
+        self.gatherer.get_or_init(|| {
+            Gatherer::start(&self.runtime(), self.publisher.clone(), self.events.clone(), self.untold.clone())
+        })
+    }
+
     /// Publishes what was accepted before.
     #[cfg(feature = "server")]
     pub(super) fn forwarding(&self) -> &Publisher {
@@ -270,17 +284,46 @@ impl Live {
         ticks: u32,
         patience: Patience,
     ) -> Result<(), SubmitError> {
-        let span = traced::begin(&self.names, envelope);
-        let Some(context) = span.context().filter(|_| span.is_live()) else {
-            return self.publish_as_it_is(publisher, envelope, ticks, patience).await;
+        match self.publish_once(publisher, envelope, ticks, patience).await {
+            Err(PublishError::Unroutable) => {
+                // Boxed: each publish would have room for it, several KiB.
+                Box::pin(self.make_way(&envelope.queue)).await?;
+                Ok(self.publish_once(publisher, envelope, ticks, patience).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    async fn publish_once(
+        &self,
+        publisher: &Publisher,
+        envelope: &Envelope,
+        ticks: u32,
+        Patience { room, confirm }: Patience,
+    ) -> Result<(), PublishError> {
+        let ((span, message), target) = (self.message(envelope), self.target(envelope, ticks));
+        let published = match room {
+            Some(room) => publisher.publish_within(target, message, room, confirm).await,
+            None => publisher.publish(target, message, confirm).await,
         };
-        let mut envelope = envelope.clone();
-        context.put_on(&mut envelope.extra);
-        let published = self.publish_as_it_is(publisher, &envelope, ticks, patience).await;
         if let Err(error) = &published {
-            span.fail(error.word());
+            span.fail(SubmitError::from(error.clone()).word());
         }
         published
+    }
+
+    /// A job as it is published, and the span of that.
+    pub(super) fn message(&self, envelope: &Envelope) -> (Span, Message) {
+        let span = traced::begin(&self.names, envelope);
+        let message = match span.context().filter(|_| span.is_live()) {
+            Some(context) => {
+                let mut envelope = envelope.clone();
+                context.put_on(&mut envelope.extra);
+                envelope.encode()
+            }
+            None => envelope.encode(),
+        };
+        (span, message)
     }
 
     /// Hands jobs over to be published, each to arrive after so many ticks, in order.
@@ -291,15 +334,7 @@ impl Live {
     ) -> Handed {
         let (mut spans, mut messages) = (Vec::new(), Vec::new());
         for (envelope, ticks) in jobs {
-            let span = traced::begin(&self.names, envelope);
-            let message = match span.context().filter(|_| span.is_live()) {
-                Some(context) => {
-                    let mut envelope = envelope.clone();
-                    context.put_on(&mut envelope.extra);
-                    envelope.encode()
-                }
-                None => envelope.encode(),
-            };
+            let (span, message) = self.message(envelope);
             spans.push(span);
             messages.push((self.target(envelope, ticks), message));
         }
@@ -308,26 +343,9 @@ impl Live {
         Handed { together: self.publisher.hand_over_all(messages.into_iter(), room, confirm).await, spans }
     }
 
-    fn target(&self, envelope: &Envelope, ticks: u32) -> Target {
+    pub(super) fn target(&self, envelope: &Envelope, ticks: u32) -> Target {
         let (exchange, key) = self.names.route(&envelope.queue, envelope.kind.as_str(), ticks);
         Target { exchange, key, mandatory: true }
-    }
-
-    async fn publish_as_it_is(
-        &self,
-        publisher: &Publisher,
-        envelope: &Envelope,
-        ticks: u32,
-        patience: Patience,
-    ) -> Result<(), SubmitError> {
-        match publish(publisher, self.target(envelope, ticks), envelope, patience).await {
-            Err(PublishError::Unroutable) => {
-                // Boxed: each publish would have room for it, several KiB.
-                Box::pin(self.make_way(&envelope.queue)).await?;
-                Ok(publish(publisher, self.target(envelope, ticks), envelope, patience).await?)
-            }
-            other => Ok(other?),
-        }
     }
 
     /// Makes what is missing between the exchange of jobs and a queue.
@@ -362,19 +380,6 @@ impl Live {
         self.events.flush(Instant::now() + EVENTS_FLUSH).await;
         self.give_up();
         join_all(self.links.all().iter().map(Link::close)).await;
-    }
-}
-
-async fn publish(
-    publisher: &Publisher,
-    target: Target,
-    envelope: &Envelope,
-    patience: Patience,
-) -> Result<(), PublishError> {
-    let message = envelope.encode();
-    match patience.room {
-        Some(room) => publisher.publish_within(target, message, room, patience.confirm).await,
-        None => publisher.publish(target, message, patience.confirm).await,
     }
 }
 

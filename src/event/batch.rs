@@ -4,12 +4,14 @@
 //! Decoding is lenient: what is not an event of ours is counted and passed over, so that one bad writer cannot stop
 //! the log. The place of an event in the batch is part of its address, so skipped ones keep their number.
 
+use std::{borrow::Cow, fmt::Display};
+
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::{Data, Event, EventType, TYPE_PREFIX, time_text};
+use super::{Data, Event, EventType, Id, TYPE_PREFIX, TimeText};
 use crate::job::{JobId, json};
 
 /// Content type of a batch.
@@ -31,41 +33,75 @@ pub struct BatchError(String);
 #[derive(Serialize)]
 struct Written<'a> {
     specversion: &'static str,
-    id: String,
+    #[serde(serialize_with = "shown")]
+    id: Id<'a>,
     source: &'a str,
-    #[serde(rename = "type")]
-    event_type: String,
+    #[serde(rename = "type", serialize_with = "shown")]
+    event_type: std::fmt::Arguments<'a>,
     subject: JobId,
-    time: String,
+    #[serde(serialize_with = "shown")]
+    time: TimeText,
+    /// The last: see [`public`].
     data: &'a Data,
+}
+
+fn shown<S: Serializer>(text: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(text)
 }
 
 #[derive(Deserialize)]
 struct Read<'a> {
     #[serde(borrow)]
-    source: std::borrow::Cow<'a, str>,
+    source: Cow<'a, str>,
     #[serde(rename = "type", borrow)]
-    event_type: std::borrow::Cow<'a, str>,
+    event_type: Cow<'a, str>,
     subject: JobId,
     #[serde(borrow)]
-    time: std::borrow::Cow<'a, str>,
+    time: Cow<'a, str>,
     data: Data,
 }
+
+/// What an event takes without args, output and errors.
+const USUAL: usize = 640;
 
 /// One event as a CloudEvents JSON object.
 #[must_use]
 pub fn encode_one(event: &Event) -> Vec<u8> {
-    let written = Written {
-        specversion: "1.0",
-        id: event.id(),
-        source: &event.source,
-        event_type: format!("{TYPE_PREFIX}{}", event.event_type.as_str()),
-        subject: event.job,
-        time: time_text(event.time),
-        data: &event.data,
-    };
+    let inline = |json: &Option<Box<RawValue>>| json.as_ref().map_or(0, |json| json.get().len());
+    let mut bytes = Vec::with_capacity(USUAL + inline(&event.data.args) + inline(&event.data.output));
     // Texts, numbers and JSON that was checked: nothing here can fail.
-    serde_json::to_vec(&written).unwrap_or_default()
+    let _ = serde_json::to_writer(
+        &mut bytes,
+        &Written {
+            specversion: "1.0",
+            id: Id(event),
+            source: &event.source,
+            event_type: format_args!("{TYPE_PREFIX}{}", event.event_type.as_str()),
+            subject: event.job,
+            time: TimeText(event.time),
+            data: &event.data,
+        },
+    );
+    bytes
+}
+
+/// What [`encode_one`] makes of [`Event::public`], from what it made of the event; `None`: the same.
+///
+/// Args and output are the last members of what comes last, so all before them stays as it is.
+#[must_use]
+pub(crate) fn public(event: &Event, encoded: &[u8]) -> Option<Vec<u8>> {
+    let Data { args, output, args_omitted, output_omitted, .. } = &event.data;
+    let end = b"}}";
+    let mut kept = encoded.len().checked_sub(end.len())?;
+    let mut said = Vec::new();
+    for (name, inline, is_said) in [("args", args, *args_omitted), ("output", output, *output_omitted)] {
+        let Some(json) = inline else { continue };
+        kept = kept.checked_sub(r#","":"#.len() + name.len() + json.get().len())?;
+        if !is_said {
+            said.push(format!(r#","{name}_omitted":true"#));
+        }
+    }
+    (args.is_some() || output.is_some()).then(|| [&encoded[..kept], said.concat().as_bytes(), end].concat())
 }
 
 /// Joins encoded events to a batch's body.
@@ -87,19 +123,24 @@ pub fn join<'a>(events: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
 /// # Errors
 /// [`BatchError`] when the body is no JSON array.
 pub fn decode(body: &[u8]) -> Result<(Vec<(u16, Event)>, usize), BatchError> {
-    let entries: Vec<&RawValue> = json::read(body).map_err(BatchError)?;
-    let (mut events, mut skipped) = (Vec::with_capacity(entries.len()), 0);
-    for (index, entry) in entries.into_iter().enumerate() {
-        match (u16::try_from(index), read(entry.get())) {
-            (Ok(index), Some(event)) => events.push((index, event)),
-            _ => skipped += 1,
+    let whole: Result<Vec<Read<'_>>, _> = serde_json::from_slice(body);
+    let read: Vec<Option<Event>> = match whole {
+        Ok(entries) => entries.into_iter().map(event).collect(),
+        // One of them is none of ours: each by itself.
+        Err(_) => {
+            let entries: Vec<&RawValue> = json::read(body).map_err(BatchError)?;
+            entries.into_iter().map(|entry| event(serde_json::from_str(entry.get()).ok()?)).collect()
         }
-    }
+    };
+    let count = read.len();
+    // Those behind the last number are passed over, too.
+    let numbered = (0..=u16::MAX).zip(read);
+    let events: Vec<(u16, Event)> = numbered.filter_map(|(index, event)| Some((index, event?))).collect();
+    let skipped = count - events.len();
     Ok((events, skipped))
 }
 
-fn read(text: &str) -> Option<Event> {
-    let read: Read<'_> = serde_json::from_str(text).ok()?;
+fn event(read: Read<'_>) -> Option<Event> {
     let event_type = EventType::parse(read.event_type.strip_prefix(TYPE_PREFIX)?)?;
     let time: Timestamp = read.time.parse().ok()?;
     let Data { run, attempt, .. } = read.data;
@@ -134,6 +175,27 @@ mod tests {
         assert_eq!(read.data.args.as_ref().unwrap().get(), "{\"x\": 1.00}", "bytes as they came");
         assert!(events[1].1.data.args.is_none() && events[1].1.data.args_omitted);
         assert_eq!(format!("{:?}", read.data.tags), "[\"a\"]");
+    }
+
+    #[test]
+    fn what_subscribers_get_is_the_event_without_args_and_output() {
+        let text = |json: &str| Some(RawValue::from_string(json.to_owned()).unwrap());
+        let cases = [None, text("null"), text("{\"x\": [1.00, \"}}\"]}")];
+        for args in &cases {
+            for output in &cases {
+                for omitted in [false, true] {
+                    let mut event = event();
+                    (event.data.args, event.data.output) = (args.clone(), output.clone());
+                    (event.data.args_omitted, event.data.output_omitted) = (omitted, omitted);
+                    event.data.worker = Some("}}".to_owned());
+                    let value = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+                    let (encoded, expected) = (encode_one(&event), value(&encode_one(&event.public())));
+                    let public = public(&event, &encoded);
+                    assert_eq!(public.is_some(), args.is_some() || output.is_some());
+                    assert_eq!(value(public.as_ref().unwrap_or(&encoded)), expected);
+                }
+            }
+        }
     }
 
     #[test]

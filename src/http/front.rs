@@ -1,19 +1,18 @@
 //! What every request passes before its call: request id, log line, panics caught, guard, and the answers for
-//! paths and methods that do not exist. The first two are called by what counts requests ([`super::metrics::count`]):
-//! each layer takes memory for each request.
+//! paths and methods that do not exist. One layer does all of that, and tells who counts: each layer more would take
+//! memory for each request.
 
-use std::{any::Any, time::Duration};
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Body,
-    extract::{MatchedPath, Request},
-    http::{HeaderName, HeaderValue},
+    extract::{MatchedPath, Request, State},
+    http::{HeaderName, HeaderValue, Method, StatusCode},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
 };
+use futures_util::FutureExt;
 use tokio::time::Instant;
-use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
 use super::{
@@ -29,55 +28,86 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id that is taken over, in bytes.
 const REQUEST_ID_MAX: usize = 128;
 
+/// What stands before the routes.
+pub(super) struct Front {
+    pub(super) guard: Guard,
+    pub(super) memory: BodyMemory,
+    pub(super) read_timeout: Duration,
+    /// `http` or `https`.
+    pub(super) scheme: &'static str,
+    /// Is told of each request, also of those that are refused and those that panic.
+    pub(super) count: Box<dyn Fn(&Answered<'_>) + Send + Sync>,
+}
+
+/// A request that has its answer.
+pub(super) struct Answered<'a> {
+    pub(super) method: &'a Method,
+    /// The path with names in braces; `none`: there is no such path.
+    pub(super) route: &'a str,
+    pub(super) status: StatusCode,
+    pub(super) took: Duration,
+}
+
 /// Puts the front before `routes`.
-pub(super) fn wrap<S: Clone + Send + Sync + 'static>(
-    routes: Router<S>,
-    guard: &Guard,
-    memory: &BodyMemory,
-    read_timeout: Duration,
-    scheme: &'static str,
-) -> Router<S> {
+pub(super) fn wrap<S: Clone + Send + Sync + 'static>(routes: Router<S>, front: Front) -> Router<S> {
+    let front = Arc::new(front);
     let refusing = |code: Code, detail: &'static str| {
-        let memory = memory.clone();
-        move |request: Request| async move {
-            body::refuse(request, &memory, read_timeout, Problem::new(code, detail)).await
-        }
+        let front = Arc::clone(&front);
+        move |request: Request| async move { front.refuse(request, Problem::new(code, detail)).await }
     };
-    let guarding = Guarding { guard: guard.clone(), memory: memory.clone(), read_timeout };
     routes
         .fallback(refusing(Code::NotFound, "no call has this path"))
         .method_not_allowed_fallback(refusing(
             Code::MethodNotAllowed,
             "see the Allow header for the methods of this path",
         ))
-        .layer(from_fn_with_state(guarding, check))
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn_with_state(scheme, identify))
+        .layer(from_fn_with_state(front, pass))
 }
 
-#[derive(Clone)]
-struct Guarding {
-    guard: Guard,
-    memory: BodyMemory,
-    read_timeout: Duration,
+/// Gives the request its id and its span, lets it in, writes its log line, and tells who counts.
+async fn pass(State(front): State<Arc<Front>>, mut request: Request, next: Next) -> Response {
+    let start = Instant::now();
+    let id = request_id(request.headers().get(REQUEST_ID));
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let span = traced::begin(&mut request, route.as_ref().map(MatchedPath::as_str), front.scheme);
+    let marks = traced::marks(&span, &id);
+    let answering = AssertUnwindSafe(front.let_in(request, next)).catch_unwind();
+    let answered = span.within(answering).instrument(marks.clone()).await;
+    let _marked = marks.entered();
+    let mut response = answered.unwrap_or_else(|panic| panicked(&*panic));
+    let (status, took, job) = (response.status(), start.elapsed(), response.extensions().get::<About>());
+    traced::end(&span, status, job.map(|about| about.0));
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    tracing::debug!(
+        http.method = %method,
+        http.route = route,
+        http.status = status.as_u16(),
+        request.id = id.to_str().unwrap_or_default(),
+        job.id = job.map(|about| tracing::field::display(about.0)),
+        elapsed_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        "request"
+    );
+    (front.count)(&Answered { method: &method, route, status, took });
+    response.headers_mut().insert(REQUEST_ID, id);
+    response
 }
 
-async fn check(
-    axum::extract::State(guarding): axum::extract::State<Guarding>,
-    request: Request,
-    next: Next,
-) -> Response {
-    match guarding.guard.check(request.method(), request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
-        // In a box: few are refused, and each request's future would have the size of this.
-        Err(problem) => {
-            Box::pin(body::refuse(request, &guarding.memory, guarding.read_timeout, problem)).await
+impl Front {
+    async fn let_in(&self, request: Request, next: Next) -> Response {
+        match self.guard.check(request.method(), request.uri(), request.headers()) {
+            Ok(()) => next.run(request).await,
+            // In a box: few are refused, and each request's future would have the size of this.
+            Err(problem) => Box::pin(self.refuse(request, problem)).await,
         }
+    }
+
+    async fn refuse(&self, request: Request, problem: Problem) -> Response {
+        body::refuse(request, &self.memory, self.read_timeout, problem).await
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the layer's signature")]
-fn panicked(panic: Box<dyn Any + Send>) -> axum::http::Response<Body> {
+fn panicked(panic: &(dyn Any + Send)) -> Response {
     let text = panic
         .downcast_ref::<String>()
         .map(String::as_str)
@@ -85,35 +115,6 @@ fn panicked(panic: Box<dyn Any + Send>) -> axum::http::Response<Body> {
         .unwrap_or("a panic without text");
     tracing::error!(panic = text, "a request panicked");
     Problem::new(Code::Internal, "the log has more under this answer's X-Request-Id").into_response()
-}
-
-/// Gives the request its id and its span, and writes its log line.
-async fn identify(
-    axum::extract::State(scheme): axum::extract::State<&'static str>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let start = Instant::now();
-    let id = request_id(request.headers().get(REQUEST_ID));
-    let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let span = traced::begin(&mut request, route.as_ref().map(MatchedPath::as_str), scheme);
-    let marks = traced::marks(&span, &id);
-    let mut response = span.within(next.run(request)).instrument(marks.clone()).await;
-    traced::end(&span, response.status(), response.extensions().get::<About>().map(|about| about.0));
-    let _marked = marks.entered();
-    let job = response.extensions().get::<About>().map(|about| tracing::field::display(about.0));
-    tracing::debug!(
-        http.method = %method,
-        http.route = route.as_ref().map_or("none", MatchedPath::as_str),
-        http.status = response.status().as_u16(),
-        request.id = id.to_str().unwrap_or_default(),
-        job.id = job,
-        elapsed_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
-        "request"
-    );
-    response.headers_mut().insert(REQUEST_ID, id);
-    response
 }
 
 /// The client's request id, if it is fit for a log line, else a new one.
@@ -132,8 +133,10 @@ pub(super) fn new_request_id() -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::{get, post};
-    use futures_util::FutureExt;
+    use axum::{
+        body::Body,
+        routing::{get, post},
+    };
     use tower_service::Service;
 
     use super::*;
@@ -151,8 +154,14 @@ mod tests {
                     }
                 }),
             );
-        let (guard, memory) = (Guard::new(&config::Http::default()), BodyMemory::new(1 << 20));
-        wrap(routes, &guard, &memory, Duration::from_secs(1), "http")
+        let front = Front {
+            guard: Guard::new(&config::Http::default()),
+            memory: BodyMemory::new(1 << 20),
+            read_timeout: Duration::from_secs(1),
+            scheme: "http",
+            count: Box::new(|_| {}),
+        };
+        wrap(routes, front)
     }
 
     fn ask(method: &str, path: &str, headers: &[(&str, &str)]) -> Response {

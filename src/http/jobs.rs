@@ -80,7 +80,8 @@ async fn submit_received(
             app.checking().check(&job.envelope, "/args", ERRORS_MAX).await?;
             submit_new(app, job, claim, deadline, received.room).await?
         }
-        Begun::Repeat(repeat) => keyed::answer(app, &inbound.caller, repeat, job, deadline).await?,
+        // Boxed, as the waits are: each submit would have room for it, several KiB.
+        Begun::Repeat(repeat) => Box::pin(keyed::answer(app, &inbound.caller, repeat, job, deadline)).await?,
     };
     say_applied(&mut response, &wait, false);
     Ok(response)
@@ -101,9 +102,9 @@ async fn submit_new(
     let envelope = job.envelope.clone();
     // Kept with the args: for the answer of a wait to its end.
     let room = Arc::new(room);
-    match app.call(job, claim, deadline, Arc::clone(&room), None).await? {
+    match Box::pin(app.call(job, claim, deadline, Arc::clone(&room), None)).await? {
         (taken, None) => Ok(accepted.taken(taken).response()),
-        (_, Some(end)) => Ok(answer::record(StatusCode::OK, &app.record_of(&envelope, end).await)),
+        (_, Some(end)) => Ok(answer::record(StatusCode::OK, &Box::pin(app.record_of(&envelope, end)).await)),
     }
 }
 

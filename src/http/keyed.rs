@@ -23,6 +23,7 @@ use axum::{
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::{
+    sync::oneshot,
     task::coop::unconstrained,
     time::{Instant, timeout_at},
 };
@@ -81,7 +82,19 @@ pub(super) async fn begin(
     kind: &Kind,
     too_late: Option<FieldError>,
 ) -> Result<Begun, Problem> {
-    let Some(named) = named else { return Ok(Begun::New(None)) };
+    match named {
+        None => Ok(Begun::New(None)),
+        // Boxed: each submit would have room for it, several KiB.
+        Some(named) => Box::pin(begin_named(app, named, kind, too_late)).await,
+    }
+}
+
+async fn begin_named(
+    app: &App,
+    named: Named,
+    kind: &Kind,
+    too_late: Option<FieldError>,
+) -> Result<Begun, Problem> {
     let reserved = app.keys.reserve(named.id, named.digest).await;
     let claim = match weigh(named.id, reserved)? {
         Weighed::Repeat(repeat) => return Ok(Begun::Repeat(repeat)),
@@ -229,6 +242,36 @@ pub(super) async fn submit(
         Some(claim) => Box::pin(submit_claimed(app, job, claim, patient, held, deadline)).await,
         None => hand_over(app, job, patient, deadline, || {}).await,
     }
+}
+
+/// Whether a job without a claim may go with those of other requests.
+pub(super) fn gathers(app: &App, job: &Submission) -> bool {
+    !app.can_spool() && app.client.gathers(job)
+}
+
+/// Submits a job that [`gathers`]; it goes on when the caller goes away, and keeps `held` so long. `told` is, in the end.
+pub(super) async fn submit_gathered(
+    app: &App,
+    job: Submission,
+    held: impl Send + 'static,
+    told: impl FnOnce(&Result<Taken, Refusal>) + Send + 'static,
+) -> Result<Taken, Refusal> {
+    let (give_up, kind) = (Instant::now() + app.confirm_timeout, job.envelope.kind.clone());
+    let (sender, answer) = oneshot::channel();
+    let counting = app.clone();
+    app.client.submit_gathered(job, give_up, move |result| {
+        let result = result.map_err(Refusal::from).map(|event| {
+            counting.record.submitted(event);
+            Taken::Broker
+        });
+        counting.count_submit(&kind, &result);
+        told(&result);
+        drop(held);
+        // The client may be gone.
+        let _ = sender.send(result);
+    });
+    // Untold only if the process ends.
+    answer.await.unwrap_or_else(|_| Err(SubmitError::Lost("it broke off here".to_owned()).into()))
 }
 
 /// Submits jobs that have no claims, in order; those that the broker does not take go to the spool where that is due.

@@ -9,9 +9,8 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{MatchedPath, Request, State},
+    extract::{Request, State},
     http::{HeaderValue, Method, header},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use jiff::Timestamp;
@@ -24,6 +23,7 @@ use tokio::{
 use super::{
     App,
     access::Caller,
+    front::Answered,
     problem::{Code, Problem},
     queues::{Crew, Known, QUEUES_MAX, ask_depths},
     spooling::{Refusal, Taken},
@@ -85,6 +85,14 @@ struct Queue {
 }
 
 impl HttpMetrics {
+    /// Counts a request.
+    pub(super) fn request(&self, answered: &Answered<'_>) {
+        let Answered { method, route, status, took } = *answered;
+        let method = method_label(method);
+        self.requests.with_label_values(&[method, route, status.as_str()]).inc();
+        self.duration.with_label_values(&[method, route]).observe(took.as_secs_f64());
+    }
+
     pub(super) fn new() -> Self {
         let registry = Registry::new();
         Self {
@@ -96,19 +104,6 @@ impl HttpMetrics {
             registry,
         }
     }
-}
-
-/// Counts each request.
-pub(super) async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
-    let start = Instant::now();
-    let method = method_label(request.method());
-    let route = request.extensions().get::<MatchedPath>().cloned();
-    let response = next.run(request).await;
-    let route = route.as_ref().map_or("none", MatchedPath::as_str);
-    let HttpMetrics { requests, duration, .. } = &app.metrics;
-    requests.with_label_values(&[method, route, response.status().as_str()]).inc();
-    duration.with_label_values(&[method, route]).observe(start.elapsed().as_secs_f64());
-    response
 }
 
 /// The method, unless a client has made it up.

@@ -1,8 +1,8 @@
 //! Names with rules: job ids, kinds and queues. Parsed once at the edge, trusted inside.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -138,22 +138,36 @@ impl FromStr for JobId {
     }
 }
 
+/// Reads a text in place: most are in the buffer that is read, and become what they stand for without a copy between.
+pub(crate) struct Text<F>(pub(crate) F);
+
+impl<T, E: fmt::Display, F: FnOnce(&str) -> Result<T, E>> de::Visitor<'_> for Text<F> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<Error: de::Error>(self, text: &str) -> Result<T, Error> {
+        (self.0)(text).map_err(Error::custom)
+    }
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident, $check:path) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $type(String);
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, schemars::JsonSchema)]
+        pub struct $type(#[schemars(with = "String")] Arc<str>);
 
         impl $type {
             /// Checks and takes a name.
             ///
             /// # Errors
             /// [`NameError`] when it breaks the rule.
-            pub fn parse(text: impl Into<String>) -> Result<Self, NameError> {
-                let text = text.into();
-                $check(&text)?;
-                Ok(Self(text))
+            pub fn parse(text: impl AsRef<str>) -> Result<Self, NameError> {
+                let text = text.as_ref();
+                $check(text)?;
+                Ok(Self(text.into()))
             }
 
             /// The name as text.
@@ -193,7 +207,19 @@ macro_rules! name {
 
         impl From<$type> for String {
             fn from(name: $type) -> String {
-                name.0
+                (*name.0).to_owned()
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str(Text(|text: &str| Self::parse(text)))
             }
         }
 

@@ -3,7 +3,7 @@
 //! Self-clocking: what gathers while a batch awaits its confirm is the next batch. So an idle process adds no latency,
 //! and a busy one writes a hundred events for the price of one. Whoever needs an event in the log before going on
 //! waits for its confirm ([`EventWriter::write`]); an event that is handed over is written sooner or later, whatever
-//! becomes of the wait. Streams are not fsynced: the last seconds of confirmed batches are written once more after a
+//! becomes of the wait. What nobody waits for may wait some milliseconds for others ([`Pace`]). Streams are not fsynced: the last seconds of confirmed batches are written once more after a
 //! connection was lost, in case the broker lost them with its power. Readers know copies by [`Event::tag`].
 //!
 //! The same events, without args and output, go to `hopline.events` for subscribers, grouped by routing key: best
@@ -55,11 +55,15 @@ const MOMENT: Duration = Duration::from_millis(20);
 const TOLD_AT_ONCE: usize = 500;
 /// How long events may wait for others to be written with that nobody needs in the log at once.
 const SOON: Duration = Duration::from_millis(10);
+/// So many are worth a message by themselves.
+const ENOUGH: usize = 64;
+/// After an event that waited for company and got none, none waits for so long.
+const ALONE: Duration = Duration::from_millis(100);
 /// No deadline: a batch is written or the process ends.
 const FOREVER: Duration = Duration::from_secs(100 * 86_400);
 
-/// An event on its way.
-struct Item {
+/// An event on its way, as it is written.
+pub(crate) struct Item {
     key: String,
     bytes: Vec<u8>,
     /// Without args and output, where it has any.
@@ -67,21 +71,27 @@ struct Item {
 }
 
 impl Item {
-    fn new(event: &Event) -> Self {
-        let inline = event.data.args.is_some() || event.data.output.is_some();
-        Self {
-            key: event.routing_key(),
-            bytes: batch::encode_one(event),
-            public: inline.then(|| batch::encode_one(&event.public())),
-        }
+    pub(crate) fn new(event: &Event) -> Self {
+        let bytes = batch::encode_one(event);
+        Self { key: event.routing_key(), public: batch::public(event, &bytes), bytes }
     }
+}
+
+/// How soon events are written.
+#[derive(Debug, Clone, Copy)]
+enum Pace {
+    /// With the next batch.
+    AtOnce,
+    /// Until then they may wait for others, unless there are so many, or none came lately.
+    InCompany { by: Instant, enough: usize },
+    /// Until then they are out of the way of what is urgent.
+    Later { by: Instant },
 }
 
 struct Request {
     items: Vec<Item>,
     done: Option<oneshot::Sender<()>>,
-    /// Until when it may wait for others; `None`: not at all.
-    by: Option<Instant>,
+    pace: Pace,
     _room: Option<OwnedSemaphorePermit>,
 }
 
@@ -105,6 +115,7 @@ impl EventWriter {
             unsynced_bytes: 0,
             untold: Vec::new(),
             told: Instant::now(),
+            alone: None,
         };
         link.runtime().spawn(task.run(queue));
         Self { requests, room: Arc::new(Semaphore::new(WAITING_KIB)) }
@@ -116,11 +127,38 @@ impl EventWriter {
     /// [`PublishError::Full`]: they were not handed over. [`PublishError::Timeout`]: they will still be written, unless
     /// the process ends.
     pub(crate) async fn write(&self, events: &[Event], deadline: Instant) -> Result<(), PublishError> {
-        let items: Vec<Item> = events.iter().map(Item::new).collect();
+        self.write_items(events.iter().map(Item::new).collect(), deadline).await
+    }
+
+    /// As [`EventWriter::write`].
+    ///
+    /// # Errors
+    /// As [`EventWriter::write`].
+    pub(crate) async fn write_items(&self, items: Vec<Item>, deadline: Instant) -> Result<(), PublishError> {
+        self.write_at(Pace::AtOnce, items, deadline).await
+    }
+
+    /// As [`EventWriter::write`], but these may wait some milliseconds for others, until there are `enough`: a part of what
+    /// the process can have to write at a time, so that those who wait are never all of it.
+    ///
+    /// # Errors
+    /// As [`EventWriter::write`].
+    pub(crate) async fn write_in_company(
+        &self,
+        events: &[Event],
+        enough: usize,
+        deadline: Instant,
+    ) -> Result<(), PublishError> {
+        let (by, enough) = (Instant::now() + SOON, enough.min(ENOUGH));
+        let items = events.iter().map(Item::new).collect();
+        self.write_at(Pace::InCompany { by, enough }, items, deadline).await
+    }
+
+    async fn write_at(&self, pace: Pace, items: Vec<Item>, deadline: Instant) -> Result<(), PublishError> {
         let room = timeout_at(deadline, Arc::clone(&self.room).acquire_many_owned(kib(&items))).await;
         let Ok(Ok(room)) = room else { return Err(PublishError::Full) };
         let (done, written) = oneshot::channel();
-        let request = Request { items, done: Some(done), by: None, _room: Some(room) };
+        let request = Request { items, done: Some(done), pace, _room: Some(room) };
         match timeout_at(deadline, self.requests.send(request)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(PublishError::Unavailable("closed".to_owned())),
@@ -135,7 +173,7 @@ impl EventWriter {
 
     /// Hands events over without waiting: they are written as soon as that is possible, or dropped where too many wait.
     pub(crate) fn post(&self, events: &[Event]) {
-        if !self.try_send(events, None, None) {
+        if !self.try_send(events, None, Pace::AtOnce) {
             debug!(events = events.len(), "too many events wait: dropped");
         }
     }
@@ -144,14 +182,14 @@ impl EventWriter {
     /// it. `None`: too many wait.
     pub(crate) fn write_soon(&self, event: &Event) -> Option<oneshot::Receiver<()>> {
         let (done, written) = oneshot::channel();
-        let by = Instant::now() + SOON;
-        self.try_send(std::slice::from_ref(event), Some(done), Some(by)).then_some(written)
+        let pace = Pace::Later { by: Instant::now() + SOON };
+        self.try_send(std::slice::from_ref(event), Some(done), pace).then_some(written)
     }
 
-    fn try_send(&self, events: &[Event], done: Option<oneshot::Sender<()>>, by: Option<Instant>) -> bool {
+    fn try_send(&self, events: &[Event], done: Option<oneshot::Sender<()>>, pace: Pace) -> bool {
         let items: Vec<Item> = events.iter().map(Item::new).collect();
         let room = Arc::clone(&self.room).try_acquire_many_owned(kib(&items)).ok();
-        room.is_some() && self.requests.try_send(Request { items, done, by, _room: room }).is_ok()
+        room.is_some() && self.requests.try_send(Request { items, done, pace, _room: room }).is_ok()
     }
 
     /// Waits until everything handed over so far is written, or `deadline`.
@@ -162,10 +200,16 @@ impl EventWriter {
     }
 }
 
-/// Until when these may wait for others to come; `None`: there are none, or not all of them may.
-fn patience(requests: &[Request]) -> Option<Instant> {
+/// Until when these may wait for others to come; `None`: there are none, or one of them is not to wait. `alone`: none
+/// came lately.
+fn patience(requests: &[Request], alone: bool) -> Option<Instant> {
+    let count = requests.len();
     let all = requests.iter().try_fold(None, |first: Option<Instant>, request| {
-        let by = request.by?;
+        let by = match request.pace {
+            Pace::Later { by } if count < ENOUGH => by,
+            Pace::InCompany { by, enough } if count < enough && !alone => by,
+            _ => return None,
+        };
         Some(Some(first.map_or(by, |first| first.min(by))))
     });
     all.flatten()
@@ -188,6 +232,8 @@ struct Task {
     /// What subscribers have not been told yet, and when they were told last.
     untold: Vec<Item>,
     told: Instant,
+    /// When an event waited for company in vain.
+    alone: Option<Instant>,
 }
 
 impl Task {
@@ -195,7 +241,7 @@ impl Task {
         let mut requests = Vec::new();
         let mut state = self.publisher.link().watch();
         loop {
-            let due = patience(&requests);
+            let due = self.patience(&requests);
             tokio::select! {
                 count = queue.recv_many(&mut requests, WAITING) => match (count, requests.is_empty()) {
                     (0, true) => {
@@ -204,10 +250,12 @@ impl Task {
                     }
                     // Nobody else will come.
                     (0, false) => {}
-                    _ if patience(&requests).is_some() => continue,
+                    _ if self.patience(&requests).is_some() => continue,
                     _ => {}
                 },
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    self.alone = (requests.len() == 1).then(Instant::now);
+                }
                 () = sleep_until(self.told + MOMENT), if !self.untold.is_empty() => {
                     self.tell_subscribers();
                     continue;
@@ -237,6 +285,10 @@ impl Task {
                 let _ = done.send(());
             }
         }
+    }
+
+    fn patience(&self, requests: &[Request]) -> Option<Instant> {
+        patience(requests, self.alone.is_some_and(|since| since.elapsed() < ALONE))
     }
 
     /// Publishes batches until each is confirmed; false when the connection is closed for good.
@@ -384,20 +436,26 @@ mod tests {
     #[tokio::test]
     async fn events_wait_for_others_only_if_all_of_them_may() {
         let now = Instant::now();
-        let request = |by: Option<u64>| Request {
-            items: Vec::new(),
-            done: None,
-            by: by.map(|by| now + Duration::from_millis(by)),
-            _room: None,
-        };
-        for (all, expected) in [
-            (vec![], None),
-            (vec![Some(9), Some(3), Some(5)], Some(3)),
-            (vec![Some(9), None], None),
-            (vec![None], None),
+        let after = |by: u64| now + Duration::from_millis(by);
+        let later = |by| Pace::Later { by: after(by) };
+        let company = |by, enough| Pace::InCompany { by: after(by), enough };
+        for (paces, alone, expected) in [
+            (vec![], false, None),
+            (vec![Pace::AtOnce], false, None),
+            (vec![later(9), later(3), later(5)], false, Some(3)),
+            (vec![later(9), later(3)], true, Some(3)),
+            (vec![later(9), Pace::AtOnce], false, None),
+            (vec![later(9); ENOUGH], false, None),
+            (vec![company(9, 2)], false, Some(9)),
+            (vec![company(9, 2)], true, None),
+            (vec![company(9, 2), later(5)], false, None),
+            (vec![company(9, 3), later(5)], false, Some(5)),
+            (vec![company(9, 1)], false, None),
+            (vec![company(9, 0)], false, None),
         ] {
-            let requests: Vec<Request> = all.into_iter().map(request).collect();
-            assert_eq!(patience(&requests), expected.map(|by| now + Duration::from_millis(by)));
+            let request = |pace| Request { items: Vec::new(), done: None, pace, _room: None };
+            let requests: Vec<Request> = paces.iter().copied().map(request).collect();
+            assert_eq!(patience(&requests, alone), expected.map(after), "{paces:?}, alone: {alone}");
         }
     }
 

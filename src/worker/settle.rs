@@ -54,6 +54,10 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// No deadline: longer than the broker lets a delivery be unsettled.
 const FOREVER: Duration = Duration::from_secs(100 * 86_400);
 
+/// Events of ends wait for others, up to this part of all deliveries that the process may have: the rest goes on
+/// meanwhile.
+const COMPANY: usize = 4;
+
 /// A job whose attempt has ended, or whose run ends without one.
 pub(super) struct Ended<'a> {
     pub(super) envelope: Envelope,
@@ -65,7 +69,7 @@ pub(super) struct Ended<'a> {
     /// Its args and output stay out of the record.
     pub(super) private: bool,
     /// What the handler told last, if that is not on its way yet.
-    pub(super) untold: Option<Event>,
+    pub(super) untold: Option<Box<Event>>,
 }
 
 /// An attempt that has ended.
@@ -106,11 +110,15 @@ pub(super) struct Settler {
     teller: Arc<Teller>,
     replier: Replier,
     callbacks: Callbacks,
+    /// So many events of ends are worth writing.
+    enough: usize,
 }
 
 impl Settler {
-    pub(super) fn new(live: &Live, teller: Arc<Teller>, replier: Replier) -> Self {
+    /// `taken`: how many deliveries the process has at most at a time.
+    pub(super) fn new(live: &Live, teller: Arc<Teller>, replier: Replier, taken: usize) -> Self {
         Self {
+            enough: taken / COMPANY,
             names: live.names.clone(),
             worker: live.instance.clone(),
             publisher: live.publisher.clone(),
@@ -131,29 +139,29 @@ impl Settler {
     /// What is not the usual end is boxed: each attempt would have room for it, some KiB that are moved and cleared.
     pub(super) async fn settle(
         &self,
-        ended: Ended<'_>,
+        ended: &mut Ended<'_>,
         disposition: Disposition,
         give_up: &CancellationToken,
     ) -> Settled {
         match disposition {
             Disposition::Succeed { output, omitted } => self.succeed(ended, output, omitted, give_up).await,
             Disposition::Expire => {
-                let event = self.teller.expired(&ended);
+                let event = self.teller.expired(ended);
                 Box::pin(self.end(ended, Status::Expired, event, &expired(), give_up)).await
             }
             Disposition::Cancel { by, reason } => {
                 let failure = cancelled(by.as_deref(), reason.as_deref());
-                let event = self.teller.cancelled(&ended, by, reason);
+                let event = self.teller.cancelled(ended, by, reason);
                 Box::pin(self.end(ended, Status::Cancelled, event, &failure, give_up)).await
             }
             Disposition::Retry { delay, error } => {
                 warn_failed(&ended.envelope, &error, delay);
-                let event = self.teller.retrying(&ended, delay, &error);
+                let event = self.teller.retrying(ended, delay, &error);
                 let copy = ended.envelope.clone().next_attempt().due_in(delay);
                 Box::pin(self.republish(ended, &copy, delay, event, give_up)).await
             }
             Disposition::Snooze { delay } => {
-                let event = self.teller.scheduled(&ended, delay);
+                let event = self.teller.scheduled(ended, delay);
                 let copy = ended.envelope.clone().next_step().due_in(delay);
                 Box::pin(self.republish(ended, &copy, delay, event, give_up)).await
             }
@@ -169,16 +177,26 @@ impl Settler {
     /// acknowledged as known.
     async fn succeed(
         &self,
-        mut ended: Ended<'_>,
+        ended: &mut Ended<'_>,
         output: Bytes,
         omitted: bool,
         give_up: &CancellationToken,
     ) -> Settled {
-        let event = self.teller.succeeded(&ended, &output, omitted);
+        let event = self.teller.succeeded(ended, &output, omitted);
         let callback = self.callbacks.of(&event, &ended.envelope.extra);
-        let events = self.with_company(&mut ended, event, callback.as_ref());
+        let events = self.with_company(ended, event, callback.as_ref());
+        // Somebody waits for a reply, or for a callback.
+        let is_urgent = ended.envelope.reply_to.is_some() || callback.is_some();
+        let written = async {
+            let deadline = Instant::now() + FOREVER;
+            if is_urgent {
+                self.events.write(&events, deadline).await
+            } else {
+                self.events.write_in_company(&events, self.enough, deadline).await
+            }
+        };
         tokio::select! {
-            written = self.events.write(&events, Instant::now() + FOREVER) => if written.is_err() {
+            written = written => if written.is_err() {
                 // The connection is closed for good.
                 return hand_back(ended.hold);
             },
@@ -188,7 +206,7 @@ impl Settler {
         if let Err(left) = self.call_back(callback, ended.hold, give_up).await {
             return left;
         }
-        self.reply(&ended, Status::Succeeded, None, omitted, output);
+        self.reply(ended, Status::Succeeded, None, omitted, output);
         ended.hold.ack();
         Settled::Done
     }
@@ -196,28 +214,28 @@ impl Settler {
     /// Ends a run that did not succeed and leaves no message behind.
     async fn end(
         &self,
-        mut ended: Ended<'_>,
+        ended: &mut Ended<'_>,
         status: Status,
         event: Event,
         failure: &Failure,
         give_up: &CancellationToken,
     ) -> Settled {
         let callback = self.callbacks.of(&event, &ended.envelope.extra);
-        let events = self.with_company(&mut ended, event, callback.as_ref());
+        let events = self.with_company(ended, event, callback.as_ref());
         if let Err(left) = self.write_while_held(events, ended.hold, give_up).await {
             return left;
         }
         if let Err(left) = self.call_back(callback, ended.hold, give_up).await {
             return left;
         }
-        self.reply(&ended, status, None, false, failure_body(failure));
+        self.reply(ended, status, None, false, failure_body(failure));
         ended.hold.ack();
         Settled::Done
     }
 
     async fn bury(
         &self,
-        mut ended: Ended<'_>,
+        ended: &mut Ended<'_>,
         reason: Reason,
         error: Failure,
         give_up: &CancellationToken,
@@ -234,9 +252,9 @@ impl Settler {
         };
         let target = self.dead_target(&ended.envelope);
         let copy = dead::mark(ended.envelope.encode(), &death);
-        let event = self.teller.dead(&ended, reason, &error);
+        let event = self.teller.dead(ended, reason, &error);
         let callback = self.callbacks.of(&event, &ended.envelope.extra);
-        let events = self.with_company(&mut ended, event, callback.as_ref());
+        let events = self.with_company(ended, event, callback.as_ref());
         if let Err(left) = self.write_while_held(events, ended.hold, give_up).await {
             return left;
         }
@@ -246,7 +264,7 @@ impl Settler {
         if let Err(left) = self.call_back(callback, ended.hold, give_up).await {
             return left;
         }
-        self.reply(&ended, Status::Dead, Some(reason), false, failure_body(&error));
+        self.reply(ended, Status::Dead, Some(reason), false, failure_body(&error));
         ended.hold.ack();
         Settled::Done
     }
@@ -368,7 +386,7 @@ impl Settler {
 
     async fn republish(
         &self,
-        mut ended: Ended<'_>,
+        ended: &mut Ended<'_>,
         copy: &Envelope,
         delay: Duration,
         event: Event,
@@ -379,7 +397,7 @@ impl Settler {
         if let Err(left) = self.publish_surely(target, copy.encode(), ended.hold, give_up).await {
             return left;
         }
-        self.write_fact(with_untold(&mut ended, event), give_up).await;
+        self.write_fact(with_untold(ended, event), give_up).await;
         ended.hold.ack();
         Settled::Done
     }
@@ -517,7 +535,7 @@ fn hand_back(hold: &Hold) -> Settled {
 
 /// The event, after what the handler told last.
 fn with_untold(ended: &mut Ended<'_>, event: Event) -> Vec<Event> {
-    ended.untold.take().into_iter().chain([event]).collect()
+    ended.untold.take().map(|told| *told).into_iter().chain([event]).collect()
 }
 
 /// An error's text for a log line, which never quotes args.

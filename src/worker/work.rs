@@ -148,15 +148,15 @@ impl Shared {
             let untold = telling.rest();
             let disposition =
                 decide(outcome, envelope.attempt, &terms.retry, envelope.id.seed(envelope.attempt));
-            let ended = Ended {
+            let mut ended = Ended {
                 private: entry.options.private || self.control.is_private(&envelope.kind),
                 max_attempts: Some(terms.retry.max_attempts),
                 envelope,
                 hold: &hold,
                 attempt,
-                untold,
+                untold: untold.map(Box::new),
             };
-            self.settle(running, ended, disposition).await;
+            self.settle(running, &mut ended, disposition).await;
         };
         span.within(settling).instrument(marks).await;
     }
@@ -185,9 +185,10 @@ impl Shared {
     pub(super) async fn cancel_waiting(&self, envelope: Envelope, hold: Arc<Hold>, order: Cancellation) {
         let running = Running::of(&self.known, envelope.key());
         let private = self.is_private(&envelope.kind);
-        let ended = Ended { max_attempts: None, private, envelope, hold: &hold, attempt: None, untold: None };
+        let mut ended =
+            Ended { max_attempts: None, private, envelope, hold: &hold, attempt: None, untold: None };
         let Cancellation { by, reason } = order;
-        self.settle(running, ended, Disposition::Cancel { by, reason }).await;
+        self.settle(running, &mut ended, Disposition::Cancel { by, reason }).await;
     }
 
     /// Settles a delivery of a run that has ended elsewhere.
@@ -198,7 +199,7 @@ impl Shared {
         self.count_settled(&envelope.queue, &envelope.kind, settled, Settlement::Repeat);
     }
 
-    async fn settle(&self, mut running: Running<'_>, ended: Ended<'_>, disposition: Disposition) {
+    async fn settle(&self, mut running: Running<'_>, ended: &mut Ended<'_>, disposition: Disposition) {
         let what = settlement(&disposition);
         let (queue, kind) = (ended.envelope.queue.clone(), ended.envelope.kind.clone());
         let settled = self.settler.settle(ended, disposition, &self.abort).await;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use lapin::types::FieldTable;
 use reqwest::Method;
 use serde_json::json;
@@ -200,6 +201,32 @@ async fn a_queue_that_exists_nowhere_is_refused() {
         stage.front_with(&config).await;
         front.submit(format!(r#"{{"kind":"test.probe","queue":"{nowhere}","delay":"100ms"}}"#)).await;
         stage.rabbit.wait_count(&stage.names.queue(&nowhere), 1).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn submits_at_the_same_time_have_answers_of_their_own() {
+    stage(async |stage| {
+        let (front, nowhere) = (stage.front().await, stage.other_queue("nowhere"));
+        let each = (0..60).map(async |n| {
+            let queue = if n % 3 == 0 { &nowhere } else { &stage.queue };
+            let body = format!(r#"{{"kind":"test.probe","queue":"{queue}","args":{{"n":{n}}}}}"#);
+            (n, front.post("/v1/jobs", body).await)
+        });
+        let mut accepted = Vec::new();
+        for (n, answer) in join_all(each).await {
+            if n % 3 == 0 {
+                answer.problem(422, "unknown_queue");
+            } else {
+                accepted.push((n, answer.accepted()));
+            }
+        }
+        stage.rabbit.wait_count(&stage.work_queue(), 40).await;
+        assert_eq!(accepted.len(), 40);
+        for (n, id) in accepted {
+            assert_eq!(front.get(&format!("/v1/jobs/{id}")).await.json()["args"], json!({"n": n}));
+        }
     })
     .await;
 }

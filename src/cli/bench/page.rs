@@ -32,6 +32,7 @@ const CHART: &[(&str, &[(&str, &str)])] = &[
             ("celery.submit", "Celery"),
             ("dramatiq.submit", "Dramatiq"),
             ("taskiq.submit", "TaskIQ"),
+            ("fastapi.submit", "FastAPI, Celery; 64 connections"),
             ("apalis.submit", "Apalis (unconfirmed)"),
         ],
     ),
@@ -100,7 +101,7 @@ fn times(page: &mut String, report: &Report) {
     if report.times.is_empty() {
         return;
     }
-    page.push_str("## How times are spread\n\nIn milliseconds, over all rounds.\n\n");
+    page.push_str("## How times are spread\n\n![Histograms of times](images/times.svg)\n\nIn milliseconds, over all rounds.\n\n");
     let header: Vec<&str> =
         ["measured", "times"].into_iter().chain(QUANTILES.map(|(name, _)| name)).collect();
     table(page, &header, report.times.iter().map(Spread::row));
@@ -196,7 +197,9 @@ pub(super) fn chart(report: &Report) -> String {
 }
 
 fn is_ours(name: &str) -> bool {
-    !["raw.", "celery.", "dramatiq.", "taskiq.", "apalis."].iter().any(|other| name.starts_with(other))
+    !["raw.", "celery.", "dramatiq.", "taskiq.", "fastapi.", "apalis."]
+        .iter()
+        .any(|other| name.starts_with(other))
 }
 
 #[cfg(test)]

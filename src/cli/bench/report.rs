@@ -40,6 +40,8 @@ pub(super) struct Spread {
     pub(super) count: u64,
     /// At each of [`QUANTILES`].
     pub(super) at: [f64; QUANTILES.len()],
+    /// How many up to each of so many milliseconds, above the one before it.
+    pub(super) steps: Vec<(f64, u64)>,
 }
 
 /// What is told of a histogram: so many of all times are shorter.
@@ -106,6 +108,7 @@ impl Report {
             measurement: name,
             count: times.count(),
             at: QUANTILES.map(|(_, quantile)| times.at(quantile)),
+            steps: times.steps(),
         });
         let numbers = NUMBERS.iter().filter_map(|(name, unit, title)| {
             let (median, rounds) = (samples.median(name)?, samples.of(name).to_vec());

@@ -7,6 +7,9 @@ use hdrhistogram::Histogram;
 /// Longest time that a histogram tells from longer ones.
 const LONGEST_US: u64 = 600_000_000;
 
+/// The end of the first step of a histogram that is shown.
+const FIRST_STEP_US: u64 = 16;
+
 /// Times, in microseconds, to three digits.
 #[derive(Debug, Clone)]
 pub(super) struct Times(Histogram<u64>);
@@ -30,6 +33,16 @@ impl Times {
     /// How many there are.
     pub(super) fn count(&self) -> u64 {
         self.0.len()
+    }
+
+    /// How many there are up to each of so many milliseconds, above the one before it: four steps to the double.
+    #[expect(clippy::cast_precision_loss, reason = "microseconds, far below 2^53")]
+    pub(super) fn steps(&self) -> Vec<(f64, u64)> {
+        let steps = self.0.iter_log(FIRST_STEP_US, 2f64.powf(0.25));
+        let step = |step: hdrhistogram::iterators::IterationValue<u64>| {
+            (step.value_iterated_to() as f64 / 1e3, step.count_since_last_iteration())
+        };
+        steps.map(step).skip_while(|(_, count)| *count == 0).collect()
     }
 
     /// In milliseconds; NaN where there is none.
@@ -114,6 +127,21 @@ mod tests {
         ] {
             assert_eq!(median(&values), expected, "{values:?}");
         }
+    }
+
+    #[test]
+    fn steps_of_times() {
+        let times: Times = [1, 1, 3, 100].into_iter().map(Duration::from_millis).collect();
+        let steps = times.steps();
+        assert_eq!(steps.iter().map(|(_, count)| count).sum::<u64>(), 4);
+        assert_eq!(
+            (steps[0].1, steps.last().map(|(_, count)| *count)),
+            (2, Some(1)),
+            "none before, none behind"
+        );
+        assert!(steps[0].0 >= 1.0 && steps[0].0 < 1.2, "{steps:?}");
+        assert!(steps.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(Times::new().steps().is_empty());
     }
 
     #[test]
