@@ -26,13 +26,17 @@ pub(crate) const KIND: &str = "ledger.do";
 const LEDGER_WORKER: &str = "process_ledger::ledger_worker";
 
 /// Waits until `look` finds something.
-pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, look).await
+}
+
+async fn within<T>(patience: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = look().await {
             return found;
         }
-        assert!(begun.elapsed() < PATIENCE, "{what}: not within {} s", PATIENCE.as_secs());
+        assert!(begun.elapsed() < patience, "{what}: not within {} s", patience.as_secs());
         sleep(LOOK).await;
     }
 }
@@ -264,8 +268,13 @@ impl Process {
 
     /// Waits for its end.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
+        self.ended_within(PATIENCE).await
+    }
+
+    /// Waits for its end: of one that has much to do.
+    pub(crate) async fn ended_within(&mut self, patience: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.log.display());
-        eventually(&what, async || self.status()).await
+        within(patience, &what, async || self.status()).await
     }
 
     /// SIGKILL, and waits for its end.
