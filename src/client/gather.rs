@@ -72,17 +72,16 @@ impl Client {
         let (span, message) = live.message(&job.envelope);
         let (id, target, item) = (job.envelope.id, live.target(&job.envelope, 0), Item::new(&event));
         let client = self.clone();
-        let finish = move |result: Result<Event, PublishError>| match result {
-            // By itself: its queue, or a binding, may have to be made anew first.
-            Err(PublishError::Unroutable) => drop(tokio::spawn(async move {
-                finish(client.submit_watched(job, false, give_up, || {}).await);
-            })),
-            result => {
-                let result = result.map_err(SubmitError::from);
-                if let Err(error) = &result {
-                    span.fail(error.word());
-                }
-                finish(result);
+        let finish = move |result: Result<Event, PublishError>| {
+            if let Err(error) = &result {
+                span.fail(SubmitError::from(error.clone()).word());
+            }
+            match result {
+                // By itself: its queue, or a binding, may have to be made anew first.
+                Err(PublishError::Unroutable) => drop(tokio::spawn(async move {
+                    finish(client.submit_watched(job, false, give_up, || {}).await);
+                })),
+                result => finish(result.map_err(SubmitError::from)),
             }
         };
         Asked { target, message, job: Job { id, give_up, event, item, finish: Box::new(finish) } }

@@ -1,9 +1,14 @@
 //! Dead letters: what they say, that they stay, and how they come back.
 
-use hopline::job::dead::mark;
+use hopline::{Job, job::dead::mark};
 use serde_json::{Value, json};
 
-use crate::support::{eventually, probe::quick, rabbit::Seen, stage::stage};
+use crate::support::{
+    eventually,
+    probe::{Probe, quick},
+    rabbit::Seen,
+    stage::stage,
+};
 
 /// Args that anything but copying would change.
 const ODD: &str = r#"{"script":["fail"],  "n":1.000000000000000000001,"n":[ ],"e":"\u00e9\/", "big":12345678901234567890123}"#;
@@ -101,6 +106,8 @@ async fn the_mended_args_of_a_replay_are_told_by_its_jobs_alone() {
             let _acting = stage.act(&front, &stage.config);
             let options = if private { quick().private() } else { quick() };
             let (_worker, _log) = stage.probes_with(&stage.config, options);
+            // Before that the front cannot know that the kind is private.
+            stage.wait_announced(&front.client, Probe::KIND, &stage.queue).await;
             let id = front.submit(r#"{"kind":"test.probe","args":{"script":["fatal"]}}"#).await;
             stage.rabbit.wait_count(&stage.dead_queue(), 1).await;
             let set = json!({ "set": { "args": { "mended": "4711" } }, "reason": "mended" }).to_string();
