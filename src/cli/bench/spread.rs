@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::report::Spread;
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 780.0;
 /// Where the axis begins and ends.
 const LEFT: f64 = 150.0;
 const RIGHT: f64 = 740.0;
