@@ -137,8 +137,8 @@ pub(crate) async fn subscriber(site: Site, scale: Scale) -> Played {
     let (events, options) = (format!("{}.events", scene.stage.prefix), QueueBindOptions::default());
     let bound = channel.queue_bind(name.into(), events.into(), "#".into(), options, FieldTable::default());
     bound.await.expect("bound");
-    // How long the fault lasts.
     let time = scale.seconds(30, 3);
+    // How long the fault lasts.
     sleep(time).await;
     let site = scene.site.clone();
     let full = site.broker.waiting(&queue).await;
