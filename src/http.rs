@@ -20,6 +20,7 @@ mod descriptors;
 mod ending;
 mod etag;
 mod events;
+mod fate;
 mod fields;
 mod filter;
 mod front;
@@ -71,6 +72,7 @@ use self::{
     access::{Access, Gate},
     api::Description,
     body::BodyMemory,
+    fate::Fate,
     front::Front,
     guard::{Guard, is_loopback},
     metrics::HttpMetrics,
@@ -252,25 +254,41 @@ impl App {
         held: impl Send + 'static,
         accepted: Option<oneshot::Sender<()>>,
     ) -> Result<Taken, Problem> {
-        let (id, named, place) = (job.envelope.id, claim.is_some(), self.enter()?);
-        let app = self.clone();
-        let told = move |result: &Result<Taken, Refusal>| {
-            if let (Ok(_), Some(accepted)) = (result, accepted) {
-                // The client may be gone.
-                let _ = accepted.send(());
-            }
-        };
-        let submitted = if claim.is_none() && keyed::gathers(self, &job) {
-            keyed::submit_gathered(self, job, (place, held), told).await
+        let (id, named) = (job.envelope.id, claim.is_some());
+        let submitted = if !named && keyed::gathers(self, &job) {
+            self.start_submit(job, held, accepted)?.known().await
         } else {
+            let (app, place) = (self.clone(), self.enter()?);
             let submitting = tokio::spawn(trace::here(async move {
                 let result = keyed::submit(&app, job, claim, false, (place, held)).await;
-                told(&result);
+                say_accepted(accepted, &result);
                 result
             }));
             finished(submitting.await)?
         };
         submitted.map_err(|error| keyed::problem(&error, id, named))
+    }
+
+    /// As [`App::submit`], for a job without a claim that [`keyed::gathers`]: what becomes of it is told later.
+    fn start_submit(
+        &self,
+        job: Submission,
+        held: impl Send + 'static,
+        accepted: Option<oneshot::Sender<()>>,
+    ) -> Result<Fate, Problem> {
+        let (place, (fate, teller)) = (self.enter()?, Fate::new());
+        keyed::submit_gathered(self, job, (place, held), move |result| {
+            say_accepted(accepted, &result);
+            teller.tell(result);
+        });
+        Ok(fate)
+    }
+}
+
+fn say_accepted(accepted: Option<oneshot::Sender<()>>, result: &Result<Taken, Refusal>) {
+    if let (Some(accepted), Ok(_)) = (accepted, result) {
+        // The client may be gone.
+        let _ = accepted.send(());
     }
 }
 

@@ -45,7 +45,7 @@ use crate::job::wire::Incoming;
 
 /// How long an acknowledgement behind a gap waits for the gap to close.
 const STRAGGLE: Duration = Duration::from_millis(50);
-/// How long the acknowledgements of a stream, which are nothing but credit, wait for others; and how many do not.
+/// How long acknowledgements that are nothing but credit wait for others; and how many do not.
 const MOMENT: Duration = Duration::from_millis(10);
 const AT_MOST_ALONE: usize = 16;
 /// How long a consumer may get nothing before its source doubts that the broker still knows it.
@@ -138,10 +138,17 @@ struct Epoch {
 }
 
 impl Epoch {
-    fn start(up: &Up, channel: Channel, round: u64, takes_back: bool, consuming: &Consuming) -> Arc<Self> {
+    fn start(
+        up: &Up,
+        channel: Channel,
+        round: u64,
+        source: &impl Source,
+        consuming: &Consuming,
+    ) -> Arc<Self> {
         let (settle, requests) = mpsc::unbounded_channel();
         let over = CancellationToken::new();
-        let moment = if takes_back { Duration::ZERO } else { MOMENT };
+        let (takes_back, moment) =
+            (source.takes_back(), if source.is_credit() { MOMENT } else { Duration::ZERO });
         let acknowledging = acknowledge(up.clone(), channel.clone(), requests, over.clone(), moment);
         consuming.acknowledging.spawn_on(acknowledging, &consuming.link.runtime());
         Arc::new(Self { round, takes_back, over, channel, unsettled: Mutex::default(), settle })
@@ -306,6 +313,11 @@ pub(crate) trait Source: Send + 'static {
     /// hands something back to it.
     fn takes_back(&self) -> bool {
         true
+    }
+
+    /// Whether acknowledgements are nothing but credit for more: nothing is handed out again without them.
+    fn is_credit(&self) -> bool {
+        false
     }
 
     /// The consumer is registered.
@@ -480,7 +492,7 @@ async fn one_epoch(
     let consumed = channel.basic_consume(short(&queue), "".into(), BasicConsumeOptions::default(), arguments);
     let mut consumer = in_time("consume", consumed).await?;
     let tag = consumer.tag();
-    let epoch = Epoch::start(&up, channel.clone(), round, source.takes_back(), consuming);
+    let epoch = Epoch::start(&up, channel.clone(), round, source, consuming);
     consuming.consuming.store(true, Ordering::Relaxed);
     source.started();
     let began = Instant::now();

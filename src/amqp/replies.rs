@@ -298,6 +298,11 @@ impl Source for ResultQueue {
         self.bind(channel).await.map(|()| false)
     }
 
+    /// The queue dies with its consumer.
+    fn is_credit(&self) -> bool {
+        true
+    }
+
     fn started(&mut self) {
         self.inner.address.send_replace(Some(self.queue.clone()));
     }

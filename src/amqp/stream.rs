@@ -479,6 +479,10 @@ impl Source for StreamSource {
         false
     }
 
+    fn is_credit(&self) -> bool {
+        true
+    }
+
     fn started(&mut self) {
         lock(&self.state).started();
         self.rounds.send_modify(|rounds| *rounds += 1);

@@ -3,9 +3,12 @@
 //! event writer for each of them would cost more than the rest of a submit.
 //!
 //! It lives on the runtime of the connections, so that a submit changes threads twice and not four times. No job waits
-//! for another one: each is answered when it and its event are confirmed, or its own time is up.
+//! for another one: each is answered when it and its event are confirmed (a call: when it is), or its own time is up.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
@@ -13,6 +16,7 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
 };
+use tracing::Instrument;
 
 use super::{Client, Submission, SubmitError, live::Live, untold::Untold};
 use crate::{
@@ -35,10 +39,9 @@ const AT_ONCE: usize = 500;
 type Finish<E> = Box<dyn FnOnce(Result<Event, E>) + Send>;
 
 impl Client {
-    /// Whether a submit may go with others: it needs no wait beforehand, and nobody waits for its reply alone.
+    /// Whether a submit may go with others: it needs no wait beforehand.
     pub(crate) fn gathers(&self, job: &Submission) -> bool {
-        let is_plain =
-            self.inner.recording.is_none() && job.delay.is_zero() && job.envelope.reply_to.is_none();
+        let is_plain = self.inner.recording.is_none() && job.delay.is_zero();
         is_plain && self.live().is_ok_and(|live| !live.gatherer().has_ended())
     }
 
@@ -71,20 +74,24 @@ impl Client {
         let event = self.event_of(live, &job);
         let (span, message) = live.message(&job.envelope);
         let (id, target, item) = (job.envelope.id, live.target(&job.envelope, 0), Item::new(&event));
-        let client = self.clone();
+        let is_call = job.envelope.reply_to.is_some();
+        let (client, here) = (self.clone(), tracing::Span::current());
         let finish = move |result: Result<Event, PublishError>| {
             if let Err(error) = &result {
                 span.fail(SubmitError::from(error.clone()).word());
             }
             match result {
                 // By itself: its queue, or a binding, may have to be made anew first.
-                Err(PublishError::Unroutable) => drop(tokio::spawn(async move {
-                    finish(client.submit_watched(job, false, give_up, || {}).await);
-                })),
+                Err(PublishError::Unroutable) => {
+                    let again = async move {
+                        finish(client.submit_watched(job, false, give_up, || {}).await);
+                    };
+                    drop(tokio::spawn(again.instrument(here)));
+                }
                 result => finish(result.map_err(SubmitError::from)),
             }
         };
-        Asked { target, message, job: Job { id, give_up, event, item, finish: Box::new(finish) } }
+        Asked { target, message, job: Job { id, give_up, event, item, is_call, finish: Box::new(finish) } }
     }
 }
 
@@ -102,6 +109,8 @@ struct Job {
     give_up: Instant,
     event: Event,
     item: Item,
+    /// Its caller waits for the reply, and not for the record.
+    is_call: bool,
     finish: Finish<PublishError>,
 }
 
@@ -152,6 +161,35 @@ impl Gatherer {
 /// Jobs whose events have been written, or will be later: all are accepted.
 type Accepted = Vec<(Event, Finish<PublishError>)>;
 
+fn accept(accepted: Accepted) {
+    for (event, finish) in accepted {
+        finish(Ok(event));
+    }
+}
+
+/// Longest time that events wait for room of which the first caller's time is up: they are of others, too.
+const ROOM: Duration = Duration::from_secs(1);
+
+/// Jobs that the broker has, and their events.
+#[derive(Default)]
+struct Confirmed {
+    ids: Vec<JobId>,
+    items: Vec<Item>,
+    accepted: Accepted,
+    /// Until when the first of their callers waits; none: there are none.
+    until: Option<Instant>,
+}
+
+impl Confirmed {
+    fn add(&mut self, job: Job) {
+        let Job { id, give_up, event, item, finish, .. } = job;
+        self.until = Some(self.until.map_or(give_up, |first| first.min(give_up)));
+        self.ids.push(id);
+        self.items.push(item);
+        self.accepted.push((event, finish));
+    }
+}
+
 struct Task {
     publisher: Publisher,
     events: EventWriter,
@@ -180,11 +218,7 @@ impl Task {
                 }
                 // This task has a sender.
                 _ = self.hears.recv_many(&mut told, AT_ONCE) => self.hear(told.drain(..)),
-                Some(accepted) = self.writing.next() => {
-                    for (event, finish) in accepted {
-                        finish(Ok(event));
-                    }
-                }
+                Some(accepted) = self.writing.next() => accept(accepted),
                 () = sleep_until(end.unwrap_or_else(Instant::now)), if end.is_some() => self.end_overdue(),
             }
         }
@@ -204,26 +238,26 @@ impl Task {
         }
     }
 
-    /// Of those that are confirmed the events are written, in common.
+    /// Of those that are confirmed the events are written, in common. A caller that waits for a reply waits for no event.
     fn hear(&mut self, told: impl Iterator<Item = Told>) {
-        let (mut ids, mut items, mut accepted) = (Vec::new(), Vec::new(), Accepted::new());
-        let mut deadline = None;
+        let (mut jobs, mut calls) = (Confirmed::default(), Confirmed::default());
         for (number, result) in told {
             // One whose time was up has had its answer.
             let Some(job) = self.under_way.remove(&number) else { continue };
             match result {
-                Ok(()) => {
-                    let Job { id, give_up, event, item, finish } = job;
-                    deadline = Some(deadline.map_or(give_up, |first: Instant| first.min(give_up)));
-                    ids.push(id);
-                    items.push(item);
-                    accepted.push((event, finish));
-                }
+                Ok(()) if job.is_call => calls.add(job),
+                Ok(()) => jobs.add(job),
                 Err(error) => job.refuse(error),
             }
         }
-        let Some(deadline) = deadline else { return };
+        self.tell_soon(calls);
+        self.tell(jobs);
+    }
+
+    fn tell(&mut self, jobs: Confirmed) {
+        let Confirmed { ids, items, accepted, until: Some(deadline) } = jobs else { return };
         let (telling, events) = (self.untold.begin(ids, &self.events), self.events.clone());
+        let deadline = deadline.max(Instant::now() + ROOM);
         self.writing.push(Box::pin(async move {
             // They are accepted whatever becomes of that.
             if events.write_items(items, deadline).await.is_ok() {
@@ -231,6 +265,24 @@ impl Task {
             }
             accepted
         }));
+    }
+
+    fn tell_soon(&mut self, calls: Confirmed) {
+        let Confirmed { ids, items, accepted, until: Some(until) } = calls else { return };
+        match self.events.write_soon(items) {
+            Ok(written) => {
+                let telling = self.untold.begin(ids, &self.events);
+                self.writing.push(Box::pin(async move {
+                    if written.await.is_ok() {
+                        telling.done();
+                    }
+                    Accepted::new()
+                }));
+                accept(accepted);
+            }
+            // Too many wait: as for any other job.
+            Err(items) => self.tell(Confirmed { ids, items, accepted, until: Some(until) }),
+        }
     }
 
     /// When the time of the oldest is up.

@@ -8,7 +8,7 @@ use super::{
     APP_ID, Client, Submission, SubmitError,
     live::{Live, Patience, Role},
 };
-use crate::{amqp::delay, event::Event, trace};
+use crate::{amqp::delay, event::Event, record::writer::Item, trace};
 
 impl Client {
     pub(super) async fn submit_with(&self, job: Submission, wait_for_room: bool) -> Result<(), SubmitError> {
@@ -42,7 +42,8 @@ impl Client {
         let telling = live.untold.begin(vec![job.envelope.id], &live.events);
         confirmed();
         let event = self.event_of(live, &job);
-        let soon = job.envelope.reply_to.as_ref().and_then(|_| live.events.write_soon(&event));
+        let is_call = job.envelope.reply_to.is_some();
+        let soon = is_call.then(|| live.events.write_soon(vec![Item::new(&event)])).and_then(Result::ok);
         match soon {
             // Its caller waits for the reply, and not for the record.
             Some(written) => drop(tokio::spawn(async move {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    App,
+    App, keyed,
     problem::{Code, Problem},
     spooling::Taken,
 };
@@ -85,12 +85,31 @@ impl App {
             job.envelope.reply_to = Some(waiter.reply_to().to_owned());
             job.envelope.correlation_id = Some(id.to_string());
         }
-        let taken = self.submit(job, claim, held, accepted).await?;
-        let end = match waiter {
-            Some(waiter) if taken == Taken::Broker => {
-                self.end_of(id, watch, waiter.reply(deadline), deadline).await
+        let (taken, end) = match waiter {
+            Some(waiter) if claim.is_none() && keyed::gathers(self, &job) => {
+                let fate = self.start_submit(job, held, accepted)?;
+                let refused = |refusal| keyed::problem(&refusal, id, false);
+                // A reply says that it was accepted, whether the confirm has come or not.
+                let end = tokio::select! {
+                    biased;
+                    end = self.end_of(id, watch, waiter.reply(deadline), deadline) => end,
+                    refusal = fate.refused() => return Err(refused(refusal)),
+                };
+                let taken =
+                    if end.is_some() { Taken::Broker } else { fate.known().await.map_err(refused)? };
+                (taken, end)
             }
-            _ => self.end_of(id, watch, ready(None), deadline).await,
+            waiter => {
+                let taken = self.submit(job, claim, held, accepted).await?;
+                let waiter = waiter.filter(|_| taken == Taken::Broker);
+                let reply = async {
+                    match waiter {
+                        Some(waiter) => waiter.reply(deadline).await,
+                        None => None,
+                    }
+                };
+                (taken, self.end_of(id, watch, reply, deadline).await)
+            }
         };
         if end.is_none() {
             // Its submitter looks for it in the record now, and may ask another process.

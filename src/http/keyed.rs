@@ -23,7 +23,6 @@ use axum::{
 use futures_util::future::join_all;
 use jiff::Timestamp;
 use tokio::{
-    sync::oneshot,
     task::coop::unconstrained,
     time::{Instant, timeout_at},
 };
@@ -250,14 +249,13 @@ pub(super) fn gathers(app: &App, job: &Submission) -> bool {
 }
 
 /// Submits a job that [`gathers`]; it goes on when the caller goes away, and keeps `held` so long. `told` is, in the end.
-pub(super) async fn submit_gathered(
+pub(super) fn submit_gathered(
     app: &App,
     job: Submission,
     held: impl Send + 'static,
-    told: impl FnOnce(&Result<Taken, Refusal>) + Send + 'static,
-) -> Result<Taken, Refusal> {
+    told: impl FnOnce(Result<Taken, Refusal>) + Send + 'static,
+) {
     let (give_up, kind) = (Instant::now() + app.confirm_timeout, job.envelope.kind.clone());
-    let (sender, answer) = oneshot::channel();
     let counting = app.clone();
     app.client.submit_gathered(job, give_up, move |result| {
         let result = result.map_err(Refusal::from).map(|event| {
@@ -265,13 +263,9 @@ pub(super) async fn submit_gathered(
             Taken::Broker
         });
         counting.count_submit(&kind, &result);
-        told(&result);
         drop(held);
-        // The client may be gone.
-        let _ = sender.send(result);
+        told(result);
     });
-    // Untold only if the process ends.
-    answer.await.unwrap_or_else(|_| Err(SubmitError::Lost("it broke off here".to_owned()).into()))
 }
 
 /// Submits jobs that have no claims, in order; those that the broker does not take go to the spool where that is due.

@@ -38,10 +38,15 @@ impl Touched {
         self.remember(id, asked);
     }
 
-    /// A job that was submitted by this event, and that nobody can have heard of before.
+    /// A job that was submitted by this event. If more was heard of it already, as the reply of a call before its confirm,
+    /// that is not all that there is to tell.
     pub(super) fn add_submitted(&mut self, event: Event, asked: u64) {
         let id = event.job;
+        let is_new = self.of(id).is_none();
         self.remember(id, asked);
+        if !is_new {
+            return;
+        }
         if event.data.args.as_ref().is_some_and(|args| args.get().len() > ARGS_MAX) {
             return;
         }
@@ -95,6 +100,10 @@ mod tests {
         assert!(touched.submitted(id).is_some(), "one generation older");
         touched.add(id, 9);
         assert!(touched.submitted(id).is_none(), "it is not all that was written");
+        touched.add_submitted(event.clone(), 9);
+        assert!(touched.submitted(id).is_none(), "and that was heard of before");
+        event.job = JobId::new();
+        let id = event.job;
         event.data.args = Some(RawValue::from_string(format!("\"{}\"", "x".repeat(ARGS_MAX))).unwrap());
         touched.add_submitted(event, 10);
         assert!(touched.submitted(id).is_none() && touched.of(id) == Some(10), "too long to be kept");

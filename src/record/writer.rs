@@ -139,7 +139,7 @@ impl EventWriter {
     }
 
     /// As [`EventWriter::write`], but these may wait some milliseconds for others, until there are `enough`: a part of what
-    /// the process can have to write at a time, so that those who wait are never all of it.
+    /// a queue can have to write at a time, so that those who wait are never all of it.
     ///
     /// # Errors
     /// As [`EventWriter::write`].
@@ -173,23 +173,32 @@ impl EventWriter {
 
     /// Hands events over without waiting: they are written as soon as that is possible, or dropped where too many wait.
     pub(crate) fn post(&self, events: &[Event]) {
-        if !self.try_send(events, None, Pace::AtOnce) {
+        let items = events.iter().map(Item::new).collect();
+        if self.try_send(items, None, Pace::AtOnce).is_err() {
             debug!(events = events.len(), "too many events wait: dropped");
         }
     }
 
-    /// Hands an event over that is to be written soon, with others if any come: what is returned is told when the log has
-    /// it. `None`: too many wait.
-    pub(crate) fn write_soon(&self, event: &Event) -> Option<oneshot::Receiver<()>> {
+    /// Hands events over that are to be written soon, with others if any come: what is returned is told when the log has
+    /// them.
+    ///
+    /// # Errors
+    /// The events, if too many wait.
+    pub(crate) fn write_soon(&self, items: Vec<Item>) -> Result<oneshot::Receiver<()>, Vec<Item>> {
         let (done, written) = oneshot::channel();
         let pace = Pace::Later { by: Instant::now() + SOON };
-        self.try_send(std::slice::from_ref(event), Some(done), pace).then_some(written)
+        self.try_send(items, Some(done), pace).map(|()| written)
     }
 
-    fn try_send(&self, events: &[Event], done: Option<oneshot::Sender<()>>, pace: Pace) -> bool {
-        let items: Vec<Item> = events.iter().map(Item::new).collect();
-        let room = Arc::clone(&self.room).try_acquire_many_owned(kib(&items)).ok();
-        room.is_some() && self.requests.try_send(Request { items, done, pace, _room: room }).is_ok()
+    fn try_send(
+        &self,
+        items: Vec<Item>,
+        done: Option<oneshot::Sender<()>>,
+        pace: Pace,
+    ) -> Result<(), Vec<Item>> {
+        let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(kib(&items)) else { return Err(items) };
+        let request = Request { items, done, pace, _room: Some(room) };
+        self.requests.try_send(request).map_err(|refused| refused.into_inner().items)
     }
 
     /// Waits until everything handed over so far is written, or `deadline`.
