@@ -471,9 +471,10 @@ fn lookup_patience(config: &Config) -> Duration {
     config.worker.lookup_patience.min(waiting_max(config) / 2)
 }
 
-/// How many deliveries this process has at most at a time.
+/// How many deliveries a queue of this process has at most at a time: that of which it is least.
 fn taken(worker: &crate::config::Worker, registry: &Registry) -> usize {
-    registry.queues().iter().map(|queue| usize::from(worker.prefetch_of(queue))).sum()
+    let each = registry.queues().into_iter().map(|queue| usize::from(worker.prefetch_of(&queue)));
+    each.min().unwrap_or_default()
 }
 
 /// Checks what relates handlers and configuration.

@@ -54,7 +54,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// No deadline: longer than the broker lets a delivery be unsettled.
 const FOREVER: Duration = Duration::from_secs(100 * 86_400);
 
-/// Events of ends wait for others, up to this part of all deliveries that the process may have: the rest goes on
+/// Events of ends wait for others, up to this part of all deliveries that a queue may have: the rest goes on
 /// meanwhile.
 const COMPANY: usize = 4;
 
@@ -115,7 +115,7 @@ pub(super) struct Settler {
 }
 
 impl Settler {
-    /// `taken`: how many deliveries the process has at most at a time.
+    /// `taken`: how many deliveries a queue has at most at a time.
     pub(super) fn new(live: &Live, teller: Arc<Teller>, replier: Replier, taken: usize) -> Self {
         Self {
             enough: taken / COMPANY,
