@@ -30,6 +30,7 @@ use crate::{
 mod record {
     pub(crate) use hopline::record::model;
     pub(crate) mod fold;
+    pub(crate) mod rates;
     pub(crate) mod store;
 }
 

@@ -4,10 +4,16 @@
 //! Decoding is lenient: what is not an event of ours is counted and passed over, so that one bad writer cannot stop
 //! the log. The place of an event in the batch is part of its address, so skipped ones keep their number.
 
-use std::{borrow::Cow, fmt::Display};
+use std::{
+    borrow::Cow,
+    fmt::{self, Display},
+};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
@@ -37,7 +43,7 @@ struct Written<'a> {
     id: Id<'a>,
     source: &'a str,
     #[serde(rename = "type", serialize_with = "shown")]
-    event_type: std::fmt::Arguments<'a>,
+    event_type: fmt::Arguments<'a>,
     subject: JobId,
     #[serde(serialize_with = "shown")]
     time: TimeText,
@@ -123,21 +129,59 @@ pub fn join<'a>(events: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
 /// # Errors
 /// [`BatchError`] when the body is no JSON array.
 pub fn decode(body: &[u8]) -> Result<(Vec<(u16, Event)>, usize), BatchError> {
-    let whole: Result<Vec<Read<'_>>, _> = serde_json::from_slice(body);
-    let read: Vec<Option<Event>> = match whole {
-        Ok(entries) => entries.into_iter().map(event).collect(),
+    match serde_json::from_slice(body) {
+        Ok(Numbered { events, count }) => {
+            let skipped = count - events.len();
+            Ok((events, skipped))
+        }
         // One of them is none of ours: each by itself.
         Err(_) => {
             let entries: Vec<&RawValue> = json::read(body).map_err(BatchError)?;
-            entries.into_iter().map(|entry| event(serde_json::from_str(entry.get()).ok()?)).collect()
+            let mut numbered = Numbered::default();
+            entries.iter().for_each(|entry| numbered.add(serde_json::from_str(entry.get()).ok()));
+            let skipped = numbered.count - numbered.events.len();
+            Ok((numbered.events, skipped))
         }
-    };
-    let count = read.len();
-    // Those behind the last number are passed over, too.
-    let numbered = (0..=u16::MAX).zip(read);
-    let events: Vec<(u16, Event)> = numbered.filter_map(|(index, event)| Some((index, event?))).collect();
-    let skipped = count - events.len();
-    Ok((events, skipped))
+    }
+}
+
+/// Events, each with its number; those behind the last number are passed over, too.
+#[derive(Default)]
+struct Numbered {
+    events: Vec<(u16, Event)>,
+    count: usize,
+}
+
+impl Numbered {
+    fn add(&mut self, read: Option<Read<'_>>) {
+        if let (Ok(number), Some(event)) = (u16::try_from(self.count), read.and_then(event)) {
+            self.events.push((number, event));
+        }
+        self.count += 1;
+    }
+}
+
+impl<'de> Deserialize<'de> for Numbered {
+    /// One by one: a list of what was read, before one of events, would have each moved twice more.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Numbered;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("an array of events")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Numbered, A::Error> {
+                let mut numbered = Numbered::default();
+                while let Some(read) = entries.next_element()? {
+                    numbered.add(Some(read));
+                }
+                Ok(numbered)
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
 }
 
 fn event(read: Read<'_>) -> Option<Event> {

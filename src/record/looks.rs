@@ -29,10 +29,11 @@ impl Drop for Lingering<'_> {
 }
 
 impl Looks {
-    /// Has what came from the log applied, if the projector waits for company. One that is at work is not waited for.
-    pub(super) async fn look(&self) {
+    /// Has what came from the log applied, if the projector waits for company; whether it did. One that is at work is not
+    /// waited for.
+    pub(super) async fn look(&self) -> bool {
         if !self.lingers.load(Ordering::Acquire) {
-            return;
+            return false;
         }
         let mut answered = self.answered.subscribe();
         let mut number = 0;
@@ -42,6 +43,7 @@ impl Looks {
         });
         // What is there by then is looked at.
         let _ = timeout(LONGEST, answered.wait_for(|answered| *answered >= number)).await;
+        true
     }
 
     /// Says that the projector waits for company.

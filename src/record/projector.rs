@@ -1,9 +1,9 @@
 //! The projector: the event log, applied to the store.
 //!
 //! It takes as many batches as are there, within bounds, and applies them in one transaction, the place in the log
-//! with them. Nothing depends on the order of events, nor on how often one comes, so whatever goes wrong is mended by
-//! reading again: from the place that the store knows, or from the first record of the log when the file is damaged
-//! or the log is another one.
+//! with them. While a large one is at work, what lies behind it is read. Nothing depends on the order of events, nor on
+//! how often one comes, so whatever goes wrong is mended by reading again: from the place that the store knows, or
+//! from the first record of the log when the file is damaged or the log is another one.
 //!
 //! What cannot be read is counted and passed over: one bad writer must not stop the record of everybody else.
 
@@ -13,10 +13,11 @@ use std::{
     time::Duration,
 };
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::OptionFuture};
 use jiff::Timestamp;
 use tokio::{
     sync::watch,
+    task::spawn_blocking,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -57,13 +58,26 @@ pub(super) struct Projector {
     unreadable: u64,
     /// When the next transaction may begin that nobody waits for.
     next: Option<Instant>,
+    /// What is applied next, where that was read ahead.
+    ahead: Option<Part>,
+}
+
+/// A part of the log for one transaction.
+struct Part {
+    records: Vec<Record>,
+    /// What they say, where that was read ahead.
+    read: Option<Read>,
+    /// What comes behind them, if that is something else.
+    end: Option<Item>,
+    /// Who had looked before they were taken.
+    looks: u64,
 }
 
 impl Projector {
     /// A projector that reads `queue` over `link`, behind `place`.
     pub(super) fn new(shared: Arc<Shared>, link: &Link, queue: String, place: Option<Place>) -> Self {
         let reader = StreamReader::start(link, queue, place, PREFETCH);
-        Self { shared, reader, unreadable: 0, next: None }
+        Self { shared, reader, unreadable: 0, next: None, ahead: None }
     }
 
     /// Counts the interruptions of reading.
@@ -93,25 +107,38 @@ impl Projector {
                 biased;
                 () = stop.cancelled() => return,
                 () = shared.damaged.notified() => self.start_over().boxed(),
-                item = self.reader.next() => self.take(item).boxed(),
+                () = ready(()), if self.ahead.is_some() => self.take(None).boxed(),
+                item = self.reader.next() => self.take(Some(item)).boxed(),
                 // There is nothing to be seen.
-                () = shared.looks.awaited() => ready(()).boxed(),
+                () = shared.looks.awaited() => ready(shared.looks.answer(shared.looks.asked())).boxed(),
             };
-            let looks = shared.looks.asked();
             // What is not applied yet is read again at the next start.
             if stop.run_until_cancelled(work).await.is_none() {
                 return;
             }
-            shared.looks.answer(looks);
         }
     }
 
-    /// Deals with an item of the log and what has come behind it already.
-    async fn take(&mut self, item: Item) {
-        let (records, end) = self.gather(item);
-        if !records.is_empty() && !self.apply(records).await {
+    /// Deals with what was read ahead, or else with an item of the log and what has come behind it already.
+    async fn take(&mut self, item: Option<Item>) {
+        let part = match self.ahead.take() {
+            Some(part) => part,
+            None => self.gather(item),
+        };
+        let Part { records, read, end, looks } = part;
+        // Where little comes, what comes next is better taken with what follows it.
+        let more = if end.is_none() && records.len() >= FEW_RECORDS {
+            self.reader.try_next().map(|next| self.gather(Some(next)))
+        } else {
+            None
+        };
+        let reading_ahead = OptionFuture::from(more.map(read_ahead));
+        let (applied, ahead) = tokio::join!(self.apply(records, read), reading_ahead);
+        if !applied {
             return;
         }
+        self.ahead = ahead;
+        self.shared.looks.answer(looks);
         match end {
             Some(Item::Gap { from, to }) => self.miss(from, to).await,
             Some(Item::NewLog) => self.begin_anew().await,
@@ -120,36 +147,44 @@ impl Projector {
     }
 
     /// The records that are there, and what follows them if it is something else.
-    fn gather(&mut self, first: Item) -> (Vec<Record>, Option<Item>) {
-        let (mut records, mut bytes, mut next) = (Vec::new(), 0, Some(first));
+    fn gather(&mut self, first: Option<Item>) -> Part {
+        let looks = self.shared.looks.asked();
+        let mut part = Part { records: Vec::new(), read: None, end: None, looks };
+        let (mut bytes, mut next) = (0, first);
         while let Some(item) = next {
-            let Item::Record(record) = item else { return (records, Some(item)) };
+            let Item::Record(record) = item else {
+                part.end = Some(item);
+                break;
+            };
             bytes += record.message.body.len();
-            records.push(record);
-            if records.len() >= RECORDS_MAX || bytes >= BYTES_MAX {
+            part.records.push(record);
+            if part.records.len() >= RECORDS_MAX || bytes >= BYTES_MAX {
                 break;
             }
             next = self.reader.try_next();
         }
-        (records, None)
+        part
     }
 
     /// Applies records, however long that takes; false when reading begins anew instead.
-    async fn apply(&mut self, records: Vec<Record>) -> bool {
-        match self.patiently(&records, true).await {
+    async fn apply(&mut self, records: Vec<Record>, read: Option<Read>) -> bool {
+        if records.is_empty() {
+            return true;
+        }
+        match self.patiently(&records, true, read).await {
             Done::Applied => true,
             Done::StartedOver => false,
             Done::Panicked => {
                 // One event that the fold cannot bear must not cost the others.
                 for record in &records {
                     let one = std::slice::from_ref(record);
-                    match self.patiently(one, true).await {
+                    match self.patiently(one, true, None).await {
                         Done::Applied => continue,
                         Done::StartedOver => return false,
                         Done::Panicked => {}
                     }
                     self.pass_over(record.offset, "it cannot be applied: an error in the program");
-                    match self.patiently(one, false).await {
+                    match self.patiently(one, false, None).await {
                         Done::Applied => {}
                         Done::StartedOver => return false,
                         Done::Panicked => {
@@ -166,16 +201,16 @@ impl Projector {
     }
 
     /// Applies records in one transaction, again and again until that succeeds. Without `events`, only the place in
-    /// the log moves on.
-    async fn patiently(&mut self, records: &[Record], events: bool) -> Done {
+    /// the log moves on. `known`: what they say, if that was read before.
+    async fn patiently(&mut self, records: &[Record], events: bool, mut known: Option<Read>) -> Done {
         let mut pauses = Pauses::new();
         let mut last = String::new();
         loop {
             // Clones of bodies are cheap.
             let records = records.to_vec();
-            let (began, count) = (Instant::now(), records.len());
+            let (began, count, known) = (Instant::now(), records.len(), known.take());
             let applying = self.shared.ask(move |store| {
-                let read = read(&records, events);
+                let read = known.unwrap_or_else(|| read(&records, events));
                 store.apply(read.batches).map(|applied| (applied, read.barriers, read.unreadable))
             });
             match applying.await {
@@ -206,7 +241,7 @@ impl Projector {
         let shared = &self.shared;
         {
             let (mut rates, now) = (shared.rates(), Timestamp::now());
-            applied.news.iter().for_each(|news| rates.count(&news.event, now));
+            applied.news.iter().for_each(|(_, said)| rates.count(said, now));
         }
         shared.tail.send_replace(applied.tail);
         shared.watching.wake(&applied.changed);
@@ -246,6 +281,7 @@ impl Projector {
         // Others may have found the same damage, and trying may have found it again.
         let _ = self.shared.damaged.notified().now_or_never();
         self.reader.restart(None);
+        self.ahead = None;
         if let Some(tail) = self.insist(Store::tail).await {
             self.shared.tail.send_replace(tail);
         }
@@ -308,6 +344,13 @@ struct Read {
     barriers: Vec<String>,
     /// Where something cannot be read, and why.
     unreadable: Vec<(u64, String)>,
+}
+
+/// Reads what records say, on a thread that may block. Where that fails it is tried once more when they are applied.
+async fn read_ahead(part: Part) -> Part {
+    // Clones of bodies are cheap.
+    let records = part.records.clone();
+    Part { read: spawn_blocking(move || read(&records, true)).await.ok(), ..part }
 }
 
 fn read(records: &[Record], events: bool) -> Read {

@@ -60,30 +60,59 @@ fn is_failure(outcome: AttemptOutcome) -> bool {
     !matches!(outcome, AttemptOutcome::Succeeded | AttemptOutcome::Snoozed | AttemptOutcome::Cancelled)
 }
 
+/// What an event says that is counted.
+#[derive(Debug, Clone)]
+pub(super) struct Said {
+    queue: Option<QueueName>,
+    /// When its job is queued, if that is what happened.
+    queued: Option<Timestamp>,
+    ended: Option<Ended>,
+}
+
+/// The end of an attempt.
+#[derive(Debug, Clone, Copy)]
+struct Ended {
+    at: Timestamp,
+    failed: bool,
+    took: Option<Duration>,
+}
+
+impl Said {
+    pub(super) fn of(event: &Event) -> Self {
+        let data = &event.data;
+        let waits =
+            matches!(event.event_type, EventType::Submitted | EventType::Scheduled | EventType::Retrying);
+        let ended = data.outcome.map(|outcome| {
+            let at = data.finished_at.unwrap_or(event.time);
+            let took =
+                data.started_at.and_then(|started| Duration::try_from(at.duration_since(started)).ok());
+            Ended { at, failed: is_failure(outcome), took }
+        });
+        // A retry without a pause is queued when its attempt ends.
+        let queued = waits.then(|| data.run_at.unwrap_or(event.time));
+        Self { queue: data.queue.clone(), queued, ended }
+    }
+}
+
 /// The rates of all queues.
 #[derive(Debug, Default)]
 pub(super) struct Rates(HashMap<QueueName, BTreeMap<i64, Slot>>);
 
 impl Rates {
     /// Counts what an event says. Each event is to be counted once.
-    pub(super) fn count(&mut self, event: &Event, now: Timestamp) {
-        let data = &event.data;
-        let waits =
-            matches!(event.event_type, EventType::Submitted | EventType::Scheduled | EventType::Retrying);
-        if waits {
-            // A retry without a pause is queued when its attempt ends.
-            let at = data.run_at.unwrap_or(event.time);
-            if let Some(slot) = self.slot(data.queue.as_ref(), at, now) {
-                slot.arrived += 1;
-            }
+    pub(super) fn count(&mut self, said: &Said, now: Timestamp) {
+        let queue = said.queue.as_ref();
+        if let Some(at) = said.queued
+            && let Some(slot) = self.slot(queue, at, now)
+        {
+            slot.arrived += 1;
         }
-        if data.outcome.is_some() {
-            let at = data.finished_at.unwrap_or(event.time);
-            let Some(slot) = self.slot(data.queue.as_ref(), at, now) else { return };
+        if let Some(Ended { at, failed, took }) = said.ended
+            && let Some(slot) = self.slot(queue, at, now)
+        {
             slot.ended += 1;
-            slot.failed += u64::from(data.outcome.is_some_and(is_failure));
-            let took = data.started_at.map(|started| Duration::try_from(at.duration_since(started)));
-            if let Some(Ok(took)) = took {
+            slot.failed += u64::from(failed);
+            if let Some(took) = took {
                 slot.timed += 1;
                 slot.seconds += took.as_secs_f64();
             }
@@ -182,12 +211,12 @@ mod tests {
     fn rates_are_of_the_last_minute() {
         let mut rates = Rates::default();
         for second in -120..0 {
-            rates.count(&event(EventType::Submitted, second), at(0));
+            rates.count(&Said::of(&event(EventType::Submitted, second)), at(0));
         }
         let mut ended = event(EventType::Succeeded, -10);
         ended.data.outcome = Some(AttemptOutcome::Succeeded);
         ended.data.started_at = Some(at(-13));
-        rates.count(&ended, at(0));
+        rates.count(&Said::of(&ended), at(0));
         let now = read(&rates, 0);
         assert!((now.arrival_rate - 1.0).abs() < 1e-9, "{now:?}");
         assert!((now.service_rate - 1.0 / 60.0).abs() < 1e-9);
@@ -205,10 +234,10 @@ mod tests {
             ended.data.started_at = Some(at(second - 2));
             ended
         };
-        rates.count(&end(-300, AttemptOutcome::Failed), at(0));
-        rates.count(&end(-300, AttemptOutcome::Snoozed), at(0));
-        rates.count(&end(-700, AttemptOutcome::Failed), at(0));
-        rates.count(&end(1, AttemptOutcome::Succeeded), at(2));
+        rates.count(&Said::of(&end(-300, AttemptOutcome::Failed)), at(0));
+        rates.count(&Said::of(&end(-300, AttemptOutcome::Snoozed)), at(0));
+        rates.count(&Said::of(&end(-700, AttemptOutcome::Failed)), at(0));
+        rates.count(&Said::of(&end(1, AttemptOutcome::Succeeded)), at(2));
         let moments = rates.moments(None, at(2));
         assert_eq!(moments.len(), 120);
         let told: Vec<(usize, &Moment)> =
@@ -227,11 +256,11 @@ mod tests {
         let mut rates = Rates::default();
         let mut delayed = event(EventType::Submitted, 0);
         delayed.data.run_at = Some(at(600));
-        rates.count(&delayed, at(0));
+        rates.count(&Said::of(&delayed), at(0));
         assert_eq!(read(&rates, 30).arrival_rate, 0.0);
         assert!(read(&rates, 620).arrival_rate > 0.0);
         delayed.data.run_at = Some(at(AHEAD * 2));
-        rates.count(&delayed, at(0));
+        rates.count(&Said::of(&delayed), at(0));
         assert_eq!(rates.0.values().map(BTreeMap::len).sum::<usize>(), 1);
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
@@ -16,8 +17,9 @@ use std::{
 use jiff::Timestamp;
 use thiserror::Error;
 use tokio::{
+    runtime::{self, RuntimeFlavor},
     sync::{Notify, watch},
-    task::spawn_blocking,
+    task::{block_in_place, spawn_blocking},
     time::{Instant, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -139,8 +141,7 @@ impl Shared {
         &self,
         question: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Failed> {
-        let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let store = store.ok_or(Failed::Closed)?;
+        let store = self.store().ok_or(Failed::Closed)?;
         match spawn_blocking(move || question(&store)).await {
             Ok(answer) => answer.map_err(Failed::Store),
             Err(_) => Err(Failed::Panicked),
@@ -152,7 +153,11 @@ impl Shared {
         &self,
         question: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, RecordError> {
-        self.ask(question).await.map_err(|failed| match failed {
+        self.answer(self.ask(question).await)
+    }
+
+    fn answer<T>(&self, answer: Result<T, Failed>) -> Result<T, RecordError> {
+        answer.map_err(|failed| match failed {
             Failed::Store(StoreError::Busy) => RecordError::Busy,
             Failed::Store(StoreError::Filter(member)) => RecordError::Filter(member),
             Failed::Store(error) => {
@@ -164,6 +169,26 @@ impl Shared {
             Failed::Panicked => self.storage("an error in the program; the log has more".to_owned()),
             Failed::Closed => self.storage("closed".to_owned()),
         })
+    }
+
+    /// As [`Shared::read`], for what takes some microseconds: on this thread, where it may block and no other reader is waited for, as far as can be seen.
+    /// Two changes of threads cost more than that, and many times more while the processors are busy.
+    async fn glance<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, RecordError> {
+        let may_block = runtime::Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread;
+        match self.store() {
+            Some(store) if may_block && store.is_at_leisure() => {
+                let looked = block_in_place(|| catch_unwind(AssertUnwindSafe(|| question(&store))));
+                self.answer(looked.map_or(Err(Failed::Panicked), |answer| answer.map_err(Failed::Store)))
+            }
+            _ => self.read(question).await,
+        }
+    }
+
+    fn store(&self) -> Option<Arc<Store>> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn unusable(&self, error: &StoreError) -> RecordError {
@@ -378,17 +403,22 @@ impl Record {
     /// [`RecordError::Behind`] when it is unknown and catching up took too long; [`RecordError::Storage`].
     pub async fn job(&self, id: JobId, patience: Duration) -> Result<Option<JobRecord>, RecordError> {
         let shared = &self.0.shared;
-        let fetch = || shared.read(move |store| store.job(id, Timestamp::now()));
+        let fetch = || shared.glance(move |store| store.job(id, Timestamp::now()));
         if patience.is_zero() {
             return fetch().await;
         }
-        shared.looks.look().await;
         let wanted = shared.touched().of(id);
-        if wanted.is_none_or(|asked| shared.barriers.answered() > asked)
-            && let Some(job) = fetch().await?
-            && (self.is_caught_up() || job.summary.status.is_final())
-        {
-            return Ok(Some(job));
+        if wanted.is_none_or(|asked| shared.barriers.answered() > asked) {
+            let mut known = fetch().await?;
+            let has_ended = |job: &JobRecord| job.summary.status.is_final();
+            if !known.as_ref().is_some_and(has_ended) && shared.looks.look().await {
+                known = fetch().await?;
+            }
+            if let Some(job) = known
+                && (self.is_caught_up() || has_ended(&job))
+            {
+                return Ok(Some(job));
+            }
         }
         let caught_up = self.catch_up(Instant::now() + patience).await;
         match (fetch().await?, caught_up) {

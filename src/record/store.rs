@@ -47,9 +47,12 @@ use thiserror::Error;
 
 use self::file::{Readers, Writer, hold};
 pub(super) use self::{apply::written_at, file::set_aside};
-use super::model::{
-    CancelRequest, Counts, Filter, Group, JobRecord, JobStatus, Page, Position, QueueRecord, Scope,
-    StoredEvent, Stretch, Summary,
+use super::{
+    model::{
+        CancelRequest, Counts, Filter, Group, JobRecord, JobStatus, Page, Position, QueueRecord, Scope,
+        StoredEvent, Stretch, Summary,
+    },
+    rates::Said,
 };
 use crate::{
     event::{Event, EventError},
@@ -128,8 +131,8 @@ pub(crate) struct Resume {
 /// What [`Store::apply`] did.
 #[derive(Debug, Default)]
 pub(crate) struct Applied {
-    /// Events that were not known, in the order of the log, without args and output.
-    pub(crate) news: Vec<StoredEvent>,
+    /// Events that were not known: where they lie, and what is counted of them.
+    pub(crate) news: Vec<(Position, Said)>,
     /// Jobs that came to a final status, or from one to another.
     pub(crate) ended: Vec<JobId>,
     /// Jobs whose record may have changed, those of `ended` included.
@@ -286,6 +289,11 @@ impl Store {
         limit: usize,
     ) -> Result<usize, StoreError> {
         tend::expire(&mut hold(&self.writer), now, retention, limit)
+    }
+
+    /// Whether a connection is free to read, as it seems.
+    pub(crate) fn is_at_leisure(&self) -> bool {
+        self.readers.has_idle()
     }
 
     /// A job's record.

@@ -162,8 +162,16 @@ async fn answers(record: &Record, ids: &[JobId]) -> Vec<String> {
         let job = record.job(*id, PATIENCE).await.expect("an answer").expect("a record");
         answers.push(format!("{job:?}"));
     }
-    let page = record.jobs(Filter::default(), 1000, None).await.expect("a page");
-    answers.extend(page.items.iter().map(|item| item.id.to_string()));
+    let mut after = None;
+    loop {
+        // On a busy machine a page may be short.
+        let page = record.jobs(Filter::default(), 1000, after).await.expect("a page");
+        answers.extend(page.items.iter().map(|item| item.id.to_string()));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
     answers.push(format!("{:?}", record.counts(None).await.expect("counts")));
     let queues = record.queues().await.expect("queues");
     answers.extend(queues.iter().map(|(queue, record)| format!("{queue} {:?}", record.counts)));
@@ -236,7 +244,8 @@ async fn a_lost_or_damaged_file_is_rebuilt() {
     stage(async |stage| {
         let folder = Folder::new();
         let (record, client) = follow(stage, &folder).await;
-        let ids = write_lives(stage, 0, 30).await;
+        // More than one transaction takes.
+        let ids = write_lives(stage, 0, 150).await;
         catch_up(&record).await;
         let before = answers(&record, &ids).await;
         record.close().await;

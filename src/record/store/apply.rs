@@ -3,7 +3,7 @@
 //! The events of a job are gathered over all batches first, so that its row is read and written once, however many of
 //! its events came.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, iter};
 
 use jiff::Timestamp;
 use rusqlite::{CachedStatement, OptionalExtension, Transaction, TransactionBehavior, params};
@@ -20,7 +20,7 @@ use super::{
 use crate::{
     event::Event,
     job::JobId,
-    record::{fold::Row, model::StoredEvent},
+    record::{fold::Row, rates::Said},
 };
 
 /// Applies batches; see [`super::Store::apply`].
@@ -41,17 +41,16 @@ fn apply_in(
     batches: Vec<LogBatch>,
 ) -> Result<Applied, StoreError> {
     let mut place = LogPlace::read(tx)?;
-    let jobs = gather(&mut place, batches)?;
+    let Gathered { jobs, mut events } = gather(&mut place, batches)?;
     let mut work = Work::new(tx, classes, full_block)?;
     for job in jobs {
-        work.take_job(job)?;
+        work.take_job(&job, &mut events)?;
     }
     let Work { mut applied, counts, groups, blocks, .. } = work;
     write_sums(tx, &counts, &groups)?;
     blocks.write(tx)?;
     place.write(tx)?;
     applied.tail = coding::unpack(place.tail);
-    applied.news.sort_unstable_by_key(|news| news.position);
     Ok(applied)
 }
 
@@ -144,37 +143,57 @@ pub(super) fn made_at(id: Uuid) -> Option<i64> {
     i64::try_from(seconds.saturating_mul(1000).saturating_add(u64::from(nanoseconds) / 1_000_000)).ok()
 }
 
-/// What the batches say of one job.
+/// What the batches say, job by job.
 struct Gathered {
+    jobs: Vec<Told>,
+    /// In the order of the log. Events are large, so they lie here, and are not moved to their jobs.
+    events: Vec<Placed>,
+}
+
+/// What is told of one job.
+struct Told {
     id: JobId,
     /// The log's clock at its last event.
     heard: i64,
-    events: Vec<(i64, Event)>,
+    /// Where its first and its last event lie among all.
+    first: usize,
+    last: usize,
 }
 
-fn gather(place: &mut LogPlace, batches: Vec<LogBatch>) -> Result<Vec<Gathered>, StoreError> {
-    let mut jobs: Vec<Gathered> = Vec::new();
+/// An event of the log.
+struct Placed {
+    at: i64,
+    event: Event,
+    /// Where the next one of its job lies.
+    next: Option<usize>,
+}
+
+fn gather(place: &mut LogPlace, batches: Vec<LogBatch>) -> Result<Gathered, StoreError> {
+    let count = batches.iter().map(|batch| batch.events.len()).sum();
+    let (mut jobs, mut events): (Vec<Told>, _) = (Vec::new(), Vec::<Placed>::with_capacity(count));
     let mut known: HashMap<JobId, usize> = HashMap::new();
-    for LogBatch { offset, message_id, events } in batches {
-        let last_index = events.iter().map(|(index, _)| *index).max().unwrap_or_default();
+    for LogBatch { offset, message_id, events: batch } in batches {
+        let last_index = batch.iter().map(|(index, _)| *index).max().unwrap_or_default();
         let behind_gap = place.enter(offset, message_id, last_index)?;
-        for (index, event) in events {
-            let position = place.position(offset, index)?;
+        for (index, event) in batch {
+            let at = place.position(offset, index)?;
             let heard = place.tick(Some(event.time.as_millisecond()));
-            let slot = *known.entry(event.job).or_insert(jobs.len());
+            let (id, number) = (event.job, events.len());
+            events.push(Placed { at, event, next: None });
+            let slot = *known.entry(id).or_insert(jobs.len());
             match jobs.get_mut(slot) {
                 Some(job) => {
-                    job.heard = heard;
-                    job.events.push((position, event));
+                    events[job.last].next = Some(number);
+                    (job.heard, job.last) = (heard, number);
                 }
-                None => jobs.push(Gathered { id: event.job, heard, events: vec![(position, event)] }),
+                None => jobs.push(Told { id, heard, first: number, last: number }),
             }
         }
         if behind_gap {
             place.gap = place.clock;
         }
     }
-    Ok(jobs)
+    Ok(Gathered { jobs, events })
 }
 
 /// A job as it is stored.
@@ -232,33 +251,33 @@ impl<'a> Work<'a> {
         })
     }
 
-    fn take_job(&mut self, job: Gathered) -> Result<(), StoreError> {
-        let Gathered { id, heard, events } = job;
-        let known = self.known(id)?;
+    fn take_job(&mut self, told: &Told, events: &mut [Placed]) -> Result<(), StoreError> {
+        let known = self.known(told.id)?;
         let before = known.as_ref().map(|known| known.row.clone());
         let (position, index, mut row) = match known {
             Some(Known { position, index, row }) => (position, Some(index), row),
             // A job that nobody has heard of lies where its first event does.
-            None => (events.iter().map(|(at, _)| *at).min().unwrap_or_default(), None, Row::default()),
+            None => (earliest(told, events), None, Row::default()),
         };
         let (mut args, mut output): (Change, Change) = (None, None);
-        for (at, mut event) in events {
-            let merged = row.merge(&event);
-            let is_new = self.store_event(at, position, &event)?;
-            let (event_args, event_output) = strip(&mut event);
+        let mut next = Some(told.first);
+        while let Some(number) = next {
+            let Placed { at, event, next: following } = &mut events[number];
+            next = *following;
+            let merged = row.merge(event);
+            if self.store_event(*at, position, event)? {
+                self.applied.news.push((coding::unpack(*at), Said::of(event)));
+            }
             if merged.args {
-                args = Some(event_args);
+                args = Some(event.data.args.take());
             }
             if merged.output {
-                output = Some(event_output);
-            }
-            if is_new {
-                self.applied.news.push(StoredEvent { position: coding::unpack(at), event });
+                output = Some(event.data.output.take());
             }
         }
         self.store_payload("args", position, before.is_none(), args)?;
         self.store_payload("outputs", position, before.is_none(), output)?;
-        self.store_row(id, position, heard, before.as_ref().zip(index), &row)
+        self.store_row(told.id, position, told.heard, before.as_ref().zip(index), &row)
     }
 
     fn known(&mut self, id: JobId) -> Result<Option<Known>, StoreError> {
@@ -441,12 +460,10 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Takes args and output out of an event, as [`Event::public`] does.
-fn strip(event: &mut Event) -> (Option<Box<RawValue>>, Option<Box<RawValue>>) {
-    let data = &mut event.data;
-    data.args_omitted |= data.args.is_some();
-    data.output_omitted |= data.output.is_some();
-    (data.args.take(), data.output.take())
+/// Where the first event of a job lies. Batches may come in any order.
+fn earliest(told: &Told, events: &[Placed]) -> i64 {
+    let each = iter::successors(events.get(told.first), |placed| events.get(placed.next?));
+    each.map(|placed| placed.at).min().unwrap_or_default()
 }
 
 /// Adds to the tables that are sums over others.

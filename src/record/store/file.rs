@@ -269,6 +269,12 @@ impl Readers {
         read(&tx, &mut reader.classes)
     }
 
+    /// Whether one is idle now, and may be lent.
+    pub(super) fn has_idle(&self) -> bool {
+        let pool = hold(&self.pool);
+        !pool.closed && !pool.idle.is_empty()
+    }
+
     #[cfg(test)]
     pub(super) fn is_closed(&self) -> bool {
         hold(&self.pool).closed
