@@ -9,6 +9,7 @@
 //! | `fold`, `store` | what the events say of each job, in one SQLite file |
 //! | `projector`, `barrier` | the log, applied to the store, and how its end is found |
 //! | `reader` | [`Record`]: what an HTTP process asks |
+//! | `latest` | the newest events, read once for all who follow them |
 //! | `watching`, `touched`, `rates` | who waits for news; what was written here a moment ago; how fast jobs come and go |
 //! | `answers` | the answers to workers' questions |
 //! | `upkeep` | what must be done every now and then: retention, and events that must not leave with the log's old end |
@@ -25,6 +26,8 @@ mod fold;
 pub(crate) mod fuzzing;
 #[cfg(feature = "server")]
 pub mod keys;
+#[cfg(feature = "server")]
+pub(crate) mod latest;
 #[cfg(feature = "server")]
 mod looks;
 pub(crate) mod lookup;

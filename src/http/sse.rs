@@ -19,8 +19,8 @@ use super::{
     problem::{Code, Problem},
 };
 use crate::{
-    event::{TYPE_PREFIX, batch},
-    record::model::{Position, StoredEvent},
+    event::TYPE_PREFIX,
+    record::{latest::Told, model::Position},
 };
 
 /// How often something is sent, so that nobody in between takes the stream for dead.
@@ -41,14 +41,11 @@ impl Frames {
     }
 
     /// An event, without args and output.
-    pub(super) fn event(&mut self, stored: &StoredEvent) {
-        let StoredEvent { position, event } = stored;
-        let data = batch::encode_one(&event.public());
-        // JSON as we write it has no line breaks.
-        let data = String::from_utf8_lossy(&data);
-        let name = event.event_type.as_str();
+    pub(super) fn event(&mut self, told: &Told) {
+        let Told { position, what, json, .. } = told;
+        let name = what.as_str();
         // Writing to a text cannot fail, here and below.
-        let _ = write!(self.0, "id: {position}\nevent: {TYPE_PREFIX}{name}\ndata: {data}\n\n");
+        let _ = write!(self.0, "id: {position}\nevent: {TYPE_PREFIX}{name}\ndata: {json}\n\n");
     }
 
     /// Something that is no event of the log: it has no id, as nobody can go on after it.
@@ -162,6 +159,7 @@ mod tests {
     use crate::{
         event::{Event, EventType},
         http::answer::tests::envelope,
+        record::model::StoredEvent,
     };
 
     fn at(text: &str) -> Position {
@@ -173,7 +171,7 @@ mod tests {
         let mut event = Event::of(EventType::Submitted, &envelope("{}"), "a\nb", jiff::Timestamp::UNIX_EPOCH);
         event.data.args = serde_json::from_str("{\n\"secret\":1}").ok();
         let mut frames = Frames::default();
-        frames.event(&StoredEvent { position: at("17.2"), event });
+        frames.event(&Told::of(&StoredEvent { position: at("17.2"), event }));
         let lines: Vec<&str> = frames.0.split('\n').collect();
         let ["id: 17.2", "event: hopline.job.submitted", data, "", ""] = lines.as_slice() else {
             panic!("{lines:?}")

@@ -110,7 +110,10 @@ impl Projector {
                 () = ready(()), if self.ahead.is_some() => self.take(None).boxed(),
                 item = self.reader.next() => self.take(Some(item)).boxed(),
                 // There is nothing to be seen.
-                () = shared.looks.awaited() => ready(shared.looks.answer(shared.looks.asked())).boxed(),
+                () = shared.looks.awaited() => {
+                    shared.looks.answer(shared.looks.asked());
+                    continue;
+                }
             };
             // What is not applied yet is read again at the next start.
             if stop.run_until_cancelled(work).await.is_none() {

@@ -62,7 +62,7 @@ fn is_failure(outcome: AttemptOutcome) -> bool {
 
 /// What an event says that is counted.
 #[derive(Debug, Clone)]
-pub(super) struct Said {
+pub(crate) struct Said {
     queue: Option<QueueName>,
     /// When its job is queued, if that is what happened.
     queued: Option<Timestamp>,

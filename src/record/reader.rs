@@ -29,6 +29,7 @@ use super::{
     answers,
     barrier::Barriers,
     fold,
+    latest::{Follower, Latest},
     looks::Looks,
     model::{
         Counts, Filter, Group, JobRecord, Moment, Page, Position, QueueRecord, Scope, StoredEvent, Stretch,
@@ -116,6 +117,7 @@ pub(super) struct Shared {
     pub(super) barriers: Barriers,
     pub(super) watching: Watching,
     pub(super) looks: Looks,
+    pub(super) latest: Latest,
     pub(super) tail: watch::Sender<Position>,
     /// Somebody has found that the file is damaged.
     pub(super) damaged: Notify,
@@ -149,7 +151,7 @@ impl Shared {
     }
 
     /// As [`Shared::ask`], for whoever reads the record.
-    async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, RecordError> {
@@ -247,6 +249,7 @@ impl Record {
             barriers: Barriers::default(),
             watching: Watching::default(),
             looks: Looks::default(),
+            latest: Latest::default(),
             tail: watch::Sender::default(),
             damaged: Notify::new(),
             rates: Mutex::default(),
@@ -484,6 +487,11 @@ impl Record {
     /// [`RecordError`].
     pub async fn events(&self, scope: Scope, after: Position, limit: usize) -> Result<Stretch, RecordError> {
         self.0.shared.read(move |store| store.events(&scope, after, limit)).await
+    }
+
+    /// Follows the log together with others.
+    pub(crate) fn follower(&self) -> Follower {
+        Follower::new(&self.0.shared)
     }
 
     /// All events of a job that are kept, in the order of [`crate::event::Rank`]; at most 10,000: of the progress

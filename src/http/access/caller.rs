@@ -11,13 +11,15 @@ use serde::Deserialize;
 use crate::{
     access::{Entry, KeyId, Keyring},
     client::Submission,
-    event::Event,
     http::{
         App,
         problem::{Code, Problem},
     },
     job::QueueName,
-    record::model::{Filter, JobRecord},
+    record::{
+        latest::Told,
+        model::{Filter, JobRecord},
+    },
 };
 
 /// Who made a request.
@@ -124,8 +126,8 @@ impl Caller {
     }
 
     /// Whether it sees an event: of whatever queue, or of one of its own.
-    pub(in crate::http) fn sees_event(&self, event: &Event) -> bool {
-        self.queues().is_none() || event.data.queue.as_ref().is_some_and(|queue| self.uses(queue))
+    pub(in crate::http) fn sees_event(&self, event: &Told) -> bool {
+        self.queues().is_none() || event.queue.as_ref().is_some_and(|queue| self.uses(queue))
     }
 
     /// The job, if there is one that it sees.

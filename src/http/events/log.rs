@@ -16,7 +16,8 @@ use crate::{
     },
     record::{
         RecordError,
-        model::{Position, Scope, Stretch},
+        latest::{Follower, Piece},
+        model::{Position, Scope},
     },
 };
 
@@ -31,6 +32,7 @@ const PAUSE_EACH: Duration = Duration::from_millis(1);
 /// A stream of the log.
 pub(super) struct LogStream {
     app: App,
+    follower: Follower,
     /// Who sees only the events of his queues.
     caller: Caller,
     scope: Scope,
@@ -59,6 +61,7 @@ impl LogStream {
         let tail = app.record.tail();
         Self {
             app: app.clone(),
+            follower: app.record.follower(),
             caller,
             scope,
             after,
@@ -82,8 +85,8 @@ impl LogStream {
             }
             // What comes after this is news.
             self.tail.borrow_and_update();
-            let reading = self.app.record.events(self.scope.clone(), self.after, PIECE);
-            let Stretch { events, searched, first, tail } = reading.await.inspect_err(log).ok()?;
+            let reading = self.follower.events(&self.scope, self.after, PIECE);
+            let Piece { events, searched, first, tail } = reading.await.inspect_err(log).ok()?;
             if tail < self.after {
                 return Some(self.fall_back().await);
             }
@@ -92,9 +95,9 @@ impl LogStream {
                 frames.gap(self.after, next);
                 self.after = next;
             }
-            for stored in events.iter().filter(|stored| stored.position > self.after) {
-                if self.caller.sees_event(&stored.event) {
-                    frames.event(stored);
+            for told in events.iter().filter(|told| told.position > self.after) {
+                if self.caller.sees_event(told) {
+                    frames.event(told);
                 }
             }
             self.after = self.after.max(searched);

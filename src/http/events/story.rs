@@ -25,6 +25,7 @@ use crate::{
     job::JobId,
     record::{
         JobWatch, RecordError,
+        latest::Told,
         model::{Position, Scope, StoredEvent, Stretch, Summary},
     },
 };
@@ -192,7 +193,7 @@ impl StoryStream {
                 continue;
             }
             let mut frames = std::mem::take(&mut self.frames);
-            self.story.tell(PIECE).iter().for_each(|stored| frames.event(stored));
+            self.story.tell(PIECE).iter().for_each(|stored| frames.event(&Told::of(stored)));
             self.over = self.story.ended() && self.story.is_told();
             return Some(frames);
         }
