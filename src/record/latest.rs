@@ -190,8 +190,12 @@ impl Follower {
         if ring.from.is_none() || tail < ring.reached {
             *ring = Ring::begin(tail);
         }
-        if !ring.holds(after) {
+        if tail < after || !ring.holds(after) {
             return Ok(None);
+        }
+        if after > ring.reached {
+            // What lies between is nobody's who is as far as this: a record that is being rebuilt has much of that.
+            *ring = Ring::begin(after);
         }
         while ring.reached < tail && ring.events.len() - ring.behind(after) < limit {
             let reached = ring.reached;
