@@ -173,8 +173,9 @@ impl Shared {
         })
     }
 
-    /// As [`Shared::read`], for what takes some microseconds: on this thread, where it may block and no other reader is waited for, as far as can be seen.
-    /// Two changes of threads cost more than that, and many times more while the processors are busy.
+    /// As [`Shared::read`], for what takes some microseconds: on this thread, where it may block and no other reader is
+    /// waited for, as far as can be seen. Two changes of threads cost more than that, and many times more while the
+    /// processors are busy.
     async fn glance<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
